@@ -1,0 +1,33 @@
+"""The hooks of neurogen, and nothing else: what a plugin module may implement.
+
+A plugin is a Python module named by an entry point in the group `neurogen.samplers` (entry name = name of the sampler).
+It marks its implementations with `neurogen.hookimpl`. Discovery reads package metadata only; a module is imported, and its
+hooks are called, when one of its samplers is first needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from neurogen.sampler import Sampler
+
+__all__ = ["PROJECT_NAME", "hookimpl", "hookspec"]
+
+PROJECT_NAME = "neurogen"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec
+def neurogen_samplers() -> Sequence[type[Sampler]]:  # type: ignore[empty-body]
+    """Return the sampler classes that this module provides.
+
+    Called once for each plugin module, when the first of its samplers is needed. Every plugin is asked for itself: results
+    of several are never mixed. A class is found by its `name`, so a module that stands behind several entry points returns
+    several classes.
+    """

@@ -1,0 +1,241 @@
+"""Scalar functions that give the same bits on the CPU, on CUDA and in the CUDA simulator.
+
+Three ideas make a result independent of device, thread count and order of addition:
+
+- *keys*: a float32 maps to a uint32 that orders the same way, so selection compares integers;
+- *masses*: exp((x - max) / temperature) becomes a fixed-point int64, so sums are exact in any order;
+- *Philox*: the random number of a row is a pure function of (seed, position).
+
+Only IEEE additions, multiplications and integer operations are used. A CUDA compiler would contract a * b + c into
+one fused operation, which rounds differently; `exact_mul` is a multiplication that is never fused.
+
+Every function here is plain Python over NumPy scalars: called directly it is the simulator's version, inside a
+`numba.njit` or `numba.cuda.jit` function it is compiled for that target.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+__all__ = [
+    "NEGATIVE_INFINITY",
+    "exact_mul",
+    "is_valid",
+    "key_of",
+    "mass_bits",
+    "mass_of",
+    "mul_high",
+    "random_bits",
+    "scale_of",
+    "to_float32",
+    "uniform",
+    "value_of",
+]
+
+NEGATIVE_INFINITY = np.float32(-np.inf)
+LARGEST_FLOAT32 = np.float32(3.4028234663852886e38)
+ZERO = np.float32(0.0)
+
+SIGN_BIT = np.uint32(0x80000000)
+ALL_BITS = np.uint32(0xFFFFFFFF)
+
+LOG2_E = 1.4426950408889634
+MIN_SCALE = 2.0**-126
+MAX_SCALE = 2.0**100
+
+ROUND_TO_INTEGER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds |t| < 2**22 to the nearest integer
+LOWEST_EXPONENT = np.float32(-64.0)
+MANTISSA_BITS = 24
+MANTISSA_SCALE = np.float32(2.0**MANTISSA_BITS)
+MOST_MASS_BITS = 46
+SUM_BITS = 62
+
+# 2**f on [-1/2, 1/2]: the Taylor coefficients ln(2)**n / n!, whose remainder there is below 2**-26; the constant
+# is exactly 1, so the largest logit has exactly the mass 2**bits.
+EXP2_1 = np.float32(0.6931471805599453)
+EXP2_2 = np.float32(0.2402265069591007)
+EXP2_3 = np.float32(0.05550410866482158)
+EXP2_4 = np.float32(0.009618129107628477)
+EXP2_5 = np.float32(0.0013333558146428443)
+EXP2_6 = np.float32(0.00015403530393381608)
+ONE = np.float32(1.0)
+
+PHILOX_M0 = np.uint64(0xD2511F53)
+PHILOX_M1 = np.uint64(0xCD9E8D57)
+PHILOX_W0 = np.uint64(0x9E3779B9)
+PHILOX_W1 = np.uint64(0xBB67AE85)
+LOW_32 = np.uint64(0xFFFFFFFF)
+SHIFT_32 = np.uint64(32)
+
+
+def exact_mul(a: Any, b: Any) -> Any:
+    """The product of two float32, rounded once and never fused with a following addition."""
+    return a * b
+
+
+@overload(exact_mul, target="cpu", strict=False)
+def _exact_mul_cpu(a: Any, b: Any) -> Any:
+    return lambda a, b: a * b  # LLVM's CPU targets do not contract without being told to
+
+
+def to_float32(value: Any, bfloat16: Any) -> Any:
+    """A stored logit as float32, exactly.
+
+    Args:
+        value: a float32, or the uint16 bits of a float16 or bfloat16.
+        bfloat16: whether 16 bits are a bfloat16 rather than a float16; ignored for float32.
+    """
+    if isinstance(value, np.floating):
+        return np.float32(value)
+    return _bits_to_float32(value, bfloat16)
+
+
+@overload(to_float32, strict=False)
+def _to_float32(value: Any, bfloat16: Any) -> Any:
+    if value == types.float32:
+        return lambda value, bfloat16: value
+    return lambda value, bfloat16: _bits_to_float32(value, bfloat16)
+
+
+@register_jitable
+def _bits_to_float32(bits: Any, bfloat16: Any) -> Any:
+    wide = np.uint32(bits)
+    if bfloat16:
+        return np.uint32(wide << np.uint32(16)).view(np.float32)
+    sign = np.uint32((wide & np.uint32(0x8000)) << np.uint32(16))
+    magnitude = np.uint32((wide & np.uint32(0x7FFF)) << np.uint32(13))
+    if magnitude >= np.uint32(0x0F800000):  # float16 inf and NaN: exponent of all ones stays all ones
+        return np.uint32(sign | magnitude | np.uint32(0x7F800000)).view(np.float32)
+    # Rebias the exponent by a multiplication, which is exact and makes subnormal halves normal.
+    rebiased = exact_mul(np.uint32(magnitude).view(np.float32), np.float32(2.0**112))
+    return np.uint32(sign | np.float32(rebiased).view(np.uint32)).view(np.float32)
+
+
+@register_jitable
+def key_of(x: Any) -> Any:
+    """The uint32 that orders float32 `x` among all others, with -0 equal to +0. Not for NaN."""
+    bits = np.float32(x + ZERO).view(np.uint32)  # -0 + 0 is +0
+    if bits & SIGN_BIT:
+        return np.uint32(bits ^ ALL_BITS)
+    return np.uint32(bits | SIGN_BIT)
+
+
+@register_jitable
+def value_of(key: Any) -> Any:
+    """The float32 whose key is the uint32 `key`: the inverse of `key_of`."""
+    if key & SIGN_BIT:
+        return np.uint32(key ^ SIGN_BIT).view(np.float32)
+    return np.uint32(key ^ ALL_BITS).view(np.float32)
+
+
+@register_jitable
+def is_valid(x: Any) -> Any:
+    """Whether a logit may stand in a row: neither NaN nor +inf."""
+    return x <= LARGEST_FLOAT32
+
+
+@register_jitable
+def scale_of(temperature: Any) -> Any:
+    """log2(e) / temperature as float32, kept finite and normal, for a float64 `temperature` above 0."""
+    return np.float32(min(max(LOG2_E / temperature, MIN_SCALE), MAX_SCALE))
+
+
+@register_jitable
+def mass_bits(vocab: Any) -> Any:
+    """Fixed-point bits of a mass, so that a row of `vocab` masses sums to at most 2**62."""
+    bits = SUM_BITS
+    reach = 1
+    while reach < vocab:
+        reach *= 2
+        bits -= 1
+    return min(bits, MOST_MASS_BITS)
+
+
+@register_jitable
+def mass_of(x: Any, top: Any, scale: Any, bits: Any) -> Any:
+    """exp((x - top) / temperature) as an integer in units of 2**-bits.
+
+    Relative error about 2**-22; the top logit has exactly 2**bits; -inf has 0; every finite logit has at least 1, so
+    that a token in the support can always be drawn (together they hold less than 2**-25 of the row).
+
+    Args:
+        x: the logit, float32, not NaN, not +inf, at most `top`.
+        top: the largest logit of the row, float32, finite.
+        scale: `scale_of(temperature)`.
+        bits: `mass_bits(vocab)`.
+
+    Returns:
+        int64 in 0 .. 2**bits.
+    """
+    if x == NEGATIVE_INFINITY:
+        return np.int64(0)
+    t = max(exact_mul(np.float32(x - top), scale), LOWEST_EXPONENT)
+    whole = np.float32(np.float32(t + ROUND_TO_INTEGER) - ROUND_TO_INTEGER)
+    f = np.float32(t - whole)
+    p = np.float32(exact_mul(EXP2_6, f) + EXP2_5)
+    p = np.float32(exact_mul(p, f) + EXP2_4)
+    p = np.float32(exact_mul(p, f) + EXP2_3)
+    p = np.float32(exact_mul(p, f) + EXP2_2)
+    p = np.float32(exact_mul(p, f) + EXP2_1)
+    p = np.float32(exact_mul(p, f) + ONE)
+    mantissa = np.int64(exact_mul(p, MANTISSA_SCALE))
+    mass = (mantissa << np.int64(bits - MANTISSA_BITS)) >> min(np.int64(-whole), np.int64(63))
+    return max(mass, np.int64(1))
+
+
+@register_jitable
+def mul_high(a: Any, b: Any) -> Any:
+    """The upper 64 bits of the 128-bit product of two uint64."""
+    a_low, a_high = a & LOW_32, a >> SHIFT_32
+    b_low, b_high = b & LOW_32, b >> SHIFT_32
+    low = a_low * b_low
+    middle = a_high * b_low + (low >> SHIFT_32)
+    other = a_low * b_high + (middle & LOW_32)
+    return a_high * b_high + (middle >> SHIFT_32) + (other >> SHIFT_32)
+
+
+@register_jitable
+def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11); 32-bit words in uint64."""
+    for _ in range(10):
+        first = PHILOX_M0 * c0
+        second = PHILOX_M1 * c2
+        c0 = (second >> SHIFT_32) ^ c1 ^ k0
+        c1 = second & LOW_32
+        c2 = (first >> SHIFT_32) ^ c3 ^ k1
+        c3 = first & LOW_32
+        k0 = (k0 + PHILOX_W0) & LOW_32
+        k1 = (k1 + PHILOX_W1) & LOW_32
+    return c0, c1, c2, c3
+
+
+@register_jitable
+def random_bits(seed: Any, position: Any, index: Any) -> Any:
+    """The `index`-th uint64 that belongs to (seed, position): 64 random bits, the same on every device.
+
+    Args:
+        seed: int64; all 64 bits count.
+        position: int64, the index within its sequence of the token to be chosen.
+        index: 0 for the number that selects the token; a sampler that needs more takes 1, 2, ...
+    """
+    key = np.uint64(np.int64(seed))
+    counter = np.uint64(np.int64(position))
+    c0, c1, _, _ = _philox(
+        counter & LOW_32,
+        counter >> SHIFT_32,
+        np.uint64(index),
+        np.uint64(0),
+        key & LOW_32,
+        key >> SHIFT_32,
+    )
+    return c0 | (c1 << SHIFT_32)
+
+
+@register_jitable
+def uniform(bits: Any) -> Any:
+    """64 random bits as a float64 in [0, 1)."""
+    return np.float64(bits >> np.uint64(11)) * 2.0**-53

@@ -1,0 +1,365 @@
+"""The contract between the engine and a sampler: `Sampler`, and `TruncationSampler` for the common case.
+
+Users call `sample`, `probs` and `support`: these check their arguments and what comes back. Authors write `select`,
+`distribution` and `survivors` (or, in a `TruncationSampler`, `keep` alone), or name kernel modules in `backends`, and receive checked tensors. Importing this module
+imports neither torch nor numba, so that listing samplers stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
+from neurogen.parameters import INT64, RowParams, SamplerParams, build_params, row_params
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["API_VERSION", "Sampler", "State", "TruncationSampler"]
+
+API_VERSION = 1
+"""Version of this contract. A plugin states the one it was written for as `api_version`."""
+
+NO_TOKEN = -1
+"""The id a kernel gives a row that has no valid distribution."""
+
+DTYPES = frozenset({"float32", "float16", "bfloat16"})
+CACHED_BATCHES = 32
+
+State = dict[str, "Tensor"]
+"""Memory of a stateful sampler: tensors whose first dimension is the batch, so that an engine can move rows."""
+
+
+class Sampler:
+    """Turns logits into token ids. Subclass it, declare, and implement; see `TruncationSampler` for the short way.
+
+    Declarations (class attributes):
+        name: what users call it; equal to the entry-point name.
+        api_version: the `neurogen.API_VERSION` it was written for.
+        deterministic: the result depends on the logits alone, never on seed or position.
+        stateful: has memory; see `new_state`.
+        backends: device type -> module with functions `sample(logits, seed, position, params)`,
+            `probs(logits, params)` and `support(logits, params)`. Imported when first needed on that device.
+        dtypes: names of the torch dtypes it accepts.
+        Params: its parameters, a `SamplerParams`.
+
+    Args:
+        **params: values for `Params`; what is not given takes its default.
+
+    Raises:
+        ParameterError: unknown name or value outside its domain.
+    """
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+    deterministic: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
+    backends: ClassVar[Mapping[str, str]] = {}
+    dtypes: ClassVar[frozenset[str]] = DTYPES
+    Params: ClassVar[type[SamplerParams]] = SamplerParams
+
+    def __init__(self, **params: Any) -> None:
+        self.params = build_params(self.name, self.Params, params)
+        self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
+        self._row_cache: dict[tuple[int, Any], RowParams] = {}
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.params.model_dump().items())
+        return f"{self.name}({values})"
+
+    # What users call.
+
+    def sample(
+        self,
+        logits: Tensor,
+        *,
+        seed: int | Tensor = 0,
+        position: int | Tensor = 0,
+        check: bool = True,
+        state: State | None = None,
+        **params: Any,
+    ) -> Tensor:
+        """Choose one token a row.
+
+        Args:
+            logits: [batch, vocab], float32, float16 or bfloat16, any strides, CPU or CUDA. Never modified.
+            seed: an int for all rows, or an int64 tensor [batch] on the device of `logits`.
+            position: likewise: index within its sequence of the token to be chosen, prompt included.
+            check: raise for rows without a valid distribution; on CUDA this waits for the device. With False such
+                rows get the id -1.
+            state: for stateful samplers: made by `new_state`, updated in place.
+            **params: a parameter for this call, one number or a tensor [batch] with one value a row.
+
+        Returns:
+            int64 [batch] on the device of `logits`.
+
+        Raises:
+            ParameterError: an argument of the wrong shape, dtype, device or outside its domain.
+            InvalidLogitsError: with `check`, when a row holds NaN, +inf, or only -inf.
+            ContractError, PluginError: when the plugin does not do what it declared, or fails.
+        """
+        import torch
+
+        logits = self._checked_logits(logits)
+        rows = self._rows(params, logits)
+        self._check_state(state)
+        seeds = _per_row("seed", seed, logits)
+        positions = _per_row("position", position, logits)
+        if logits.shape[0] == 0:
+            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        arguments = (logits, seeds, positions, rows) if state is None else (logits, seeds, positions, rows, state)
+        ids = self._guarded("sample", self.select, *arguments)
+        self._check_result("sample", ids, torch.int64, logits.shape[:1], logits.device)
+        if check:
+            self._check_ids(ids, logits)
+        return ids
+
+    def probs(self, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+        """The distribution that `sample` draws from.
+
+        Args:
+            logits, check, **params: as for `sample`. With `check=False` an invalid row is all zeros.
+
+        Returns:
+            float32 [batch, vocab] on the device of `logits`; at temperature 0 one-hot.
+        """
+        import torch
+
+        return self._whole_row("probs", self.distribution, torch.float32, logits, check, params)
+
+    def support(self, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+        """The tokens that can be drawn.
+
+        Args:
+            logits, check, **params: as for `sample`. With `check=False` an invalid row is all False.
+
+        Returns:
+            bool [batch, vocab] on the device of `logits`.
+        """
+        import torch
+
+        return self._whole_row("support", self.survivors, torch.bool, logits, check, params)
+
+    def new_state(self, batch: int) -> State:
+        """Fresh memory for `batch` sequences of a stateful sampler.
+
+        Raises:
+            ContractError: the sampler declares no memory.
+        """
+        raise ContractError(f"Sampler {self.name!r} ({self.origin}) has no memory (stateful is False).")
+
+    # What authors write.
+
+    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+        """Choose one token a row; by default the `sample` of the backend's module.
+
+        Args:
+            logits: [batch >= 1, vocab >= 1] of a declared dtype on a declared device; do not modify.
+            seed, position: int64 [batch].
+            params: one attribute a parameter; int64 or float64 [batch].
+            *state: for stateful samplers, the state to update.
+
+        Returns:
+            int64 [batch]; -1 for a row without a valid distribution.
+        """
+        return self._backend(logits).sample(logits, seed, position, params)  # type: ignore[no-any-return]
+
+    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
+        """float32 [batch, vocab], the distribution; by default the `probs` of the backend's module."""
+        return self._backend(logits).probs(logits, params)  # type: ignore[no-any-return]
+
+    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
+        """bool [batch, vocab], the support; by default the `support` of the backend's module."""
+        return self._backend(logits).support(logits, params)  # type: ignore[no-any-return]
+
+    # Checks at the border.
+
+    def _backend(self, logits: Tensor) -> Any:
+        module = self.backends.get(logits.device.type)
+        if module is None:
+            raise ContractError(
+                f"Sampler {self.name!r} ({self.origin}) supports {', '.join(self.backends) or 'no device'}; "
+                f"these logits are on {logits.device}. Move them, or choose another sampler."
+            )
+        return importlib.import_module(module)
+
+    def _rows(self, overrides: Mapping[str, Any], logits: Tensor) -> RowParams:
+        batch, device = logits.shape[0], logits.device
+        if overrides:
+            return row_params(self.name, self.params, overrides, batch, device)
+        rows = self._row_cache.get((batch, device))
+        if rows is None:
+            if len(self._row_cache) >= CACHED_BATCHES:
+                self._row_cache.clear()
+            rows = self._row_cache[batch, device] = row_params(self.name, self.params, {}, batch, device)
+        return rows
+
+    def _checked_logits(self, logits: Any) -> Tensor:
+        import torch
+
+        if not isinstance(logits, torch.Tensor):
+            raise ParameterError(
+                f"logits must be a torch tensor [batch, vocab], got {type(logits).__name__}.", "logits"
+            )
+        if logits.ndim != 2 or logits.shape[1] == 0:
+            raise ParameterError(
+                f"logits must have the shape [batch, vocab] with vocab >= 1, got {list(logits.shape)}.", "logits"
+            )
+        dtype = str(logits.dtype).removeprefix("torch.")
+        if dtype not in self.dtypes:
+            raise ParameterError(
+                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {dtype}.", "logits"
+            )
+        return logits.detach()
+
+    def _check_state(self, state: State | None) -> None:
+        if self.stateful and state is None:
+            raise ParameterError(f"Sampler {self.name!r} has memory: pass state=sampler.new_state(batch).", "state")
+        if state is not None and not self.stateful:
+            raise ParameterError(f"Sampler {self.name!r} has no memory: it takes no state.", "state")
+
+    def _guarded(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except NeurogenError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"Sampler {self.name!r} ({self.origin}) failed in {call}: {type(error).__name__}: {error}. "
+                "This is an error of the plugin: update it or report it to its author, or choose another sampler."
+            ) from error
+
+    def _check_result(
+        self, call: str, result: Any, dtype: torch.dtype, shape: torch.Size, device: torch.device
+    ) -> None:
+        import torch
+
+        wanted = f"{dtype} {list(shape)} on {device}"
+        if not isinstance(result, torch.Tensor):
+            raise ContractError(
+                f"{call} of sampler {self.name!r} ({self.origin}) must return a tensor {wanted}, "
+                f"got {type(result).__name__}."
+            )
+        if result.dtype != dtype or result.shape != shape or result.device != device:
+            raise ContractError(
+                f"{call} of sampler {self.name!r} ({self.origin}) must return {wanted}, "
+                f"got {result.dtype} {list(result.shape)} on {result.device}."
+            )
+
+    def _check_ids(self, ids: Tensor, logits: Tensor) -> None:
+        vocab = logits.shape[1]
+        chosen = ids.tolist()
+        for row, token in enumerate(chosen):
+            if not NO_TOKEN <= token < vocab:
+                raise ContractError(
+                    f"sample of sampler {self.name!r} ({self.origin}) returned the id {token} in row {row}; "
+                    f"ids of this vocabulary are 0 to {vocab - 1}."
+                )
+        self._raise_for_rows([row for row, token in enumerate(chosen) if token == NO_TOKEN], logits, "sample")
+
+    def _raise_for_rows(self, empty: list[int], logits: Tensor, call: str) -> None:
+        """Blame the logits for rows without a result, unless those rows are valid: then the sampler is at fault."""
+        if not empty:
+            return
+        wrong = [row for row in empty if _is_valid_row(logits[row])]
+        if wrong:
+            raise ContractError(
+                f"{call} of sampler {self.name!r} ({self.origin}) kept no token in row(s) {wrong[:8]}, although their "
+                "logits are valid. A sampler keeps at least one token of a valid row."
+            )
+        raise InvalidLogitsError(empty, self.name)
+
+    def _whole_row(
+        self,
+        call: str,
+        function: Callable[[Tensor, RowParams], Tensor],
+        dtype: torch.dtype,
+        logits: Tensor,
+        check: bool,
+        params: Mapping[str, Any],
+    ) -> Tensor:
+        import torch
+
+        logits = self._checked_logits(logits)
+        rows = self._rows(params, logits)
+        if logits.shape[0] == 0:
+            return torch.empty(logits.shape, dtype=dtype, device=logits.device)
+        result = self._guarded(call, function, logits, rows)
+        self._check_result(call, result, dtype, logits.shape, logits.device)
+        if check:
+            empty = (~(result > 0).any(dim=-1)).nonzero().flatten().tolist()
+            self._raise_for_rows(empty, logits, call)
+        return result  # type: ignore[no-any-return]
+
+
+class TruncationSampler(Sampler):
+    """A sampler that removes tokens and draws from the rest by probability: the author writes `keep` alone.
+
+    `Params` must have a `temperature`. Temperature 0, invalid rows, drawing with (seed, position) and `probs` are done
+    here, by neurogen's kernels on the CPU and on CUDA; `keep` never sees a temperature of 0.
+    """
+
+    backends: ClassVar[Mapping[str, str]] = {"cpu": "neurogen.kernels.cpu", "cuda": "neurogen.kernels.cuda"}
+
+    def keep(self, logits: Tensor, params: RowParams) -> Tensor:
+        """Which tokens can be drawn.
+
+        Args:
+            logits: [batch, vocab], to be divided by `params.temperature[:, None]` where the definition is one of
+                probabilities. Rows with NaN or +inf may occur; what is returned for them does not matter.
+            params: one attribute a parameter; int64 or float64 [batch].
+
+        Returns:
+            bool [batch, vocab]; at least one True in a valid row.
+        """
+        raise PluginError(f"Sampler {self.name!r} ({self.origin}) does not implement keep().")
+
+    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+        mask = self._mask(logits, params)
+        return self._backend(logits).sample_masked(  # type: ignore[no-any-return]
+            logits, mask, params.temperature, seed, position
+        )
+
+    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
+        mask = self._mask(logits, params)
+        return self._backend(logits).probs_masked(logits, mask, params.temperature)  # type: ignore[no-any-return]
+
+    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
+        mask = self._mask(logits, params)
+        return self._backend(logits).support_masked(logits, mask, params.temperature)  # type: ignore[no-any-return]
+
+    def _mask(self, logits: Tensor, params: RowParams) -> Tensor:
+        import torch
+
+        warm = RowParams(**vars(params))
+        warm.temperature = torch.where(params.temperature > 0, params.temperature, 1.0)
+        mask = self.keep(logits, warm)
+        self._check_result("keep", mask, torch.bool, logits.shape, logits.device)
+        return mask
+
+
+def _per_row(name: str, value: Any, logits: Tensor) -> Tensor:
+    import torch
+
+    batch, device = logits.shape[0], logits.device
+    if isinstance(value, torch.Tensor) and value.ndim > 0:
+        if value.dtype != torch.int64 or value.shape != (batch,) or value.device != device:
+            raise ParameterError(
+                f"{name} must be an int or an int64 tensor [{batch}] on {device}, "
+                f"got {value.dtype} {list(value.shape)} on {value.device}.",
+                name,
+            )
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    if not isinstance(number, int) or isinstance(number, bool) or number not in INT64:
+        raise ParameterError(f"{name} must be an int of 64 bits or an int64 tensor [{batch}], got {value!r}.", name)
+    return torch.full((batch,), number, dtype=torch.int64, device=device)
+
+
+def _is_valid_row(row: Tensor) -> bool:
+    import torch
+
+    return not bool(row.isnan().any()) and bool(torch.isfinite(row.max()))
