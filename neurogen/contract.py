@@ -37,8 +37,8 @@ class Contract:
     def verify(self, sampler: Sampler) -> None:
         """Raise ContractError unless `sampler` keeps this contract.
 
-        The probe is a small adversarial batch (ties, negative, -inf, signed zeros, near-equal values, all dtypes the sampler
-        accepts), tried with several seeds and positions, held against the float64 reference.
+        The probe is a small adversarial batch (ties, negative, -inf, signed zeros, near-equal values, all dtypes the
+        sampler accepts), tried with several seeds and positions, held against the float64 reference.
         """
         if self.deterministic and not sampler.deterministic:
             raise ContractError(
@@ -54,7 +54,6 @@ class Contract:
 
         before = logits.clone()
         expected = [reference.argmax(row) for row in logits.float().numpy()] if self.argmax else None
-        what = "argmax" if self.argmax else "deterministic"
         for seed, position in PROBE_KEYS:
             chosen = sampler.sample(logits, seed=seed, position=position).tolist()
             if not before.equal(logits):
@@ -62,13 +61,17 @@ class Contract:
             expected = expected or chosen
             for row, (token, wanted) in enumerate(zip(chosen, expected, strict=True)):
                 if token != wanted:
-                    raise ContractError(
-                        f"Sampler {sampler.name!r} ({sampler.origin}) was required to be {what} and is not: for "
-                        f"{logits.dtype} logits with seed {seed} and position {position} it chose token {token} (logit "
-                        f"{logits[row, token].item():g}) where {wanted} (logit {logits[row, wanted].item():g}) is right, "
-                        f"{_ties(logits[row])}. Uninstall or disable that package, or reinstall a sampler that keeps "
-                        "the contract."
-                    )
+                    case = f"{logits.dtype} logits with seed {seed} and position {position}"
+                    raise self._broken(sampler, logits[row], token, wanted, case)
+
+    def _broken(self, sampler: Sampler, row: Tensor, token: int, wanted: int, case: str) -> ContractError:
+        what = "argmax" if self.argmax else "deterministic"
+        right = f"is right, {_ties(row)}" if self.argmax else "was chosen with another seed and position"
+        return ContractError(
+            f"Sampler {sampler.name!r} ({sampler.origin}) was required to be {what} and is not: for {case} it chose token "
+            f"{token} (logit {row[token].item():g}) where {wanted} (logit {row[wanted].item():g}) {right}. "
+            "Uninstall or disable that package, or reinstall a sampler that keeps the contract."
+        )
 
 
 def _ties(row: Tensor) -> str:

@@ -1,8 +1,8 @@
 """The hooks of neurogen, and nothing else: what a plugin module may implement.
 
-A plugin is a Python module named by an entry point in the group `neurogen.samplers` (entry name = name of the sampler).
-It marks its implementations with `neurogen.hookimpl`. Discovery reads package metadata only; a module is imported, and its
-hooks are called, when one of its samplers is first needed.
+A plugin is a Python module named by an entry point in the group `neurogen.samplers` (entry name = name of the
+sampler). It marks its implementations with `neurogen.hookimpl`. Discovery reads package metadata only; a module is
+imported, and its hooks are called, when one of its samplers is first needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 def neurogen_samplers() -> Sequence[type[Sampler]]:  # type: ignore[empty-body]
     """Return the sampler classes that this module provides.
 
-    Called once for each plugin module, when the first of its samplers is needed. Every plugin is asked for itself: results
-    of several are never mixed. A class is found by its `name`, so a module that stands behind several entry points returns
-    several classes.
+    Called for each plugin module by itself, when one of its samplers is first needed: results of several are never
+    mixed. A class is found by its `name`, so a module that stands behind several entry points returns several classes.
     """

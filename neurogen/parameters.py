@@ -27,6 +27,7 @@ device for int and float fields, plain values for bool and str fields."""
 
 NUMBERS: tuple[type, ...] = (int, float)
 BOUNDS = (("gt", "("), ("ge", "["), ("lt", ")"), ("le", "]"))
+KINDS: dict[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 INT64 = range(-(2**63), 2**63)
 
 
@@ -86,9 +87,7 @@ def option_of(name: str, field: FieldInfo) -> str:
 
 def domain_of(field: FieldInfo) -> str:
     """What values a parameter may take, in words: "an integer >= 0", "a number in (0, 1]"."""
-    kind = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}.get(
-        field.annotation or object, f"a {getattr(field.annotation, '__name__', field.annotation)}"
-    )
+    kind = KINDS.get(field.annotation, f"a {getattr(field.annotation, '__name__', field.annotation)}")
     limits: dict[str, Any] = {}
     for item in field.metadata:
         for bound, _ in BOUNDS:

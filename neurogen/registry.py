@@ -1,12 +1,13 @@
 """Finds sampler plugins, loads them when they are needed, and keeps a broken one from harming the rest.
 
-Discovery reads entry-point metadata only. Loading imports the plugin module, registers it with pluggy, asks its hook for
-classes and checks their declarations; whatever goes wrong becomes a PluginError that says which distribution, which
+Discovery reads entry-point metadata only. Loading imports the plugin module, registers it with pluggy, asks its hook
+for classes and checks their declarations; whatever goes wrong becomes a PluginError that says which distribution, which
 version and why, and concerns nobody who does not use that plugin.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import inspect
@@ -114,10 +115,8 @@ class Registry:
         """Load every plugin that is not disabled; failures are recorded, not raised."""
         for plugin in self._plugins:
             if plugin.status == "found":
-                try:
+                with contextlib.suppress(PluginError):  # kept in plugin.error
                     self._load(plugin)
-                except PluginError:
-                    pass  # kept in plugin.error
         return self.plugins()
 
     def find(self, name: str) -> Plugin:
@@ -301,8 +300,8 @@ def declaration_problem(cls: Any) -> str | None:
     version = getattr(cls, "api_version", None)
     if version != API_VERSION:
         return (
-            f"{cls.__name__}.api_version is {version!r} and this neurogen speaks {API_VERSION}; install a release of the "
-            "plugin, or of neurogen, that fits"
+            f"{cls.__name__}.api_version is {version!r} and this neurogen speaks {API_VERSION}; "
+            "install a release of the plugin, or of neurogen, that fits"
         )
     if not isinstance(cls.deterministic, bool) or not isinstance(cls.stateful, bool):
         return f"{cls.__name__}.deterministic and .stateful must be True or False"

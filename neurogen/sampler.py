@@ -1,8 +1,8 @@
 """The contract between the engine and a sampler: `Sampler`, and `TruncationSampler` for the common case.
 
 Users call `sample`, `probs` and `support`: these check their arguments and what comes back. Authors write `select`,
-`distribution` and `survivors` (or, in a `TruncationSampler`, `keep` alone), or name kernel modules in `backends`, and receive checked tensors. Importing this module
-imports neither torch nor numba, so that listing samplers stays fast.
+`distribution` and `survivors` (or, in a `TruncationSampler`, `keep` alone), or name kernel modules in `backends`, and
+receive checked tensors. Importing this module imports neither torch nor numba, so that listing samplers stays fast.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Sampler:
         self._check_result("sample", ids, torch.int64, logits.shape[:1], logits.device)
         if check:
             self._check_ids(ids, logits)
-        return ids
+        return ids  # type: ignore[no-any-return]
 
     def probs(self, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
         """The distribution that `sample` draws from.
@@ -213,7 +213,8 @@ class Sampler:
             raise ParameterError(
                 f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {dtype}.", "logits"
             )
-        return logits.detach()
+        checked: Tensor = logits.detach()
+        return checked
 
     def _check_state(self, state: State | None) -> None:
         if self.stateful and state is None:

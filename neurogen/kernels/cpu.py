@@ -11,6 +11,7 @@ Python threads at once on every platform, nor after a fork.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,10 +73,10 @@ def kernel(function: Callable[..., Any]) -> Any:
     Numba keys that cache by the file of the function itself. A kernel also depends on this toolkit, so the toolkit's
     own files are added to the key: after an update nobody runs a kernel compiled from an older one.
     """
-    compiled = njit(nogil=True, cache=True, error_model="numpy")(function)
+    compiled: Any = njit(nogil=True, cache=True, error_model="numpy")(function)
     implementation = compiled._cache._impl
     stamp = (implementation.locator.get_source_stamp(), _toolkit_stamp())
-    compiled._cache._cache_file = IndexDataCacheFile(
+    compiled._cache._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
         cache_path=implementation.locator.get_cache_path(),
         filename_base=implementation.filename_base,
         source_stamp=stamp,
@@ -182,8 +183,8 @@ def keep_nucleus(row: Any, masses: Any, p: Any) -> None:
 def _cut(row: Any, masses: Any, wanted: Any, count: Any) -> None:
     """Keep the smallest prefix, in order of tokens, that holds `wanted` tokens (`count`) or `wanted` mass.
 
-    A radix selection over monotone keys: a histogram of the leading digit finds the digit in which the prefix ends, then
-    only tokens with that digit count for the next one. Integers throughout, so no order of work can change the result.
+    A radix selection over monotone keys: a histogram of the leading digit finds the digit in which the prefix ends,
+    then only tokens with that digit count for the next one. All of it in integers: no order of work changes the result.
     """
     histogram = np.zeros(DIGITS, np.int64)
     prefix = np.uint32(0)
@@ -305,7 +306,7 @@ def _flattened(logits: Tensor) -> tuple[np.ndarray[Any, Any], int]:
 
 def _ranges(batch: int, parts: int) -> Iterator[tuple[int, int]]:
     edges = [batch * part // parts for part in range(parts + 1)]
-    return zip(edges[:-1], edges[1:], strict=True)
+    return itertools.pairwise(edges)
 
 
 _pool: ThreadPoolExecutor | None = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from neurogen import RowParams
 from neurogen.kernels import cpu
 from neurogen.kernels.cpu import NOTHING, argmax_of, kernel, open_row, top_of
-from torch import Tensor
 
 
 @kernel

@@ -1,14 +1,19 @@
-"""Top-k sampling on the CPU. Each kernel reads a row for its maximum, then for the masses, then up to four times to find the k-th largest logit."""
+"""Top-k sampling on the CPU.
+
+Each kernel reads a row for its maximum and once more for the masses; then, to find the k-th largest logit, once for each of
+the three digits of its key and once to remove what lies below.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from neurogen import RowParams
 from neurogen.kernels import cpu
 from neurogen.kernels.cpu import draw, fill_masses, keep_largest, kernel, mark, normalise, open_row
 from neurogen.kernels.numerics import random_bits
-from torch import Tensor
 
 
 @kernel
