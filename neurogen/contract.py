@@ -68,8 +68,8 @@ class Contract:
         what = "argmax" if self.argmax else "deterministic"
         right = f"is right, {_ties(row)}" if self.argmax else "was chosen with another seed and position"
         return ContractError(
-            f"Sampler {sampler.name!r} ({sampler.origin}) was required to be {what} and is not: for {case} it chose token "
-            f"{token} (logit {row[token].item():g}) where {wanted} (logit {row[wanted].item():g}) {right}. "
+            f"Sampler {sampler.name!r} ({sampler.origin}) was required to be {what} and is not: for {case} it chose "
+            f"token {token} (logit {row[token].item():g}) where {wanted} (logit {row[wanted].item():g}) {right}. "
             "Uninstall or disable that package, or reinstall a sampler that keeps the contract."
         )
 

@@ -303,7 +303,10 @@ class TruncationSampler(Sampler):
     here, by neurogen's kernels on the CPU and on CUDA; `keep` never sees a temperature of 0.
     """
 
-    backends: ClassVar[Mapping[str, str]] = {"cpu": "neurogen.kernels.cpu", "cuda": "neurogen.kernels.cuda"}
+    backends: ClassVar[Mapping[str, str]] = {
+        "cpu": "neurogen.kernels.temperature.cpu",
+        "cuda": "neurogen.kernels.temperature.cuda",
+    }
 
     def keep(self, logits: Tensor, params: RowParams) -> Tensor:
         """Which tokens can be drawn.
@@ -319,27 +322,24 @@ class TruncationSampler(Sampler):
         raise PluginError(f"Sampler {self.name!r} ({self.origin}) does not implement keep().")
 
     def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        mask = self._mask(logits, params)
-        return self._backend(logits).sample_masked(  # type: ignore[no-any-return]
-            logits, mask, params.temperature, seed, position
-        )
+        return super().select(self._masked(logits, params), seed, position, params, *state)
 
     def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
-        mask = self._mask(logits, params)
-        return self._backend(logits).probs_masked(logits, mask, params.temperature)  # type: ignore[no-any-return]
+        return super().distribution(self._masked(logits, params), params)
 
     def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        mask = self._mask(logits, params)
-        return self._backend(logits).support_masked(logits, mask, params.temperature)  # type: ignore[no-any-return]
+        return super().survivors(self._masked(logits, params), params)
 
-    def _mask(self, logits: Tensor, params: RowParams) -> Tensor:
+    def _masked(self, logits: Tensor, params: RowParams) -> Tensor:
+        """The logits with -inf for every token removed; NaN and +inf stay, rows at temperature 0 stay whole."""
         import torch
 
         warm = RowParams(**vars(params))
         warm.temperature = torch.where(params.temperature > 0, params.temperature, 1.0)
         mask = self.keep(logits, warm)
         self._check_result("keep", mask, torch.bool, logits.shape, logits.device)
-        return mask
+        removed = ~mask & (logits < torch.inf) & (params.temperature > 0)[:, None]
+        return logits.masked_fill(removed, -torch.inf)
 
 
 def _per_row(name: str, value: Any, logits: Tensor) -> Tensor:

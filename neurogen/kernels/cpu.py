@@ -32,7 +32,7 @@ from neurogen.kernels.numerics import (
     mass_bits,
     mass_of,
     mul_high,
-    random_bits,
+    nucleus_mass,
     scale_of,
     to_float32,
     value_of,
@@ -48,10 +48,7 @@ __all__ = [
     "mark",
     "normalise",
     "open_row",
-    "probs_masked",
     "run",
-    "sample_masked",
-    "support_masked",
     "top_of",
 ]
 
@@ -76,7 +73,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     compiled: Any = njit(nogil=True, cache=True, error_model="numpy")(function)
     implementation = compiled._cache._impl
     stamp = (implementation.locator.get_source_stamp(), _toolkit_stamp())
-    compiled._cache._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
+    compiled._cache._cache_file = IndexDataCacheFile(
         cache_path=implementation.locator.get_cache_path(),
         filename_base=implementation.filename_base,
         source_stamp=stamp,
@@ -174,9 +171,7 @@ def keep_largest(row: Any, masses: Any, k: Any) -> None:
 def keep_nucleus(row: Any, masses: Any, p: Any) -> None:
     """Top-p: remove the mass outside the smallest prefix whose mass reaches p; p >= 1 keeps all."""
     if p < 1:
-        total = total_of(masses)
-        wanted = np.int64(np.ceil(max(p, 0.0) * np.float64(total))) if p > 0 else np.int64(1)
-        _cut(row, masses, min(max(wanted, np.int64(1)), total), False)
+        _cut(row, masses, nucleus_mass(p, total_of(masses)), False)
 
 
 @register_jitable
@@ -250,15 +245,6 @@ def mark(masses: Any, out: Any) -> None:
         out[i] = masses[i] > 0
 
 
-@register_jitable
-def keep_marked(masses: Any, mask: Any, temperature: Any) -> None:
-    """Remove the mass of tokens outside `mask`; at temperature 0 the argmax stays, whatever the mask."""
-    if temperature > 0:
-        for i in range(len(masses)):
-            if not mask[i]:
-                masses[i] = 0
-
-
 # A batch.
 
 
@@ -320,70 +306,3 @@ def _submit(function: Any, *arguments: Any) -> Future[Any]:
         _pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="neurogen")
         _pool_owner = os.getpid()
     return _pool.submit(function, *arguments)
-
-
-# Kernels for samplers that give a mask.
-
-
-@kernel
-def _sample_masked(flat, row_stride, vocab, bfloat16, start, stop, mask, temperature, seed, position, ids):  # type: ignore[no-untyped-def]
-    buffer = np.empty(vocab, np.float32)
-    masses = np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        keep_marked(masses, mask[r], temperature[r])
-        ids[r] = draw(masses, random_bits(seed[r], position[r], 0))
-
-
-@kernel
-def _probs_masked(flat, row_stride, vocab, bfloat16, start, stop, mask, temperature, out):  # type: ignore[no-untyped-def]
-    buffer = np.empty(vocab, np.float32)
-    masses = np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        keep_marked(masses, mask[r], temperature[r])
-        normalise(masses, out[r])
-
-
-@kernel
-def _support_masked(flat, row_stride, vocab, bfloat16, start, stop, mask, temperature, out):  # type: ignore[no-untyped-def]
-    buffer = np.empty(vocab, np.float32)
-    masses = np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        keep_marked(masses, mask[r], temperature[r])
-        mark(masses, out[r])
-
-
-def sample_masked(logits: Tensor, mask: Tensor, temperature: Tensor, seed: Tensor, position: Tensor) -> Tensor:
-    """Draw one token a row from the tokens in `mask`.
-
-    Args:
-        logits: [batch, vocab], float32, float16 or bfloat16.
-        mask: bool [batch, vocab].
-        temperature: float64 [batch]; at 0 the argmax, whatever the mask.
-        seed, position: int64 [batch].
-
-    Returns:
-        int64 [batch]; -1 for a row that is not valid, or whose mask is empty.
-    """
-    ids = torch.empty(logits.shape[0], dtype=torch.int64)
-    run(_sample_masked, logits, mask.contiguous(), temperature, seed, position, ids)
-    return ids
-
-
-def probs_masked(logits: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
-    """The distribution that `sample_masked` draws from, float32 [batch, vocab]."""
-    out = torch.empty(logits.shape, dtype=torch.float32)
-    run(_probs_masked, logits, mask.contiguous(), temperature, out)
-    return out
-
-
-def support_masked(logits: Tensor, mask: Tensor, temperature: Tensor) -> Tensor:
-    """The tokens that `sample_masked` can draw, bool [batch, vocab]."""
-    out = torch.empty(logits.shape, dtype=torch.bool)
-    run(_support_masked, logits, mask.contiguous(), temperature, out)
-    return out

@@ -15,6 +15,7 @@ Every function here is plain Python over NumPy scalars: called directly it is th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "mass_bits",
     "mass_of",
     "mul_high",
+    "nucleus_mass",
     "random_bits",
     "scale_of",
     "to_float32",
@@ -239,3 +241,17 @@ def random_bits(seed: Any, position: Any, index: Any) -> Any:
 def uniform(bits: Any) -> Any:
     """64 random bits as a float64 in [0, 1)."""
     return np.float64(bits >> np.uint64(11)) * 2.0**-53
+
+
+@register_jitable
+def nucleus_mass(p: Any, total: Any) -> Any:
+    """The mass a nucleus must reach: p of `total`, rounded up, at least 1 and at most `total`.
+
+    Args:
+        p: float64; values outside (0, 1] are taken for the nearest bound.
+        total: int64 >= 1, the mass of the row.
+    """
+    if p >= 1:
+        return total
+    wanted = np.int64(math.ceil(np.float64(max(p, 0.0)) * np.float64(total)))
+    return min(max(wanted, np.int64(1)), total)

@@ -1,7 +1,7 @@
 """Top-k sampling on the CPU.
 
-Each kernel reads a row for its maximum and once more for the masses; then, to find the k-th largest logit, once for each of
-the three digits of its key and once to remove what lies below.
+Each kernel reads a row for its maximum and once more for the masses. Then it looks for
+the k-th largest logit: once for each of the three digits of its key, and once to remove what lies below.
 """
 
 from __future__ import annotations

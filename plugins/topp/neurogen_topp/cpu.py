@@ -1,7 +1,7 @@
 """Top-p sampling on the CPU.
 
-Each kernel reads a row for its maximum and once more for the masses; then, to find the logit at which the mass reaches p, once for each of
-the three digits of its key and once to remove what lies below.
+Each kernel reads a row for its maximum and once more for the masses. Then it looks for
+the logit at which the mass reaches p: once for each of the three digits of its key, and once to remove what lies below.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Plain temperature sampling: the kernels below every `TruncationSampler`, which gives them logits already masked."""

@@ -1,0 +1,419 @@
+"""Text to token ids and back, whole or as a stream. Knows nothing of models and samplers.
+
+A folder with a SentencePiece model is read with the sentencepiece library itself; everything else goes through
+transformers. `StreamDecoder` turns ids into text one at a time, at a cost that does not grow with the sequence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from neurogen.errors import ModelError
+
+__all__ = ["HFTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+FAST_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPACE_SYMBOL = "\u2581"
+REPLACEMENT = "\ufffd"
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+# A UTF-8 character has at most 4 bytes, so what up to 3 trailing bytes mean can still change.
+UNDECIDED = 3
+# Ids kept when the window is cut: each is at least one byte, and UTF-8 finds its character boundaries again within 3.
+WINDOW_KEPT = 8
+WINDOW_LIMIT = 24
+
+# Pre-tokenizers that llama.cpp splits digits in one by one and that transformers does not know (src/llama-vocab.cpp).
+DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
+
+logger = logging.getLogger(__name__)
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids and ids into text.
+
+    Attributes:
+        vocab_size: number of ids that the tokenizer has a text for; the ids are 0 <= id < vocab_size.
+        bos_id: id that starts a sequence, or None.
+        eos_ids: ids that end a sequence or, in a chat model, a turn.
+        special_ids: ids without text: `decode` skips them.
+        has_chat_template: whether `encode_chat` can be used.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]
+    has_chat_template: bool
+
+    @abstractmethod
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """Return the ids of `text`.
+
+        Args:
+            text: any text; the spelling of a special token in it is left to the tokenizer's own rules.
+            add_bos: put the start-of-sequence id first, where this tokenizer's convention has one.
+        """
+
+    @abstractmethod
+    def token_text(self, token: int) -> str:
+        """Return one token's own text for listings: leading space kept, control tokens and raw bytes spelled out."""
+
+    @abstractmethod
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of a conversation up to where the assistant's next turn begins.
+
+        Args:
+            messages: mappings with `role` and `content`, oldest first.
+
+        Raises:
+            ModelError: there is no chat template, or the template refuses these messages.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files from which `load_tokenizer(folder)` makes this tokenizer again."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; special tokens and ids outside the vocabulary have none and are skipped."""
+        return self._decode([token for token in ids if self.has_text(token)])
+
+    def has_text(self, token: int) -> bool:
+        """Tell whether `decode` gives this id a text."""
+        return 0 <= token < self.vocab_size and token not in self.special_ids
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """Decode ids that all have a text."""
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model, read by the sentencepiece library itself."""
+
+    def __init__(self, model_proto: bytes, *, add_bos: bool = True) -> None:
+        """Take a serialized model.
+
+        Args:
+            model_proto: contents of a `tokenizer.model` file.
+            add_bos: whether sequences start with the model's bos id, if it has one.
+
+        Raises:
+            RuntimeError: these bytes are no SentencePiece model.
+        """
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model_proto)
+        self._proto = model_proto
+        self.vocab_size = self._processor.vocab_size()
+        bos, eos = self._processor.bos_id(), self._processor.eos_id()
+        self.bos_id = bos if bos >= 0 else None
+        self.adds_bos = add_bos and self.bos_id is not None
+        self.eos_ids = frozenset({eos} if eos >= 0 else ())
+        self.special_ids = frozenset(i for i in range(self.vocab_size) if self._processor.is_control(i))
+        self.has_chat_template = False
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """See `Tokenizer.encode`; the spelling of a control token in the text is ordinary text."""
+        ids: list[int] = self._processor.encode(text)
+        return [self.bos_id, *ids] if add_bos and self.adds_bos and self.bos_id is not None else ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._processor.decode(ids)) if ids else ""
+
+    def token_text(self, token: int) -> str:
+        """See `Tokenizer.token_text`."""
+        if not 0 <= token < self.vocab_size:
+            return f"<id {token}>"
+        return str(self._processor.id_to_piece(token)).replace(SPACE_SYMBOL, " ")
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Raise ModelError: a SentencePiece model carries no chat template."""
+        raise ModelError(_NO_CHAT_TEMPLATE)
+
+    def save(self, folder: Path) -> None:
+        """See `Tokenizer.save`."""
+        (folder / SENTENCEPIECE_FILE).write_bytes(self._proto)
+        if not self.adds_bos:
+            (folder / CONFIG_FILE).write_text(json.dumps({"add_bos_token": False}), encoding="utf-8")
+
+
+class HFTokenizer(Tokenizer):
+    """A tokenizer that transformers has loaded (byte-level BPE, converted SentencePiece and others)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Wrap a transformers tokenizer (`PreTrainedTokenizerBase`)."""
+        self._tokenizer = tokenizer
+        vocab: dict[str, int] = tokenizer.get_vocab()
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self.bos_id = tokenizer.bos_token_id
+        self.special_ids = _special_ids(tokenizer)
+        self.has_chat_template = bool(tokenizer.chat_template)
+        self._bytes = _byte_tokens(vocab) if _has_byte_fallback(tokenizer) else {}
+        self._spells_space = SPACE_SYMBOL if any(piece.startswith(SPACE_SYMBOL) for piece in vocab) else None
+        self.adds_bos = self.bos_id is not None and tokenizer.encode("")[:1] == [self.bos_id]
+        self.eos_ids = frozenset(i for i in (tokenizer.eos_token_id, self._end_of_turn()) if i is not None)
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """See `Tokenizer.encode`; as in transformers, a special token spelled out in the text becomes that token."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return [self.bos_id, *ids] if add_bos and self.adds_bos and self.bos_id is not None else ids
+
+    def _decode(self, ids: list[int]) -> str:
+        if not self._bytes:
+            return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        # The tokenizers library spoils every character of a run of byte tokens when one byte of it is invalid, so that
+        # nothing of a run would be final before its end. Such runs are decoded here, as sentencepiece does it.
+        pieces = self._tokenizer.convert_ids_to_tokens(ids)
+        return str(self._tokenizer.backend_tokenizer.decoder.decode(_join_bytes(ids, pieces, self._bytes)))
+
+    def token_text(self, token: int) -> str:
+        """See `Tokenizer.token_text`."""
+        piece = self._tokenizer.convert_ids_to_tokens(token) if 0 <= token < self.vocab_size else None
+        if piece is None:
+            return f"<id {token}>"
+        if token in self.special_ids or token in self._bytes:
+            return str(piece)
+        if self._spells_space is not None:
+            return str(piece).replace(self._spells_space, " ")
+        text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        return str(piece) if REPLACEMENT in text else text
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """See `Tokenizer.encode_chat`."""
+        if not self.has_chat_template:
+            raise ModelError(_NO_CHAT_TEMPLATE)
+        text = self._render([dict(message) for message in messages], add_generation_prompt=True)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """See `Tokenizer.save`."""
+        self._tokenizer.save_pretrained(str(folder))
+
+    def _render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except Exception as error:  # templates are programs: any error of theirs concerns the messages or the template
+            raise ModelError(
+                f"The model's chat template does not accept these messages: {error}. Check the roles, their order "
+                "(most templates want user and assistant in turn) and that each message has `role` and `content`."
+            ) from None
+
+    def _end_of_turn(self) -> int | None:
+        """Find the special token that the chat template puts behind an assistant's answer."""
+        if not self.has_chat_template:
+            return None
+        answer = "neurogen"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            _, _, rest = self._render(turns, add_generation_prompt=False).rpartition(answer)
+        except ModelError:
+            return None
+        ids = self._tokenizer.encode(rest.strip(), add_special_tokens=False)
+        return ids[0] if ids and ids[0] in self.special_ids and ids[0] != self.bos_id else None
+
+
+class StreamDecoder:
+    """Decodes a sequence id by id; the pieces joined are exactly what `decode` makes of the whole sequence.
+
+    Text is handed out once no later id can change it, so never half of a character. Only a short window of ids is
+    decoded at each step. Measured from the end of its text, a cut window agrees with the whole sequence, because UTF-8
+    finds its boundaries again after 3 bytes; the anchor, the first id with visible text, stays in front so that the
+    window is not taken for the start of a sequence, where SentencePiece drops a space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Start an empty sequence of `tokenizer`'s ids."""
+        self._tokenizer = tokenizer
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence and start another."""
+        self._window: list[int] = []
+        self._anchor: int | None = None
+        self._emitted = 0
+
+    def push(self, token: int) -> str:
+        """Take the next id and return the text that has become final, often none.
+
+        Args:
+            token: any id; one without text (special, or outside the vocabulary) changes nothing.
+        """
+        if not self._tokenizer.has_text(token):
+            return ""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        if self._anchor is None and text.strip():
+            self._anchor = token
+        final = len(text) - min(UNDECIDED, len(text) - len(text.rstrip(REPLACEMENT)))
+        piece = text[self._emitted : final]
+        self._emitted = max(self._emitted, final)
+        if len(self._window) > WINDOW_LIMIT:
+            self._cut(len(text) - self._emitted)
+        return piece
+
+    def flush(self) -> str:
+        """Return what was held back, now that nothing follows, and start a new sequence."""
+        text = self._tokenizer.decode(self._window)[self._emitted :]
+        self.reset()
+        return text
+
+    def _cut(self, held: int) -> None:
+        """Shorten the window to its anchor and its newest ids, keeping `held` characters at its end back."""
+        first = self._window[0] if self._anchor is None else self._anchor
+        self._window = [first, *self._window[-WINDOW_KEPT:]]
+        self._emitted = len(self._tokenizer.decode(self._window)) - held
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load the tokenizer that lies at `path`; nothing is fetched from a network, no code of the model's is run.
+
+    Args:
+        path: a model's folder, a SentencePiece `.model` file, a `tokenizer.json`, or a `.gguf` file.
+
+    Raises:
+        ModelError: there is no tokenizer, or it is broken.
+    """
+    folder = path.parent if path.name == FAST_FILE else path
+    sentencepiece_file = path if path.suffix == ".model" else folder / SENTENCEPIECE_FILE
+    if path.suffix == ".gguf":
+        return _load_gguf(path)
+    if sentencepiece_file.is_file() and not _needs_transformers(folder, sentencepiece_file):
+        return _load_sentencepiece(sentencepiece_file)
+    if not folder.is_dir():
+        raise ModelError(f"There is no tokenizer at {path}: no such file or folder. Check the spelling of the path.")
+    if not any((folder / name).is_file() for name in (FAST_FILE, SENTENCEPIECE_FILE, CONFIG_FILE, "vocab.json")):
+        raise ModelError(
+            f"{folder} holds no tokenizer: expected {FAST_FILE} or {SENTENCEPIECE_FILE}. "
+            "Copy the tokenizer's files beside the model's weights."
+        )
+    return _load_transformers(folder)
+
+
+_NO_CHAT_TEMPLATE = (
+    "This model's tokenizer has no chat template: it continues text and was not trained on conversations in a known "
+    "form. Give it a plain prompt, or use a model made for chat."
+)
+
+
+def _needs_transformers(folder: Path, sentencepiece_file: Path) -> bool:
+    """Tell whether the folder adds to its SentencePiece model what only transformers reads."""
+    if folder == sentencepiece_file:
+        return False
+    if (folder / FAST_FILE).is_file():
+        return True
+    config = _tokenizer_config(folder)
+    extras = ("chat_template.jinja", "added_tokens.json")
+    return bool(config.get("chat_template")) or any((folder / name).is_file() for name in extras)
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _broken(folder / CONFIG_FILE, error) from None
+    return config if isinstance(config, dict) else {}
+
+
+def _load_sentencepiece(file: Path) -> SentencePieceTokenizer:
+    add_bos = _tokenizer_config(file.parent).get("add_bos_token", True)
+    try:
+        return SentencePieceTokenizer(file.read_bytes(), add_bos=bool(add_bos))
+    except (OSError, RuntimeError) as error:
+        raise _broken(file, error) from None
+
+
+def _load_transformers(folder: Path) -> HFTokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        return HFTokenizer(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+    except Exception as error:  # the library raises whatever its parsers raise, bare Exception included
+        raise _broken(folder, error) from None
+
+
+def _load_gguf(file: Path) -> HFTokenizer:
+    from transformers import AutoTokenizer
+
+    if not file.is_file():
+        raise ModelError(f"There is no file {file}. Check the spelling of the path.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(file.parent), gguf_file=file.name, trust_remote_code=False, local_files_only=True
+        )
+        _restore_digit_splitting(tokenizer, file)
+    except Exception as error:
+        raise _broken(file, error) from None
+    return HFTokenizer(tokenizer)
+
+
+def _restore_digit_splitting(tokenizer: Any, file: Path) -> None:
+    """Split digits where the file's pre-tokenizer does; transformers 5.24 falls back to GPT-2's rule without a word."""
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(file))
+    if metadata.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def _has_byte_fallback(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and '"ByteFallback"' in (
+        backend.decoder.__getstate__().decode() if backend.decoder else ""
+    )
+
+
+def _byte_tokens(vocab: Mapping[str, int]) -> dict[int, bytes]:
+    matches = ((BYTE_TOKEN.fullmatch(piece), token) for piece, token in vocab.items())
+    return {token: bytes.fromhex(match[1]) for match, token in matches if match}
+
+
+def _join_bytes(ids: Sequence[int], pieces: Sequence[str], byte_tokens: Mapping[int, bytes]) -> list[str]:
+    """Replace each run of byte tokens by its text, every byte that is part of no character by U+FFFD."""
+    joined: list[str] = []
+    run = b""
+    for token, piece in zip(ids, pieces, strict=True):
+        if token in byte_tokens:
+            run += byte_tokens[token]
+            continue
+        if run:
+            joined.append(_decode_bytes(run))
+            run = b""
+        joined.append(piece)
+    return [*joined, _decode_bytes(run)] if run else joined
+
+
+def _decode_bytes(run: bytes) -> str:
+    # "surrogateescape" gives one code point for each undecodable byte, where "replace" may give one for several.
+    return re.sub("[\udc80-\udcff]", REPLACEMENT, run.decode("utf-8", errors="surrogateescape"))
+
+
+def _broken(path: Path, error: Exception) -> ModelError:
+    cause = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(
+        f"The tokenizer at {path} cannot be read: {cause}. The file is damaged, incomplete or of another kind; "
+        "copy it again from where the model came from."
+    )

