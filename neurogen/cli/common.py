@@ -1,0 +1,75 @@
+"""What several commands share: their settings, `--debug`, tables. Knows no command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from neurogen.registry import Plugin
+
+__all__ = ["Settings", "debug_option", "echo_table", "listed", "unambiguous_names"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+UNWRAPPED = 100_000
+
+
+@dataclass
+class Settings:
+    """What holds for every command.
+
+    Attributes:
+        debug: show tracebacks.
+    """
+
+    debug: bool = False
+
+
+def debug_option(command: Command) -> Command:
+    """Accept a hidden `--debug`; commands have it too, so that it can stand before or after their name."""
+    return click.option(
+        "--debug", is_flag=True, hidden=True, expose_value=False, is_eager=True, callback=_remember_debug
+    )(command)
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    settings = ctx.find_object(Settings)
+    if value and settings is not None:
+        settings.debug = True
+
+
+def listed(words: Iterable[str], conjunction: str = "and") -> str:
+    """The words as a list in a sentence: "a, b and c"."""
+    *most, last = list(words) or [""]
+    return f"{', '.join(most)} {conjunction} {last}" if most else last
+
+
+def unambiguous_names(plugins: Sequence[Plugin]) -> list[str]:
+    """What a user types for each: the sampler's name, or `distribution:name` where several offer the same."""
+    names = [plugin.name for plugin in plugins]
+    return [plugin.qualified_name if names.count(plugin.name) > 1 else plugin.name for plugin in plugins]
+
+
+def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on stdout: wrapped to a terminal's width, or one aligned line a row where stdout is none."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = UNWRAPPED
+    style = box.SIMPLE_HEAD if console.is_terminal else None
+    table = Table(box=style, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0) if style is None else (0, 1))
+    for position, title in enumerate(header):
+        table.add_column(title, overflow="fold", no_wrap=not console.is_terminal, style="cyan" if position == 0 else "")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    with console.capture() as captured:
+        console.print(table)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    click.echo("\n".join(line for line in lines if line), color=console.is_terminal)

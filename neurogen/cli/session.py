@@ -1,0 +1,350 @@
+"""What `neurogen run` does once its options are known: prompts, results file, model, runner, output, closing line.
+
+Whatever can be refused is refused before the model is loaded; torch is imported no earlier than that.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, loading
+from neurogen.errors import DataError, NeurogenError
+from neurogen.prompts import read_prompts, read_text
+from neurogen.results import Key, ResultsFile
+
+if TYPE_CHECKING:
+    from neurogen.models import LanguageModel
+    from neurogen.runner import Failure, Prompt, Result
+    from neurogen.sampler import Sampler
+
+__all__ = ["Arguments", "execute"]
+
+EXIT_FAILURES = 1
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+SEEDS = 2**31
+GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The options of `neurogen run`, save the sampler and its own."""
+
+    model: str
+    prompt: str | None
+    prompts: str | None
+    n: int
+    max_new_tokens: int
+    seed: int | None
+    stop: tuple[str, ...]
+    logprobs: int | None
+    device: str
+    dtype: str
+    chat: bool | None
+    stream: bool | None
+    as_json: bool
+    output: str | None
+    batch_size: int
+    quiet: bool
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+@dataclass
+class Session:
+    """One run: what there is to do, and what has become of it.
+
+    Attributes:
+        arguments, sampler: what was asked for.
+        prompts: line -> prompt.
+        source: the file they are from, or None where there is one prompt that is no line of a file.
+        broken: how many lines hold no prompt.
+        seed: the run's.
+        file: where results go, beside or instead of stdout.
+        done: keys that an earlier run has left in `file`.
+        failed: how many prompts could not be run.
+    """
+
+    arguments: Arguments
+    sampler: Sampler
+    prompts: dict[int, Prompt]
+    source: str | None
+    broken: int
+    seed: int
+    file: ResultsFile | None
+    done: set[Key] = field(default_factory=set)
+    failed: int = 0
+
+    def sequences(self) -> Iterator[Key]:
+        """All sequences of the run, done or not."""
+        return ((index, sample) for index in self.prompts for sample in range(self.arguments.n))
+
+    def identity(self, key: Key) -> dict[str, Any] | None:
+        """What the result of a key has in this run and in none that differs; None for a key that is not of this run."""
+        index, sample = key
+        prompt = self.prompts.get(index)
+        if prompt is None or sample not in range(self.arguments.n):
+            return None
+        own = prompt.seed
+        first = own if own is not None else self.seed + index * self.arguments.n
+        return {
+            "prompt": prompt.text,
+            "sampler": self.sampler.name,
+            "params": self.sampler.params.model_dump() | dict(prompt.params),
+            "seed": first + sample,
+            "run": self._settings(prompt),
+        }
+
+    def record(self, result: Result) -> Mapping[str, Any]:
+        """A result as a line of the file: what `--json` prints, and the settings of the run."""
+        key = {"index": result.index, "sample": result.sample}  # first, whatever the order of a result
+        return {**key, **result.to_json(), "run": self._settings(self.prompts[result.index])}
+
+    def _settings(self, prompt: Prompt) -> dict[str, Any]:
+        arguments = self.arguments
+        return {
+            "model": arguments.model,
+            "plugin": self.sampler.origin,
+            "seed": self.seed,
+            "n": arguments.n,
+            "max_new_tokens": prompt.max_new_tokens or arguments.max_new_tokens,
+            "stop": list(arguments.stop if prompt.stop is None else prompt.stop),
+            "logprobs": arguments.logprobs,
+            "chat": arguments.chat,
+            "dtype": arguments.dtype,
+        }
+
+
+def execute(arguments: Arguments, sampler: Sampler) -> int:
+    """Do the run.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        NeurogenError: nothing can be run, or the run cannot go on.
+    """
+    prompts, source, broken = _read(arguments, sampler)
+    with ExitStack() as stack:
+        file = stack.enter_context(ResultsFile(arguments.output)) if arguments.output is not None else None
+        seed = _seed(arguments, file)
+        session = Session(arguments, sampler, prompts, source, broken, seed, file)
+        if file is not None:
+            session.done = file.resume(session.identity)
+        todo = [key for key in session.sequences() if key not in session.done]
+        if not todo:
+            _say(
+                arguments,
+                f"{arguments.output} holds all {_results(len(session.done))} already: there is nothing to do.",
+            )
+        else:
+            stack.enter_context(_sigterm_raises())
+            _announce(session, todo)
+            code = _run(session, todo)
+            if code:
+                return code
+    return _report_failures(session)
+
+
+def _read(arguments: Arguments, sampler: Sampler) -> tuple[dict[int, Prompt], str | None, int]:
+    """The prompts by line, the file they are from, and how many lines hold none."""
+    if arguments.prompts is None:
+        text = arguments.prompt if arguments.prompt is not None else _standard_input()
+
+        from neurogen.runner import Prompt
+
+        return {0: Prompt(0, text)}, None, 0
+    source = "standard input" if arguments.prompts == "-" else arguments.prompts
+    prompts, broken = read_prompts(arguments.prompts, sampler)
+    for line in broken:
+        click.echo(f"{line}.", err=True)
+    if not prompts:
+        raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
+    return {prompt.index: prompt for prompt in prompts}, source, len(broken)
+
+
+def _standard_input() -> str:
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise click.UsageError(
+            "There is no prompt. Give --prompt TEXT, --prompts FILE.jsonl, or text on standard input.",
+            click.get_current_context(),
+        )
+    return read_text()
+
+
+def _seed(arguments: Arguments, file: ResultsFile | None) -> int:
+    if arguments.seed is not None:
+        return arguments.seed
+    begun = file.seed if file is not None else None
+    return secrets.randbelow(SEEDS) if begun is None else begun
+
+
+def _announce(session: Session, todo: list[Key]) -> None:
+    if session.done:
+        there = f"{len(session.done)} of {len(session.done) + len(todo)} results are there"
+        _say(session.arguments, f"Going on with {session.arguments.output}: {there}.")
+
+
+def _run(session: Session, todo: list[Key]) -> int:
+    """Load the model and run what is to do.
+
+    Returns:
+        0, or the exit code of an interruption.
+    """
+    summary = Summary(repr(session.sampler), session.seed)
+    try:
+        model = _load(session.arguments)
+        summary = Summary(repr(session.sampler), session.seed)
+        _events(session, model, todo, summary)
+    except (KeyboardInterrupt, Terminated) as stop:
+        click.echo(_interruption(session, len(todo), summary.sequences), err=True)
+        return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    if summary.sequences:
+        there = f"; {_results(len(session.done) + summary.sequences)} in {session.arguments.output}"
+        _say(session.arguments, summary.line() + (there if session.file is not None else ""))
+    return 0
+
+
+def _load(arguments: Arguments) -> LanguageModel:
+    with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet):
+        from neurogen.models import load_model, resolve_device
+
+        device, reason = resolve_device(arguments.device)
+        model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    if arguments.device == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
+        _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
+    return model
+
+
+def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Summary) -> None:
+    """Run, and hand every event to file, output, progress and summary."""
+    from neurogen.runner import Failure, Result, Runner, RunOptions, TextDelta
+
+    arguments = session.arguments
+    streams = arguments.stream if arguments.stream is not None else len(todo) == 1
+    output = _output(arguments, todo, streams)
+    bar = _is_terminal(sys.stderr) and not arguments.quiet
+    if isinstance(output, TextOutput) and streams and _is_terminal(sys.stdout):
+        bar = False
+    watch = Watch(total=len(todo) + len(session.done), done=len(session.done), shown=bar)
+    options = RunOptions(
+        n=arguments.n,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=session.seed,
+        stop=arguments.stop,
+        logprobs=arguments.logprobs,
+        chat=arguments.chat,
+        batch_size=arguments.batch_size,
+    )
+    runner = Runner(model, session.sampler, options)
+    with ExitStack() as stack:
+        stack.push(_closer(output))
+        stack.callback(watch.close)
+        for event in runner.run(session.prompts.values(), skip=lambda index, sample: (index, sample) in session.done):
+            if isinstance(event, TextDelta):
+                output.delta(event)
+            elif isinstance(event, Result):
+                if session.file is not None:
+                    session.file.append(session.record(event))
+                summary.add(event)
+                with watch.aside():
+                    output.result(event)
+                watch.advance(event.new_tokens)
+            elif isinstance(event, Failure):
+                with watch.aside():
+                    _fail(session, event)
+
+
+def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:
+    if arguments.as_json:
+        return JsonOutput()
+    if arguments.output is not None and not arguments.stream:
+        return Output()
+    return TextOutput(todo, stream=streams, terminal=_is_terminal(sys.stdout))
+
+
+def _closer(output: Output) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
+    """Closes an output whatever has happened, unless nobody reads it any more."""
+
+    def close(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, BrokenPipeError):
+            output.close()
+
+    return close
+
+
+def _fail(session: Session, failure: Failure) -> None:
+    error = failure.error
+    if session.source is None:
+        raise error if isinstance(error, NeurogenError) else DataError(str(error))
+    session.failed += 1
+    click.echo(f"{session.source}, line {failure.index + 1}: {error}", err=True)
+
+
+def _report_failures(session: Session) -> int:
+    failed = session.failed + session.broken
+    if not failed:
+        return 0
+    kinds = []
+    if session.broken:
+        kinds.append(f"{session.broken} not a prompt")
+    if session.failed:
+        kinds.append(f"{session.failed} could not be run")
+    lines = len(session.prompts) + session.broken
+    summary = f"{failed} of {lines} lines of {session.source} gave no result ({', '.join(kinds)}); see above."
+    click.echo(summary, err=True)
+    return EXIT_FAILURES
+
+
+def _interruption(session: Session, todo: int, finished: int) -> str:
+    total = len(session.done) + todo
+    if session.file is not None:
+        there = len(session.done) + finished
+        where = session.arguments.output
+        return f"Interrupted: {there} of {total} results are in {where}. Repeat the command to go on."
+    if total == 1:
+        return f"Interrupted. The seed was {session.seed}."
+    return f"Interrupted after {finished} of {total} sequences. The seed was {session.seed}."
+
+
+def _results(count: int) -> str:
+    return "1 result" if count == 1 else f"{count:,} results"
+
+
+def _say(arguments: Arguments, message: str) -> None:
+    if not arguments.quiet:
+        click.echo(message, err=True)
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that files are closed and the last line is whole."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not in the main thread, where signals do not come
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,203 @@
+"""Reads prompts: one text, or a file of JSON lines of which a broken one does not lose the others.
+
+A line is a JSON string, or an object with `prompt` (or `text`) and optionally `seed`, `max_new_tokens`, `stop` and, by
+name, sampler parameters in `params`; other fields are ignored, so that a data set can be read as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from neurogen.errors import DataError, ParameterError
+from neurogen.parameters import INT64, build_params
+
+if TYPE_CHECKING:
+    from neurogen.runner import Prompt
+    from neurogen.sampler import Sampler
+
+__all__ = ["BrokenLine", "check_text", "parse_lines", "read_prompts", "read_text"]
+
+STDIN = "-"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+SHOWN = 40
+
+
+@dataclass(frozen=True)
+class BrokenLine:
+    """A line that holds no prompt.
+
+    Attributes:
+        source: the file.
+        number: the line, counted from 1.
+        problem: what is wrong with it.
+    """
+
+    source: str
+    number: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.number}: {self.problem}"
+
+
+def read_prompts(path: str, sampler: Sampler) -> tuple[list[Prompt], list[BrokenLine]]:
+    """Read a file of prompts.
+
+    Args:
+        path: a file of JSON lines, or `-` for standard input.
+        sampler: what the prompts' own parameters are checked against.
+
+    Returns:
+        the prompts, whose `index` is their line counted from 0, and the lines that hold none.
+
+    Raises:
+        DataError: the file cannot be read, or has no line at all.
+    """
+    source = "standard input" if path == STDIN else path
+    try:
+        if path == STDIN:
+            prompts, broken = parse_lines(_stdin(), sampler, source)
+        else:
+            with Path(path).open("rb") as lines:
+                prompts, broken = parse_lines(lines, sampler, source)
+    except OSError as error:
+        raise DataError(f"The prompts in {source} cannot be read: {error.strerror or error}.") from None
+    if not prompts and not broken:
+        raise DataError(
+            f"There is no prompt in {source}: it is empty. Each line holds one, as a JSON string or as an object such "
+            'as {"prompt": "Once upon a time"}.'
+        )
+    return prompts, broken
+
+
+def parse_lines(lines: Iterable[bytes], sampler: Sampler, source: str) -> tuple[list[Prompt], list[BrokenLine]]:
+    """The prompts in `lines`, and the lines that hold none; blank lines are passed over."""
+    prompts: list[Prompt] = []
+    broken: list[BrokenLine] = []
+    for index, line in enumerate(lines):
+        if index == 0:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if not line.strip():
+            continue
+        try:
+            prompts.append(_prompt(index, line, sampler))
+        except DataError as error:
+            broken.append(BrokenLine(source, index + 1, str(error)))
+    return prompts, broken
+
+
+def read_text(stream: BinaryIO | None = None) -> str:
+    """The whole of standard input (or of `stream`) as one prompt, without one trailing line break.
+
+    Raises:
+        DataError: it is empty, or not UTF-8.
+    """
+    data = (stream or _stdin()).read().removeprefix(BYTE_ORDER_MARK)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"The prompt on standard input is not UTF-8: {_bad_byte(error)}.") from None
+    text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+    if not text:
+        raise DataError(
+            "The prompt is empty: there was no text on standard input. Give --prompt TEXT, --prompts FILE.jsonl, or "
+            "text on standard input."
+        )
+    return text
+
+
+def check_text(text: str) -> str:
+    """Return `text`, or raise DataError where it is empty or has code points that no text has (lone surrogates)."""
+    if not text:
+        raise DataError("the prompt is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the prompt holds {text[error.start]!r}, half of a character, at {error.start}") from None
+    return text
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise DataError("Standard input is closed. Give --prompt TEXT or --prompts FILE.jsonl.")
+    return sys.stdin.buffer
+
+
+def _prompt(index: int, line: bytes, sampler: Sampler) -> Prompt:
+    fields = _fields(line)
+    text = _text(fields)
+    seed = _whole_number(fields, "seed", INT64, "an integer of 64 bits")
+    max_new_tokens = _whole_number(fields, "max_new_tokens", range(1, INT64.stop), "an integer >= 1")
+    stop, params = _stop(fields.get("stop")), _params(fields.get("params"), sampler)
+
+    from neurogen.runner import Prompt  # imports torch: what is wrong with the first line is known before
+
+    return Prompt(index, text, params=params, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
+
+
+def _fields(line: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {_bad_byte(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}") from None
+    if isinstance(value, str):
+        return {"prompt": value}
+    if not isinstance(value, dict):
+        raise DataError(f"a line must be a JSON object or string, got {_shown(value)}")
+    return value
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    name = "prompt" if "prompt" in fields else "text"
+    if name not in fields:
+        has = f"it has {', '.join(map(repr, fields))}" if fields else "it has no field"
+        raise DataError(f"there is neither 'prompt' nor 'text'; {has}")
+    if not isinstance(fields[name], str):
+        raise DataError(f"{name!r} must be a text, got {_shown(fields[name])}")
+    return check_text(fields[name])
+
+
+def _whole_number(fields: Mapping[str, Any], name: str, domain: range, words: str) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value not in domain:
+        raise DataError(f"{name!r} must be {words}, got {_shown(value)}")
+    return value
+
+
+def _stop(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    texts: Sequence[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+        raise DataError(f"'stop' must be a text or a list of texts, none of them empty, got {_shown(value)}")
+    return tuple(texts)
+
+
+def _params(value: Any, sampler: Sampler) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"'params' must be an object such as {{\"temperature\": 0.5}}, got {_shown(value)}")
+    try:
+        checked = build_params(sampler.name, type(sampler.params), sampler.params.model_dump() | value)
+    except ParameterError as error:
+        raise DataError(str(error).removesuffix(".")) from None
+    return {name: getattr(checked, name) for name in value}
+
+
+def _bad_byte(error: UnicodeDecodeError) -> str:
+    return f"byte {error.object[error.start]:#04x} at offset {error.start}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -1,0 +1,201 @@
+"""A file of results that a run appends to, and that a repeated run goes on with: no line lost, none doubled.
+
+Every line is one result with what identifies its run. A line is written in one piece and ends with a line break, so
+after a crash at most the last one is incomplete; it is dropped when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from neurogen.errors import DataError
+
+__all__ = ["ResultsFile"]
+
+Key = tuple[int, int]
+"""(index of the prompt, number of the sample)."""
+
+FIRST = b'{"index": '
+SYNC_SECONDS = 1.0
+SHOWN = 60
+
+
+class ResultsFile:
+    """Results of one run, in a file that only this object writes to until it is closed.
+
+    Args:
+        path: a file of results of an earlier, interrupted run, or one that does not exist yet.
+
+    Attributes:
+        path: as given.
+
+    Raises:
+        DataError: it cannot be written, another process is writing it, or it holds something else than results. What
+            is in such a file is left alone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._synced = time.monotonic()
+        self._descriptor = -1
+        self._lines: list[tuple[int, dict[str, Any]]] = []
+        self._lock = FileLock(f"{self.path.resolve()}.lock", timeout=0)
+        self._acquire()
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._read()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise self._unusable(error) from None
+            raise
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run that began this file; None where it holds no line."""
+        return self._lines[0][1]["run"]["seed"] if self._lines else None
+
+    def resume(self, identity: Callable[[Key], Mapping[str, Any] | None]) -> set[Key]:
+        """Make sure that the lines in the file belong to this run.
+
+        Args:
+            identity: the fields that the line of a key must have in this run, or None where this run has no such key.
+                A field that is itself a mapping is compared by its own fields.
+
+        Returns:
+            the keys that are done.
+
+        Raises:
+            DataError: a line differs; the message says where and in what.
+        """
+        done: set[Key] = set()
+        for number, line in self._lines:
+            key = (line["index"], line["sample"])
+            if key in done:
+                raise self._foreign(number, f"it repeats the result of {_named(key)}")
+            expected = identity(key)
+            if expected is None:
+                raise self._foreign(number, f"it is the result of {_named(key)}, and this run has no such sequence")
+            difference = _difference(line, expected)
+            if difference:
+                raise self._foreign(number, difference)
+            done.add(key)
+        self._lines.clear()
+        return done
+
+    def append(self, result: Mapping[str, Any]) -> None:
+        """Write one result, which begins with `index` and `sample`, as one line.
+
+        Raises:
+            DataError: it cannot be written, for example because the disk is full.
+        """
+        line = json.dumps(result, ensure_ascii=False).encode() + b"\n"
+        assert line.startswith(FIRST), "the marker by which an incomplete line is known"
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self._sync()
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def close(self) -> None:
+        """Bring everything to disk and let other processes have the file. May be called twice."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                self._sync()
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if self._lock.is_locked:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink()  # while it is ours; who waits for it makes a new one
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        if self.path.exists() and not stat.S_ISREG(self.path.stat().st_mode):
+            raise DataError(f"{self.path} is not a regular file. Results for a pipe are what --json prints.")
+        if not self.path.parent.is_dir():
+            raise DataError(f"{self.path} cannot be written: there is no folder {self.path.parent}. Make it first.")
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise DataError(
+                f"{self.path} is being written by another process. Wait until it has finished, or choose another file."
+            ) from None
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _read(self) -> None:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            end = 0
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    self._lines.append((number, self._parsed(number, line)))
+                    end += len(line)
+                elif not (line.startswith(FIRST) or FIRST.startswith(line)):
+                    raise self._foreign(number, "it is no result")
+        if end < self.path.stat().st_size:
+            os.ftruncate(self._descriptor, end)
+
+    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+            whole = [value["index"], value["sample"], value["run"]["seed"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = [None]
+        if not all(isinstance(entry, int) for entry in whole):
+            raise self._foreign(number, "it is no result of a run with --output, or is damaged")
+        return value  # type: ignore[no-any-return]
+
+    def _sync(self) -> None:
+        os.fsync(self._descriptor)
+        self._synced = time.monotonic()
+
+    def _foreign(self, number: int, problem: str) -> DataError:
+        return DataError(
+            f"{self.path} cannot be continued: line {number} does not belong to this run, {problem}. Repeat the "
+            "command that wrote the file to go on with it, or choose another file."
+        )
+
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(f"{self.path} cannot be written: {error.strerror or error}.")
+
+
+def _named(key: Key) -> str:
+    return f"prompt {key[0] + 1}, sample {key[1] + 1}"
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """In words, the first field in which a line differs; None where there is none."""
+    for name, value in expected.items():
+        other = found.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            problem = _difference(other, value)
+            if problem:
+                return problem
+        elif other != value:
+            return f"its {name.replace('_', ' ')} is {_shown(other)} and this run's is {_shown(value)}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -1,0 +1,371 @@
+"""Text to text: prompts become token ids, the engine continues them, and the new ids become text again.
+
+What is about text is here: chat templates, stop strings, streaming without half characters, seeds of several samples,
+and results with everything that is needed to repeat them. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from neurogen.errors import NeurogenError, ParameterError
+from neurogen.parameters import INT64
+from neurogen.stops import StopFinder
+
+if TYPE_CHECKING:
+    from neurogen.batch import Request, TokenLogprobs
+    from neurogen.engine import Step
+    from neurogen.models import LanguageModel
+    from neurogen.sampler import Sampler
+    from neurogen.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta"]
+
+FinishReason = Literal["eos", "stop", "length"]
+
+CONTEXT_IDS = 8
+"""So many ids of the prompt a continuation is decoded behind: a tokenizer may drop the space that starts a text."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be continued.
+
+    Attributes:
+        index: its place among the prompts of a run, from 0; determines its seed.
+        text: the text, or what the user says to a chat model.
+        params: values of the sampler's parameters for this prompt.
+        seed: of the first sample, instead of the one that follows from the run's seed.
+        max_new_tokens, stop: instead of the run's.
+    """
+
+    index: int
+    text: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What holds for all prompts of a run.
+
+    Attributes:
+        n: samples a prompt.
+        max_new_tokens: the most tokens a sequence may get.
+        seed: sample i of prompt j draws with the seed `seed + j * n + i`.
+        stop: strings that end a text; they are not part of it.
+        logprobs: give log-probabilities of each token and of this many most probable ones; None for none.
+        chat: apply the tokenizer's chat template; None: if it has one.
+        batch_size: the most sequences that are decoded together.
+
+    Raises:
+        ParameterError: a value outside its domain.
+    """
+
+    n: int = 1
+    max_new_tokens: int = 128
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    chat: bool | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("max_new_tokens", 1), ("batch_size", 1), ("logprobs", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ParameterError(f"{name} must be an integer >= {least}, got {value!r}.", name)
+        if not isinstance(self.seed, int) or self.seed not in INT64:
+            raise ParameterError(f"seed must be an integer of 64 bits, got {self.seed!r}.", "seed")
+        _check_stops(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that has become certain. All deltas of a sequence joined are its result's text."""
+
+    index: int
+    sample: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished sequence.
+
+    Attributes:
+        index, sample: which prompt, which of its samples.
+        prompt: the prompt's text.
+        text: the new text, without end-of-sequence and without the stop string.
+        token_ids: the tokens chosen, those of a stop string included, end-of-sequence not.
+        sampler, params, seed: what draws them again.
+        finish_reason: "eos" (the model ended it), "stop" (a stop string did), "length".
+        prompt_tokens, new_tokens: how many the model was given, how many are in `token_ids`.
+        seconds: wall time from the sequence's first share of the batch to its end.
+        tokens_per_second: new tokens over seconds.
+        logprobs: one entry a token id, where asked for: token_id, text, logprob (natural logarithm of the model's own
+            probability, before temperature and truncation) and top, a list of the same.
+    """
+
+    index: int
+    sample: int
+    prompt: str
+    text: str
+    token_ids: list[int]
+    sampler: str
+    params: dict[str, Any]
+    seed: int
+    finish_reason: FinishReason
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    tokens_per_second: float
+    logprobs: list[dict[str, Any]] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain values; `logprobs` only where they were asked for."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.logprobs is None:
+            del values["logprobs"]
+        return values
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A prompt that could not be run, or a sequence that could not be finished, among several."""
+
+    index: int
+    error: NeurogenError
+
+
+Event = TextDelta | Result | Failure
+
+
+class Runner:
+    """Continues prompts with a model and a sampler.
+
+    Args:
+        model: as `neurogen.models.load_model` gives it.
+        sampler: as `neurogen.load_sampler` gives it.
+        options: what holds for all prompts; single ones may be given as keywords instead.
+
+    Raises:
+        ParameterError: an option outside its domain; `chat` asked for where the tokenizer has no template.
+
+    Example:
+        runner = Runner(load_model("smollm2-135m"), neurogen.load_sampler("topk", k=50), n=2, seed=7)
+        for result in runner.generate("What is the capital of France?"):
+            print(result.text)
+    """
+
+    def __init__(
+        self, model: LanguageModel, sampler: Sampler, options: RunOptions | None = None, **values: Any
+    ) -> None:
+        from neurogen.engine import Engine
+
+        if options is not None and values:
+            raise ParameterError("Give either options or single values, not both.", "options")
+        self.model = model
+        self.sampler = sampler
+        self.options = options or RunOptions(**values)
+        template = model.tokenizer.has_chat_template
+        if self.options.chat and not template:
+            raise ParameterError(
+                f"The model {model.name!r} has no chat template: it continues text. Leave out chat, or use a model "
+                "made for chat.",
+                "chat",
+            )
+        self.chat = template if self.options.chat is None else self.options.chat
+        self._engine = Engine(model, sampler, batch_size=self.options.batch_size)
+
+    def generate(self, *texts: str) -> list[Result]:
+        """Continue texts and wait for all results, in the order of prompts and samples.
+
+        Raises:
+            NeurogenError: one of them cannot be run.
+        """
+        results: list[Result] = []
+        for event in self.run([Prompt(index, text) for index, text in enumerate(texts)]):
+            if isinstance(event, Failure):
+                raise event.error
+            if isinstance(event, Result):
+                results.append(event)
+        return sorted(results, key=lambda result: (result.index, result.sample))
+
+    def run(self, prompts: Iterable[Prompt], *, skip: Callable[[int, int], bool] | None = None) -> Iterator[Event]:
+        """Continue prompts, yielding text as it becomes certain and each result as its sequence ends.
+
+        Args:
+            prompts: read when there is room for them, never all at once.
+            skip: leaves out the sample of a prompt when it says so for (index, sample).
+
+        Raises:
+            NeurogenError: the only prompt cannot be run. Of several, each that cannot gives a `Failure` instead.
+        """
+        alone = isinstance(prompts, Sequence) and len(prompts) == 1
+        failures: deque[Failure] = deque()
+        for step in self._engine.generate(self._requests(prompts, skip, failures)):
+            yield from _drained(failures, alone)
+            sequence: _Sequence = step.key
+            if step.error is not None:
+                failures.append(Failure(sequence.prompt.index, step.error))
+                yield from _drained(failures, alone)
+                continue
+            yield from sequence.take(step)
+            if sequence.finish_reason is not None:
+                if step.finish_reason is None:
+                    self._engine.cancel(sequence)
+                yield sequence.result(self.sampler, step.seconds)
+        yield from _drained(failures, alone)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids that the model is given for a prompt."""
+        tokenizer = self.model.tokenizer
+        return tokenizer.encode_chat([{"role": "user", "content": text}]) if self.chat else tokenizer.encode(text)
+
+    def _requests(
+        self,
+        prompts: Iterable[Prompt],
+        skip: Callable[[int, int], bool] | None,
+        failures: deque[Failure],
+    ) -> Iterator[Request]:
+        for prompt in prompts:
+            samples = [i for i in range(self.options.n) if skip is None or not skip(prompt.index, i)]
+            if not samples:
+                continue
+            try:
+                requests = self._requests_of(prompt, samples)
+            except NeurogenError as error:
+                failures.append(Failure(prompt.index, error))
+            else:
+                yield from requests
+
+    def _requests_of(self, prompt: Prompt, samples: Sequence[int]) -> list[Request]:
+        from neurogen.batch import Request
+
+        options, model = self.options, self.model
+        ids = tuple(self.encode(prompt.text))
+        stops = options.stop if prompt.stop is None else _check_stops(prompt.stop)
+        first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
+        requests = []
+        for sample in samples:
+            request = Request(
+                prompt_ids=ids,
+                max_new_tokens=options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens,
+                seed=first + sample,
+                params=prompt.params,
+                stop_ids=model.eos_ids,
+                logprobs=options.logprobs,
+                key=None,
+            )
+            params = self._engine.check(request)
+            behind = () if self.chat else ids[-CONTEXT_IDS:]
+            sequence = _Sequence(prompt, sample, request, params, model.tokenizer, stops, behind)
+            requests.append(sequence.request)
+        return requests
+
+
+class _Sequence:
+    """The text of one sequence as it grows; the key of its request."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        sample: int,
+        request: Request,
+        params: dict[str, Any],
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        behind: Sequence[int],
+    ) -> None:
+        from dataclasses import replace
+
+        self.prompt = prompt
+        self.sample = sample
+        self.request = replace(request, key=self)
+        self.finish_reason: FinishReason | None = None
+        self._params = params
+        self._tokenizer = tokenizer
+        self._decoder = _decoder_behind(tokenizer, behind)
+        self._stops = StopFinder(stops)
+        self._texts: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"prompt {self.prompt.index}, sample {self.sample}"
+
+    def take(self, step: Step) -> Iterator[TextDelta]:
+        """Add one token; `finish_reason` is set when it was the last."""
+        ended = step.finish_reason == "eos"
+        text = ""
+        if not ended:
+            self._ids.append(step.token_id)
+            if step.logprobs is not None:
+                self._logprobs.append(self._listed(step.token_id, step.logprobs))
+            text = self._decoder.push(step.token_id)
+        text = self._stops.push(text)
+        if step.finish_reason is not None and not self._stops.found:
+            text += self._stops.push(self._decoder.flush())
+            if not self._stops.found:
+                text += self._stops.flush()
+        if self._stops.found:
+            self.finish_reason = "stop"
+        elif step.finish_reason is not None:
+            self.finish_reason = "eos" if ended else "length"
+        if text:
+            self._texts.append(text)
+            yield TextDelta(self.prompt.index, self.sample, text)
+
+    def result(self, sampler: Sampler, seconds: float) -> Result:
+        """The finished sequence."""
+        assert self.finish_reason is not None
+        return Result(
+            index=self.prompt.index,
+            sample=self.sample,
+            prompt=self.prompt.text,
+            text="".join(self._texts),
+            token_ids=self._ids,
+            sampler=sampler.name,
+            params=self._params,
+            seed=self.request.seed,
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.request.prompt_ids),
+            new_tokens=len(self._ids),
+            seconds=seconds,
+            tokens_per_second=len(self._ids) / seconds if seconds > 0 else 0.0,
+            logprobs=self._logprobs if self.request.logprobs is not None else None,
+        )
+
+    def _listed(self, token: int, logprobs: TokenLogprobs) -> dict[str, Any]:
+        text = self._tokenizer.token_text
+        top = [{"token_id": other, "text": text(other), "logprob": value} for other, value in logprobs.top]
+        return {"token_id": token, "text": text(token), "logprob": logprobs.logprob, "top": top}
+
+
+def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> StreamDecoder:
+    from neurogen.tokenizer import StreamDecoder
+
+    decoder = StreamDecoder(tokenizer)
+    for token in ids:
+        decoder.push(token)
+    return decoder
+
+
+def _drained(failures: deque[Failure], alone: bool) -> Iterator[Failure]:
+    while failures:
+        failure = failures.popleft()
+        if alone:
+            raise failure.error
+        yield failure
+
+
+def _check_stops(stops: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise ParameterError(f"stop must be a list of texts that are not empty, got {stops!r}.", "stop")
+    return tuple(stops)
