@@ -12,8 +12,8 @@ PYTHON ?= python3
 .PHONY: run test quick lint setup clean
 
 run: setup
-	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 3 --max-new-tokens 120 \
-		--prompt "Write a short story about a lighthouse keeper who finds a message in a bottle."
+	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 5 --max-new-tokens 120 \
+		--prompt "Write a three sentence story about a lighthouse keeper who finds a message in a bottle."
 
 test: setup lint
 	$(BIN)/python -m pytest
