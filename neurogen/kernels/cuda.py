@@ -12,7 +12,7 @@ on the order in which threads arrive; the same scalar functions as on the CPU ma
     thread     0     1     2   ...  255     0     1   ...      reads are coalesced
     row      x[0]  x[1]  x[2]  ... x[255] x[256] x[257] ...    vocab logits, float32 or 16 bits, any strides
 
-Launch configuration: BLOCK threads (any number of at least one is correct), at most MAX_GRID blocks, 4 KiB of static
+Launch configuration: BLOCK threads (any number of at least one is correct), at most MAX_GRID blocks, 6 KiB of static
 shared memory. Nothing is allocated, nothing waits for the host, so a launch can be captured in a CUDA graph.
 """
 
