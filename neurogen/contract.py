@@ -55,7 +55,8 @@ class Contract:
         before = logits.clone()
         expected = [reference.argmax(row) for row in logits.float().numpy()] if self.argmax else None
         for seed, position in PROBE_KEYS:
-            chosen = sampler.sample(logits, seed=seed, position=position).tolist()
+            state = sampler.new_state(len(logits)) if sampler.stateful else None
+            chosen = sampler.sample(logits, seed=seed, position=position, state=state).tolist()
             if not before.equal(logits):
                 raise ContractError(f"Sampler {sampler.name!r} ({sampler.origin}) modified the logits it was given.")
             expected = expected or chosen

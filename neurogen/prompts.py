@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neurogen.errors import DataError, ParameterError
 from neurogen.parameters import INT64, build_params
+from neurogen.runner import Prompt
 
 if TYPE_CHECKING:
-    from neurogen.runner import Prompt
     from neurogen.sampler import Sampler
 
 __all__ = ["BrokenLine", "check_text", "parse_lines", "read_prompts", "read_text"]
@@ -134,9 +134,6 @@ def _prompt(index: int, line: bytes, sampler: Sampler) -> Prompt:
     seed = _whole_number(fields, "seed", INT64, "an integer of 64 bits")
     max_new_tokens = _whole_number(fields, "max_new_tokens", range(1, INT64.stop), "an integer >= 1")
     stop, params = _stop(fields.get("stop")), _params(fields.get("params"), sampler)
-
-    from neurogen.runner import Prompt  # imports torch: what is wrong with the first line is known before
-
     return Prompt(index, text, params=params, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
 
 

@@ -14,7 +14,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -179,7 +179,7 @@ class Registry:
         return sampler
 
     def _add(self, plugin: Plugin) -> None:
-        if not self._disabled.isdisjoint({plugin.name, plugin.distribution, plugin.qualified_name}):
+        if any(_means(name, plugin) for name in self._disabled):
             plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
         self._plugins.append(plugin)
 
@@ -227,13 +227,16 @@ class Registry:
         others = [other for other in self._manager.get_plugins() if other is not module]
         try:
             results = self._manager.subset_hook_caller("neurogen_samplers", others)()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failure(plugin, f"its hook neurogen_samplers raised {type(error).__name__}: {error}") from error
         classes = results[0] if results else None
         if not isinstance(classes, list | tuple):
             raise _failure(plugin, f"its hook neurogen_samplers returned {classes!r}, not a list of sampler classes")
         for cls in classes:
-            problem = declaration_problem(cls)
+            try:
+                problem = declaration_problem(cls)
+            except Exception as error:
+                raise _failure(plugin, f"its declaration raised {type(error).__name__}: {error}") from error
             if problem:
                 raise _failure(plugin, problem)
         return list(classes)
@@ -244,7 +247,9 @@ class Registry:
         try:
             self._manager.register(module)
         except Exception as error:  # pluggy's validation, or a module whose attributes raise
-            raise _failure(plugin, f"it does not fit the hook spec: {error}") from error
+            if self._manager.is_registered(module):  # pluggy keeps what it has refused
+                self._manager.unregister(module)
+            raise _failure(plugin, f"it does not fit the hook spec: {' '.join(str(error).split())}") from error
         callers = self._manager.get_hookcallers(module) or []
         unknown = [caller.name for caller in callers if not caller.has_spec()]
         if unknown or not callers:
@@ -267,6 +272,14 @@ def _same_project(one: str, other: str) -> bool:
         return name.lower().replace("_", "-").replace(".", "-")
 
     return normal(one) == normal(other)
+
+
+def _means(name: str, plugin: Plugin) -> bool:
+    """Whether `name` is the plugin's name, its distribution, or `distribution:name`."""
+    distribution, colon, sampler = name.rpartition(":")
+    if colon:
+        return sampler == plugin.name and _same_project(distribution, plugin.distribution)
+    return name == plugin.name or _same_project(name, plugin.distribution)
 
 
 def _imported(plugin: Plugin) -> Any:
@@ -305,7 +318,7 @@ def declaration_problem(cls: Any) -> str | None:
         )
     if not isinstance(cls.deterministic, bool) or not isinstance(cls.stateful, bool):
         return f"{cls.__name__}.deterministic and .stateful must be True or False"
-    if not cls.dtypes or not DTYPES.issuperset(cls.dtypes):
+    if not isinstance(cls.dtypes, Collection) or not cls.dtypes or not DTYPES.issuperset(cls.dtypes):
         return f"{cls.__name__}.dtypes must be some of {', '.join(sorted(DTYPES))}, got {cls.dtypes!r}"
     return _missing_method(cls) or _schema_problem(cls)
 

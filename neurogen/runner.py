@@ -291,7 +291,7 @@ class _Sequence:
         self.finish_reason: FinishReason | None = None
         self._params = params
         self._tokenizer = tokenizer
-        self._decoder = _decoder_behind(tokenizer, behind)
+        self._decoder, self._of_prompt = _decoder_behind(tokenizer, behind)
         self._stops = StopFinder(stops)
         self._texts: list[str] = []
         self._ids: list[int] = []
@@ -308,10 +308,10 @@ class _Sequence:
             self._ids.append(step.token_id)
             if step.logprobs is not None:
                 self._logprobs.append(self._listed(step.token_id, step.logprobs))
-            text = self._decoder.push(step.token_id)
+            text = self._new(self._decoder.push(step.token_id))
         text = self._stops.push(text)
         if step.finish_reason is not None and not self._stops.found:
-            text += self._stops.push(self._decoder.flush())
+            text += self._stops.push(self._new(self._decoder.flush()))
             if not self._stops.found:
                 text += self._stops.flush()
         if self._stops.found:
@@ -342,19 +342,25 @@ class _Sequence:
             logprobs=self._logprobs if self.request.logprobs is not None else None,
         )
 
+    def _new(self, text: str) -> str:
+        """Decoded text without what the prompt ends with and the decoder had held back."""
+        new = text[self._of_prompt :]
+        self._of_prompt -= len(text) - len(new)
+        return new
+
     def _listed(self, token: int, logprobs: TokenLogprobs) -> dict[str, Any]:
         text = self._tokenizer.token_text
         top = [{"token_id": other, "text": text(other), "logprob": value} for other, value in logprobs.top]
         return {"token_id": token, "text": text(token), "logprob": logprobs.logprob, "top": top}
 
 
-def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> StreamDecoder:
+def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, int]:
+    """A decoder that has read these ids, and how many characters of theirs it holds back."""
     from neurogen.tokenizer import StreamDecoder
 
     decoder = StreamDecoder(tokenizer)
-    for token in ids:
-        decoder.push(token)
-    return decoder
+    returned = sum(len(decoder.push(token)) for token in ids)
+    return decoder, len(tokenizer.decode(ids)) - returned
 
 
 def _drained(failures: deque[Failure], alone: bool) -> Iterator[Failure]:

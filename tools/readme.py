@@ -36,11 +36,7 @@ def shown(kind: str, what: str) -> str:
 
 def wrong_blocks(text: str) -> list[str]:
     """The blocks that do not hold what they show."""
-    return [
-        what
-        for kind, what, held in BLOCK.findall(text)
-        if what not in UNSTABLE and held != shown(kind, what)
-    ]
+    return [what for kind, what, held in BLOCK.findall(text) if what not in UNSTABLE and held != shown(kind, what)]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from neurogen.errors import DataError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from neurogen.runner import Result, TextDelta
+    from neurogen.runner import Failure, Result, TextDelta
 
 __all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "loading", "write_stdout"]
 
@@ -55,6 +55,9 @@ class Output:
     def result(self, result: Result) -> None:
         """A finished sequence."""
 
+    def failure(self, failure: Failure) -> None:
+        """A prompt without a result, or without some of them."""
+
     def close(self) -> None:
         """Nothing follows; sequences without a result have failed or were cut off."""
 
@@ -83,6 +86,7 @@ class TextOutput(Output):
         self._terminal = terminal
         self._texts: dict[Key, str] = {}
         self._finished: set[Key] = set()
+        self._given_up: set[Key] = set()
         self._written: int | None = None  # of the first in line; None before it has begun
         self._first = True
 
@@ -96,6 +100,17 @@ class TextOutput(Output):
         key = (result.index, result.sample)
         self._texts[key] = result.text
         self._finished.add(key)
+        if key in self._given_up:  # another sample of its prompt failed and this one did not: next in line
+            self._waiting.insert(len(self._waiting) - (self._written is not None), key)
+        self._advance()
+
+    def failure(self, failure: Failure) -> None:
+        """Wait no longer for the prompt's sequences."""
+        for key in [key for key in self._waiting if key[0] == failure.index and key not in self._finished]:
+            if key == self._waiting[-1]:
+                self._end()
+            self._waiting.remove(key)
+            self._given_up.add(key)
         self._advance()
 
     def close(self) -> None:
@@ -117,6 +132,7 @@ class TextOutput(Output):
                 return
             self._waiting.pop()
             self._end()
+            del self._texts[key]
 
     def _write(self, key: Key) -> None:
         if self._written is None:
@@ -264,4 +280,5 @@ def _tokens(count: int) -> str:
 
 
 def _colored(text: str) -> str:
-    return click.unstyle(text) if os.environ.get("NO_COLOR") else text
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return click.unstyle(text) if plain else text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,10 @@ from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, 
 from neurogen.errors import DataError, NeurogenError
 from neurogen.prompts import read_prompts, read_text
 from neurogen.results import Key, ResultsFile
+from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
-    from neurogen.runner import Failure, Prompt, Result
     from neurogen.sampler import Sampler
 
 __all__ = ["Arguments", "execute"]
@@ -74,7 +74,7 @@ class Session:
         seed: the run's.
         file: where results go, beside or instead of stdout.
         done: keys that an earlier run has left in `file`.
-        failed: how many prompts could not be run.
+        failed: lines whose prompt could not be run, or not all of its samples.
     """
 
     arguments: Arguments
@@ -85,11 +85,16 @@ class Session:
     seed: int
     file: ResultsFile | None
     done: set[Key] = field(default_factory=set)
-    failed: int = 0
+    failed: set[int] = field(default_factory=set)
 
     def sequences(self) -> Iterator[Key]:
         """All sequences of the run, done or not."""
         return ((index, sample) for index in self.prompts for sample in range(self.arguments.n))
+
+    def queue(self) -> Iterable[Prompt]:
+        """The prompts as the runner wants them: it raises for the only one of a list, and goes on after others."""
+        prompts = list(self.prompts.values())
+        return prompts if self.source is None else iter(prompts)
 
     def identity(self, key: Key) -> dict[str, Any] | None:
         """What the result of a key has in this run and in none that differs; None for a key that is not of this run."""
@@ -162,9 +167,6 @@ def _read(arguments: Arguments, sampler: Sampler) -> tuple[dict[int, Prompt], st
     """The prompts by line, the file they are from, and how many lines hold none."""
     if arguments.prompts is None:
         text = arguments.prompt if arguments.prompt is not None else _standard_input()
-
-        from neurogen.runner import Prompt
-
         return {0: Prompt(0, text)}, None, 0
     source = "standard input" if arguments.prompts == "-" else arguments.prompts
     prompts, broken = read_prompts(arguments.prompts, sampler)
@@ -230,8 +232,6 @@ def _load(arguments: Arguments) -> LanguageModel:
 
 def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Summary) -> None:
     """Run, and hand every event to file, output, progress and summary."""
-    from neurogen.runner import Failure, Result, Runner, RunOptions, TextDelta
-
     arguments = session.arguments
     streams = arguments.stream if arguments.stream is not None else len(todo) == 1
     output = _output(arguments, todo, streams)
@@ -252,7 +252,7 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
     with ExitStack() as stack:
         stack.push(_closer(output))
         stack.callback(watch.close)
-        for event in runner.run(session.prompts.values(), skip=lambda index, sample: (index, sample) in session.done):
+        for event in runner.run(session.queue(), skip=lambda index, sample: (index, sample) in session.done):
             if isinstance(event, TextDelta):
                 output.delta(event)
             elif isinstance(event, Result):
@@ -265,6 +265,7 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
             elif isinstance(event, Failure):
                 with watch.aside():
                     _fail(session, event)
+                    output.failure(event)
 
 
 def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:
@@ -289,19 +290,19 @@ def _fail(session: Session, failure: Failure) -> None:
     error = failure.error
     if session.source is None:
         raise error if isinstance(error, NeurogenError) else DataError(str(error))
-    session.failed += 1
+    session.failed.add(failure.index)
     click.echo(f"{session.source}, line {failure.index + 1}: {error}", err=True)
 
 
 def _report_failures(session: Session) -> int:
-    failed = session.failed + session.broken
+    failed = len(session.failed) + session.broken
     if not failed:
         return 0
     kinds = []
     if session.broken:
         kinds.append(f"{session.broken} not a prompt")
     if session.failed:
-        kinds.append(f"{session.failed} could not be run")
+        kinds.append(f"{len(session.failed)} could not be run")
     lines = len(session.prompts) + session.broken
     summary = f"{failed} of {lines} lines of {session.source} gave no result ({', '.join(kinds)}); see above."
     click.echo(summary, err=True)

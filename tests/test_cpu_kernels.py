@@ -1,0 +1,164 @@
+"""CPU kernels as processes and threads see them: compiled once and kept on disk, safe from threads and after a fork."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import neurogen
+
+ROOT = Path(neurogen.__file__).parent
+CALLERS = 8
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+class Compiled(NamedTuple):
+    """What one process found in the cache, and what it chose."""
+
+    hits: int
+    misses: int
+    ids: list[int]
+
+
+def run_script(script: str, *, timeout: float = 120, cwd: Path | None = None, **environment: str) -> str:
+    """Standard output of a script in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sample_in_new_process(packages: Path, cache: Path) -> Compiled:
+    """Sample top-k with the packages in a folder, and look at the kernel's cache."""
+    script = """
+        import json, torch, neurogen, neurogen_topk.cpu
+        logits = torch.arange(12.0).reshape(2, 6).sin()
+        ids = neurogen.load_sampler("topk", k=1).sample(logits).tolist()
+        stats = neurogen_topk.cpu._sample.stats
+        files = [neurogen.__file__, neurogen_topk.__file__]
+        print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), ids, files]))
+    """
+    output = run_script(script, cwd=packages, PYTHONPATH=str(packages), NUMBA_CACHE_DIR=str(cache))
+    hits, misses, ids, files = json.loads(output)
+    assert all(Path(file).is_relative_to(packages) for file in files)
+    return Compiled(hits, misses, ids)
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """A folder with a copy of neurogen and neurogen_topk."""
+    import neurogen_topk
+
+    for source in (ROOT, Path(neurogen_topk.__file__).parent):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, tmp_path / "packages" / source.name, ignore=ignored)
+    return tmp_path / "packages"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["numerics.py", "cpu.py"])
+def test_machine_code_is_kept_on_disk_until_the_toolkit_changes(packages: Path, tmp_path: Path, changed: str) -> None:
+    cache = tmp_path / "cache"
+    assert sample_in_new_process(packages, cache) == Compiled(0, 1, [2, 2])
+    assert sample_in_new_process(packages, cache) == Compiled(1, 0, [2, 2])
+    toolkit = packages / "neurogen" / "kernels" / changed
+    toolkit.write_text(toolkit.read_text() + "\n# changed\n")
+    assert sample_in_new_process(packages, cache) == Compiled(0, 1, [2, 2])
+    assert sample_in_new_process(packages, cache) == Compiled(1, 0, [2, 2])
+
+
+@pytest.fixture
+def many_threads() -> object:
+    """torch as on a machine with more cores, so that every call splits its batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("greedy", "float32"), ("topk", "float32"), ("topp", "bfloat16")])
+def test_calls_from_many_threads_give_the_ids_of_serial_calls(many_threads: object, name: str, dtype: str) -> None:
+    sampler = neurogen.load_sampler(name)
+    batches = [
+        (torch.randn(4 + caller % 3, 40_000, generator=torch.Generator().manual_seed(caller)) * 3).to(
+            getattr(torch, dtype)
+        )
+        for caller in range(CALLERS)
+    ]
+
+    def ids_of(call: int) -> list[int]:
+        return sampler.sample(batches[call % CALLERS], seed=call, position=3).tolist()
+
+    calls = range(CALLERS * 5)
+    serial = [ids_of(call) for call in calls]
+    with ThreadPoolExecutor(CALLERS) as pool:
+        assert list(pool.map(ids_of, calls)) == serial
+    assert len({tuple(ids) for ids in serial}) > 1
+
+
+SETUP = """
+import os
+import torch
+import neurogen
+
+torch.set_num_threads(4)
+logits = torch.randn(6, 40_000, generator=torch.Generator().manual_seed(1)) * 3
+sampler = neurogen.load_sampler("topk", k=50, temperature=1.0)
+expected = sampler.sample(logits, seed=torch.arange(6), position=3).tolist()
+from neurogen.kernels import cpu
+assert cpu._pool is not None, "the batch was not split: this shows nothing"
+"""
+
+
+@needs_fork
+def test_child_of_a_fork_samples_like_its_parent() -> None:
+    script = SETUP + textwrap.dedent("""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = 0 if sampler.sample(logits, seed=torch.arange(6), position=3).tolist() == expected else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert sampler.sample(logits, seed=torch.arange(6), position=3).tolist() == expected
+        print("child", os.waitstatus_to_exitcode(status))
+    """)
+    assert run_script(script, timeout=60) == "child 0\n"
+
+
+@needs_fork
+def test_forked_worker_of_a_data_loader_samples_like_its_parent() -> None:
+    script = SETUP + textwrap.dedent("""
+        from torch.utils.data import DataLoader, Dataset
+
+        class Samples(Dataset):
+            def __len__(self):
+                return 3
+
+            def __getitem__(self, index):
+                assert torch.utils.data.get_worker_info() is not None
+                return sampler.sample(logits, seed=torch.arange(6), position=3)
+
+        loader = DataLoader(Samples(), batch_size=3, num_workers=1, multiprocessing_context="fork")
+        (batch,) = loader
+        assert batch.tolist() == [expected] * 3, batch
+        print("equal")
+    """)
+    assert run_script(script, timeout=60) == "equal\n"
