@@ -256,16 +256,27 @@ def test_the_number_of_threads_changes_nothing(name: str, dtype: torch.dtype, ba
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def between_steps(row: np.ndarray, p: float, temperature: float) -> float:
+    """The middle of the step of the cumulative distribution that `p` falls on: there the nucleus is not ambiguous."""
+    mass = reference.weights(row, temperature)
+    prefix = np.cumsum(mass[reference.order(row)]) / mass.sum()
+    crossing = int(np.searchsorted(prefix, p))
+    return float((prefix[crossing - 1] + prefix[crossing]) / 2)
+
+
 @pytest.mark.parametrize("vocab", [32_000, 128_256])
 def test_large_vocabularies_agree_with_the_reference(name: str, vocab: int) -> None:
     rng = np.random.default_rng(vocab)
     x = (rng.normal(size=(3, vocab)) * [[1.0], [3.0], [0.01]]).astype(np.float32)
     x[1] = np.round(x[1] * 8) / 8
+    temperature = [0.7, 1.0, 1.0]
     case = Case(
         logits=torch.from_numpy(x),
         k=torch.tensor([40, 50, 1000]),
-        p=torch.tensor([0.9, 0.95, 0.5], dtype=torch.float64),
-        temperature=torch.tensor([0.7, 1.0, 1.0], dtype=torch.float64),
+        p=torch.tensor(
+            [between_steps(*row) for row in zip(x, [0.9, 0.95, 0.5], temperature, strict=True)], dtype=torch.float64
+        ),
+        temperature=torch.tensor(temperature, dtype=torch.float64),
         seed=torch.arange(3),
         position=torch.arange(3),
     )
@@ -277,3 +288,15 @@ def test_large_vocabularies_agree_with_the_reference(name: str, vocab: int) -> N
         np.testing.assert_array_equal(kept[r], expected_support(name, row, case, r))
         expected = reference.probs(row, kept[r], equivalent_temperature(name, case, r))
         assert 0.5 * np.abs(probs[r] - expected).sum() < PRECISION
+
+
+def test_topk_keeps_exactly_k_where_keys_differ_in_every_bit() -> None:
+    """A radix selection whose digits overlapped by a bit kept one token too few for a third of these k."""
+    rng = np.random.default_rng(128_256)
+    row = (rng.normal(size=20_000) * 0.01).astype(np.float32)
+    ks = np.arange(1, 2_000, 7)
+    logits = torch.from_numpy(row).expand(len(ks), -1)
+    kept = SAMPLERS["topk"].support(logits, k=torch.from_numpy(ks)).numpy()
+    ranks = np.empty(len(row), np.int64)
+    ranks[reference.order(row)] = np.arange(len(row))
+    np.testing.assert_array_equal(kept, ranks < ks[:, None])

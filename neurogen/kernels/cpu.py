@@ -55,10 +55,10 @@ __all__ = [
 NOTHING = np.float32(-np.inf)
 """`top_of` a row without a valid distribution."""
 
-# A key has 32 bits, looked at from the top in three digits.
+# A key has 32 bits, looked at from the top in three digits that do not overlap; the first has 10 bits.
 DIGIT_BITS = 11
 DIGITS = 1 << DIGIT_BITS
-SHIFTS = (21, 10, 0)
+SHIFTS = (22, 11, 0)
 
 ROWS_PER_THREAD = 1
 WORK_PER_THREAD = 1 << 15  # logits; below this a second thread costs more than it saves
