@@ -30,6 +30,7 @@ def shown(kind: str, what: str) -> str:
         what.split(), capture_output=True, text=True, cwd=ROOT, env=environment | {"COLUMNS": "110"}, check=True
     )
     text = (done.stdout.strip() + "\n" + done.stderr.strip()).strip()
+    text = text.replace(".venv/bin/neurogen", "$ neurogen", 1)  # how make echoes what it runs
     lines = "\n".join(line.rstrip() for line in text.splitlines() if not line.startswith("make"))
     return f"```text\n{lines}\n```\n"
 
