@@ -34,7 +34,7 @@ from neurogen.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-__all__ = ["DTYPES", "LanguageModel", "load_model", "resolve_device"]
+__all__ = ["DTYPES", "LanguageModel", "load_model", "quiet_transformers", "resolve_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_DTYPES = {"F64": torch.float32, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -129,7 +129,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Langu
     if dtype != "auto" and dtype not in DTYPES:
         raise DeviceError(f"Unknown number format {dtype!r}: dtype must be auto, {', '.join(DTYPES)}.")
     path = _locate(name)
-    with _quiet_transformers():
+    with quiet_transformers():
         tokenizer = load_tokenizer(path)
         model = _load_weights(path, target, dtype)
     vocab_size = _logits_width(model)
@@ -235,7 +235,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     Raises:
         ModelError: the file cannot be read.
     """
-    with _quiet_transformers():
+    with quiet_transformers():
         tokenizer = load_tokenizer(file)
         model: Any = _load_weights(file, torch.device("cpu"), "bfloat16")
         # The weights are plain tensors by now; transformers refuses to save whatever still has a GGUF quantizer.
@@ -362,7 +362,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal, and put its settings back afterwards."""
     from transformers.utils import logging as transformers_logging
 

@@ -1,0 +1,221 @@
+"""Checkpoints of a training run: folders that transformers (and `neurogen run`) load, with what training needs beside.
+
+    RUN/checkpoints/chunk-000100/
+        config.json  model.safetensors  generation_config.json  tokenizer.model ...   the model, float32
+        optimizer.safetensors                                                           the optimizers' tensors
+        trainer.json                                                                    steps, data position, numbers
+
+A checkpoint is written into a folder with another name and renamed when it is whole, so whatever happens the last one
+is intact. Nothing in it is a pickle: opening it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurogen.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurogen.tokenizer import Tokenizer
+    from neurogen.trainer import Trainer
+
+__all__ = ["checkpoints_of", "latest_checkpoint", "load_checkpoint", "read_state", "save_checkpoint"]
+
+FOLDER = "checkpoints"
+NAME = re.compile(r"chunk-(\d+)")
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "trainer.json"
+RANDOM_STATE = "random_state"
+SEPARATOR = "|"
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first."""
+    found = {}
+    for folder in (run / FOLDER).glob("chunk-*") if (run / FOLDER).is_dir() else ():
+        match = NAME.fullmatch(folder.name)
+        if match and (folder / STATE_FILE).is_file():
+            found[int(match[1])] = folder
+    return [found[number] for number in sorted(found)]
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run, or None; loads nothing."""
+    return next(reversed(checkpoints_of(run)), None)
+
+
+def save_checkpoint(
+    run: Path, chunk: int, trainer: Trainer, tokenizer: Tokenizer, state: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Write a checkpoint and remove old ones. Called by every process; the first one writes.
+
+    Args:
+        run: folder of the run.
+        chunk: how many chunks have been trained; names the folder.
+        trainer, tokenizer: what is saved.
+        state: JSON values that belong to it, such as the data's position.
+        keep: how many of the newest checkpoints stay.
+
+    Raises:
+        DataError: it cannot be written; earlier checkpoints are as they were.
+    """
+    import torch
+
+    accelerator = trainer.accelerator
+    weights = accelerator.get_state_dict(trainer.model)
+    tensors, numbers = _split(_optimizer_state(trainer))
+    target = run / FOLDER / f"chunk-{chunk:06d}"
+    if accelerator.is_main_process:
+        tensors[RANDOM_STATE] = torch.get_rng_state()
+        trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": numbers, **state}
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            _write(temporary, trainer, weights, tokenizer, tensors, trainer_state)
+            _replace(temporary, target)
+            for old in checkpoints_of(run)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise DataError(
+                f"The checkpoint {target} cannot be written: {error.strerror or error}. Free some space; the "
+                "checkpoints before it are intact, and --resume goes on from the last."
+            ) from None
+    accelerator.wait_for_everyone()
+    return target
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as `state`, with "chunk" and "step".
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{checkpoint / STATE_FILE} cannot be read: {error}. Remove that checkpoint to go on from the one before."
+        ) from None
+    return state
+
+
+def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
+    """Give a trainer, made with the checkpoint's model, its steps, optimizers and random state.
+
+    Raises:
+        DataError: the checkpoint does not fit the trainer, or is damaged.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    state = read_state(checkpoint)
+    try:
+        tensors = load_file(checkpoint / OPTIMIZER_FILE)
+        torch.set_rng_state(tensors.pop(RANDOM_STATE))
+        set_optimizer_state_dict(
+            trainer.model,
+            _plain_optimizers(trainer),
+            _joined(tensors, state["optimizer"]),
+            options=StateDictOptions(full_state_dict=True),
+        )
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"The optimizer's state in {checkpoint} cannot be used: {type(error).__name__}: {error}. Remove that "
+            "checkpoint to go on from the one before."
+        ) from None
+    trainer.step = int(state["step"])
+
+
+def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
+    """The optimizers' state by name of the weight, whole on every process, on the CPU."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_optimizer_state_dict(trainer.model, _plain_optimizers(trainer), options=options))
+
+
+def _plain_optimizers(trainer: Trainer) -> list[Any]:
+    """Without accelerate's wrapper."""
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in trainer.optimizers]
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors under names "weight|entry", and everything else as JSON values."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
+    for weight, entries in state["state"].items():
+        for entry, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{weight}{SEPARATOR}{entry}"] = value.contiguous()
+            else:
+                rest.setdefault(weight, {})[entry] = value
+    return tensors, {"state": rest, "param_groups": [_json_values(group) for group in state["param_groups"]]}
+
+
+def _joined(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[str, dict[str, Any]] = {weight: dict(entries) for weight, entries in numbers["state"].items()}
+    for name, tensor in tensors.items():
+        weight, _, entry = name.rpartition(SEPARATOR)
+        state.setdefault(weight, {})[entry] = tensor
+    return {"state": state, "param_groups": [_python_values(group) for group in numbers["param_groups"]]}
+
+
+def _json_values(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in group.items()}
+
+
+def _python_values(group: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples, and optimizers take no lists for their coefficients."""
+    return {
+        name: tuple(value) if isinstance(value, list) and name != "params" else value for name, value in group.items()
+    }
+
+
+def _write(
+    folder: Path,
+    trainer: Trainer,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    from safetensors.torch import save_file
+
+    from neurogen.models import quiet_transformers
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    with quiet_transformers():
+        model.save_pretrained(folder, state_dict=dict(weights))
+    tokenizer.save(folder)
+    save_file(dict(tensors), folder / OPTIMIZER_FILE)
+    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Make the folder lasting, then give it its name."""
+    for path in (*_files(temporary), temporary):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.replace(target)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())

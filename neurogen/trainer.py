@@ -1,0 +1,303 @@
+"""One training step at a time: ids in, `StepResult` out. Prints nothing, reads no files, knows no text.
+
+What the model would predict is chosen by the plugin `greedy`, through the same interface as in inference, and the
+registry makes sure that it is greedy: a trainer cannot be given another. Sampling in a training step hides whether a
+model learns: accuracy stays at 0 % both when the distribution is flat and when it is saturated on a wrong token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neurogen.contract import Contract
+from neurogen.errors import ParameterError
+from neurogen.health import Health, HealthSums, Verdict, cross_entropy, judge, measure
+from neurogen.optimizers import OptimizerName, learning_rate_at, make_optimizers
+from neurogen.registry import Registry, default_registry
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from neurogen.sampler import Sampler
+
+__all__ = ["MEASURED_BY", "StepResult", "Trainer", "TrainerOptions"]
+
+MEASURED_BY = Contract(deterministic=True, argmax=True)
+"""What the sampler that measures a training step must keep."""
+
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How weights are changed.
+
+    Attributes:
+        learning_rate: peak of the learning rate.
+        optimizer: "adamw", or "muon" (Muon for the layers' matrices, AdamW for the rest).
+        weight_decay: of matrices, per unit of learning rate.
+        warmup_steps: over which the learning rate rises to its peak.
+        total_steps: over which it then falls to a tenth along a cosine; None: it stays.
+        max_gradient_norm: to which the gradient is clipped.
+        accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
+
+    Raises:
+        ParameterError: a value outside its domain.
+    """
+
+    learning_rate: float = 1e-3
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    total_steps: int | None = None
+    max_gradient_norm: float = 1.0
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("learning_rate", 0.0), ("max_gradient_norm", 0.0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > least):
+                raise ParameterError(f"{name} must be a finite number > 0, got {value!r}.", name)
+        if not (isinstance(self.weight_decay, int | float) and 0 <= self.weight_decay < math.inf):
+            raise ParameterError(
+                f"weight_decay must be a finite number >= 0, got {self.weight_decay!r}.", "weight_decay"
+            )
+        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ParameterError(f"{name} must be an integer >= {least}, got {value!r}.", name)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a training step found, before it changed the weights.
+
+    Attributes:
+        health: loss, accuracy, top-5 accuracy, entropy and top-1 probability of this process's batch.
+        predicted_ids: int64, shaped like the targets: the greedy token of every position, -1 where the logits are not
+            finite.
+        gradient_norm: before clipping, over all processes.
+        learning_rate: of this step.
+        skipped: the gradient was not finite, so the weights were left alone.
+        contrast_accuracy: share of positions where a token drawn by the trainer's `contrast` is the target; None
+            without one.
+    """
+
+    health: Health
+    predicted_ids: Tensor
+    gradient_norm: float
+    learning_rate: float
+    skipped: bool
+    contrast_accuracy: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats."""
+        return self.health.loss
+
+    @property
+    def accuracy(self) -> float:
+        """Share of positions where the greedy token is the target."""
+        return self.health.accuracy
+
+    @property
+    def verdict(self) -> tuple[Verdict, str]:
+        """healthy, flat, saturated or diverged, and why."""
+        return judge(self.health, self.gradient_norm)
+
+
+class Trainer:
+    """Trains a causal language model of transformers, measuring every step greedily.
+
+    Args:
+        model: with float32 weights. It is put on the accelerator's device.
+        options: how weights are changed; single ones may be given as keywords instead.
+        accelerator: of `accelerate`: device, precision, processes. By default one process on the best device.
+        registry: where the sampler `greedy` comes from.
+        contrast: a sampler whose draws are counted beside the greedy tokens, to show what they would hide. It has no
+            say in anything.
+
+    Attributes:
+        step: how many steps have been made.
+        greedy: the sampler that measures.
+
+    Raises:
+        PluginError: there is no sampler `greedy`.
+        ContractError: it does not choose the argmax, whatever it declares; training does not start.
+        ParameterError: an option outside its domain.
+
+    Example:
+        trainer = Trainer(model, learning_rate=1e-3)
+        result = trainer.train_step([5, 17, 3], [17, 3, 9])
+        print(result.loss, result.accuracy)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        options: TrainerOptions | None = None,
+        *,
+        accelerator: Accelerator | None = None,
+        registry: Registry | None = None,
+        contrast: Sampler | None = None,
+        **values: Any,
+    ) -> None:
+        if options is not None and values:
+            raise ParameterError("Give either options or single values, not both.", "options")
+        self.options = options or TrainerOptions(**values)
+        self.greedy: Sampler = (registry or default_registry()).load_sampler("greedy", require=MEASURED_BY)
+        if accelerator is None:
+            from accelerate import Accelerator
+
+            accelerator = Accelerator()
+        self.accelerator = accelerator
+        self.contrast = contrast
+        self.step = 0
+        optimizers = make_optimizers(
+            model,
+            self.options.optimizer,
+            learning_rate=self.options.learning_rate,
+            weight_decay=self.options.weight_decay,
+        )
+        model.train()
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+
+    def train_step(self, context_ids: Ids, target_ids: Ids) -> StepResult:
+        """Predict, measure, and change the weights once.
+
+        Args:
+            context_ids: ids [positions] of one sequence, or [batch, positions]; lists or an int64 tensor.
+            target_ids: of the same shape: the token that follows each position.
+
+        Raises:
+            ParameterError: shapes that differ, no position, or an id outside the vocabulary.
+        """
+        contexts, targets = self._checked(context_ids, target_ids)
+        rate = self._set_learning_rate()
+        sums, predicted, drawn = self._gradients(contexts, targets)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_gradient_norm))
+        skipped = not math.isfinite(norm)
+        for optimizer in self.optimizers:
+            if not skipped:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        correct = (predicted == targets).sum().item()
+        shape = target_ids.shape if isinstance(target_ids, Tensor) else torch.tensor(target_ids).shape
+        share = drawn.item() / targets.numel() if self.contrast is not None else None
+        return StepResult(sums.health(correct), predicted.reshape(shape), norm, rate, skipped, share)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Health:
+        """Loss and greedy accuracy over batches of (context_ids, target_ids), without changing the weights.
+
+        With several processes, each gives its own batches and all get the health of all.
+        """
+        self.model.eval()
+        total = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        for context_ids, target_ids in batches:
+            contexts, targets = self._checked(context_ids, target_ids)
+            logits = self._logits(contexts)
+            flat = targets.reshape(-1)
+            total[:5] += measure(logits, flat).sums
+            total[5] += (self.greedy.sample(logits, check=False) == flat).sum()
+        self.model.train()
+        total = self.accelerator.reduce(total, "sum")
+        return HealthSums(total[:5], self.vocab_size).health(total[5].item())
+
+    def _gradients(self, contexts: Tensor, targets: Tensor) -> tuple[HealthSums, Tensor, Tensor]:
+        """Add up the gradient of the batch, part by part.
+
+        Returns:
+            its measures, the greedy ids [batch, positions], and how many draws of `contrast` are right.
+        """
+        predicted = []
+        drawn = torch.zeros((), dtype=torch.int64, device=targets.device)
+        sums: Tensor | None = None
+        parts = list(_parts(len(contexts), self.options.accumulation))
+        for number, part in enumerate(parts):
+            with self._synchronised(number == len(parts) - 1):
+                logits = self._logits(contexts[part])
+                loss, measured = cross_entropy(logits, targets[part].reshape(-1))
+                share = (part.stop - part.start) / len(contexts)
+                self.accelerator.backward(loss if share == 1 else loss * share)
+            ids = self.greedy.sample(logits.detach(), check=False)
+            predicted.append(ids.reshape(targets[part].shape))
+            if self.contrast is not None:
+                drawn += self._right_draws(logits.detach(), targets[part].reshape(-1), first=part.start)
+            sums = measured.sums if sums is None else sums + measured.sums
+        assert sums is not None
+        return HealthSums(sums, self.vocab_size), torch.cat(predicted), drawn
+
+    def _right_draws(self, logits: Tensor, targets: Tensor, *, first: int) -> Tensor:
+        """How many tokens drawn by `contrast` are the target; every position of every step has numbers of its own."""
+        assert self.contrast is not None
+        positions = torch.arange(len(targets), device=targets.device) + first * len(targets)
+        return (self.contrast.sample(logits, seed=self.step, position=positions, check=False) == targets).sum()
+
+    def _synchronised(self, last: bool) -> Any:
+        """Processes exchange gradients once a step, behind the last part."""
+        from contextlib import nullcontext
+
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _logits(self, contexts: Tensor) -> Tensor:
+        """[batch * positions, vocab]."""
+        logits: Tensor = self.model(input_ids=contexts, use_cache=False).logits
+        return logits.reshape(-1, logits.shape[-1])
+
+    def _set_learning_rate(self) -> float:
+        options = self.options
+        rate = learning_rate_at(
+            self.step, peak=options.learning_rate, warmup=options.warmup_steps, total=options.total_steps
+        )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        return rate
+
+    def _checked(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
+        """Both as int64 [batch, positions] on the device."""
+        contexts = _as_ids("context_ids", context_ids, self.vocab_size)
+        targets = _as_ids("target_ids", target_ids, self.vocab_size)
+        if contexts.shape != targets.shape:
+            raise ParameterError(
+                f"context_ids and target_ids must have the same shape, got {list(contexts.shape)} and "
+                f"{list(targets.shape)}: the target of a position is the token that follows it.",
+                "target_ids",
+            )
+        return contexts.to(self.accelerator.device), targets.to(self.accelerator.device)
+
+
+def _as_ids(name: str, ids: Ids, vocab_size: int) -> Tensor:
+    try:
+        tensor = ids if isinstance(ids, Tensor) else torch.tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ParameterError(f"{name} must be ids, a list of integers or lists of one length: {error}.", name) from None
+    if tensor.dtype != torch.int64 or tensor.ndim not in (1, 2) or tensor.numel() == 0:
+        raise ParameterError(
+            f"{name} must be integers [positions] or [batch, positions], at least one, got {tensor.dtype} "
+            f"{list(tensor.shape)}.",
+            name,
+        )
+    if tensor.device.type == "cpu" and not 0 <= int(tensor.min()) <= int(tensor.max()) < vocab_size:
+        raise ParameterError(
+            f"{name} must be in [0, {vocab_size - 1}], the model's vocabulary, got {int(tensor.min())} to "
+            f"{int(tensor.max())}.",
+            name,
+        )
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _parts(rows: int, count: int) -> Iterator[slice]:
+    """Up to `count` nearly equal parts of so many rows."""
+    edges = [rows * i // min(count, rows) for i in range(min(count, rows) + 1)]
+    return (slice(a, b) for a, b in pairwise(edges))

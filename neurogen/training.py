@@ -1,0 +1,352 @@
+"""A training run from data to checkpoints: chunks of steps, each measured, judged, written down, and resumable.
+
+    RUN/
+        training.json    the options, kept for --resume
+        tokenizer/       a copy of the tokenizer
+        metrics.jsonl    a line a chunk      samples.jsonl    what the model predicted for a piece of it
+        checkpoints/     see `checkpoint`
+
+`TrainingRun.chunks` yields a report a chunk and prints nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from math import fsum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurogen.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from neurogen.errors import DataError
+from neurogen.training_files import append_line, cut_behind, locked, write_json
+from neurogen.training_options import OPTIONS_FILE, TrainingOptions, options_in_force
+from neurogen.training_report import ChunkReport, sums_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurogen.data import BrokenRow, PackedBatch
+    from neurogen.tokenizer import Tokenizer
+    from neurogen.trainer import StepResult, Trainer
+
+__all__ = ["METRICS_FILE", "SAMPLES_FILE", "ChunkReport", "TrainingOptions", "TrainingRun"]
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
+
+HOPELESS_CHUNKS = 10
+SAMPLE_CONTEXT, SAMPLE_TARGETS = 48, 16
+
+
+class TrainingRun:
+    """One run in one folder.
+
+    Args:
+        folder: where everything goes.
+        options: what to do; None with `resume`: as the run began.
+        resume: go on with the run in `folder`, behind its last checkpoint.
+        given: names of the options that the user gave, which `resume` compares with those of the run; by default all.
+        on_broken: called for every row of the data that has no text.
+
+    Attributes:
+        options: as they are in force.
+        trainer, tokenizer: of the run.
+        chunk: how many chunks have been trained.
+        stop_requested: set it to True to end behind the current chunk, with a checkpoint.
+
+    Raises:
+        DataError: the folder holds another run, or none to resume, or another process trains in it.
+        ParameterError, ModelError, PluginError, ContractError: see `Trainer`, `presets`, `data`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        options: TrainingOptions | None = None,
+        *,
+        resume: bool = False,
+        given: frozenset[str] | None = None,
+        on_broken: Callable[[BrokenRow], None] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        checkpoint = latest_checkpoint(self.folder)
+        self.options = options_in_force(self.folder, options, resume, given)
+        self.chunk = 0
+        self.stop_requested = False
+        self._accelerator = _accelerator(self.options)
+        self._lock = locked(self.folder) if self._accelerator.is_main_process else None
+        self.tokenizer = self._prepared_tokenizer()
+        self.trainer = self._new_trainer(checkpoint)
+        self._train, self._validation = self._streams(on_broken)
+        if checkpoint is not None:
+            state = read_state(checkpoint)
+            load_checkpoint(checkpoint, self.trainer)
+            self._train.load_state_dict(state["data"])
+            self.chunk = int(state["chunk"])
+        if self._accelerator.is_main_process:
+            write_json(self.folder / OPTIONS_FILE, asdict(self.options))
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                cut_behind(self.folder / name, self.chunk)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and shows."""
+        return bool(self._accelerator.is_main_process)
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return int(self._accelerator.num_processes)
+
+    @property
+    def steps_per_chunk(self) -> int:
+        """Optimizer steps in a chunk."""
+        return self.options.steps_per_chunk(self.processes)
+
+    @property
+    def tokens_per_chunk(self) -> int:
+        """Targets in a chunk, over all processes."""
+        return self.steps_per_chunk * self.options.sequences * self.options.context * self.processes
+
+    def close(self) -> None:
+        """Let others train in the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def chunks(self) -> Iterator[ChunkReport]:
+        """Train, yielding the report of every chunk when its line is written.
+
+        Raises:
+            DataError: nothing finite came out of many chunks in a row; the last checkpoint is intact.
+        """
+        batches = iter(self._train)
+        saved = self.chunk
+        hopeless = 0
+        while self.options.max_chunks is None or self.chunk < self.options.max_chunks:
+            trained = self._train_chunk(batches)
+            if trained is None:
+                break
+            self.chunk += 1
+            report, stop = trained
+            hopeless = hopeless + 1 if report.skipped_steps == self.steps_per_chunk else 0
+            if hopeless >= HOPELESS_CHUNKS:
+                raise DataError(_hopeless(report, self.folder))
+            if report.skipped_steps == 0 and (stop or self._is_due(self.options.save_every)):
+                saved = self.chunk
+                report = replace(report, checkpoint=self.save())
+            yield report
+            if stop:
+                return
+        if saved != self.chunk:
+            self.save()
+
+    def save(self) -> Path:
+        """Write a checkpoint of where the run is."""
+        state = {"data": self._train.state_dict()}
+        return save_checkpoint(self.folder, self.chunk, self.trainer, self.tokenizer, state, keep=self.options.keep)
+
+    def _train_chunk(self, batches: Iterator[PackedBatch]) -> tuple[ChunkReport, bool] | None:
+        """The steps of a chunk, its measures over all processes, its lines. None where the data have ended."""
+        import torch
+
+        started = time.perf_counter()
+        results: list[StepResult] = []
+        last: PackedBatch | None = None
+        for _ in range(self.steps_per_chunk):
+            batch = next(batches, None)
+            if batch is None or len(batch.context_ids) < self.options.sequences:
+                break  # a last smaller batch would be a step of another kind, and some ranks have none
+            results.append(self.trainer.train_step(batch.context_ids, batch.target_ids))
+            last = batch
+        if last is None:
+            return None
+        device = self._accelerator.device
+        sums = torch.stack([sums_of(result) for result in results]).sum(0)
+        sums = torch.cat([sums, torch.tensor([float(self.stop_requested)], dtype=sums.dtype)])
+        total: list[float] = self._accelerator.reduce(sums.to(device), "sum").tolist()
+        report = self._report(results, total, time.perf_counter() - started)
+        if (self.chunk + 1) % self.options.val_every == 0 and self._validation:
+            report = replace(report, validation=self.trainer.evaluate(self._validation))
+        if self.is_main:
+            append_line(self.folder / METRICS_FILE, report.to_json())
+            append_line(self.folder / SAMPLES_FILE, self._sample(report.chunk, last, results[-1].predicted_ids))
+        return report, total[-1] > 0
+
+    def _report(self, results: list[StepResult], total: list[float], seconds: float) -> ChunkReport:
+        from neurogen.health import Health, judge
+
+        loss, accuracy, top5, entropy, top1, contrast, positions, _ = total
+        health = Health(
+            positions=int(positions),
+            vocab_size=self.trainer.vocab_size,
+            loss=loss / positions,
+            accuracy=accuracy / positions,
+            top5_accuracy=top5 / positions,
+            entropy=entropy / positions,
+            top1_probability=top1 / positions,
+        )
+        norm = fsum(result.gradient_norm for result in results) / len(results)
+        verdict, reason = judge(health, norm)
+        return ChunkReport(
+            chunk=self.chunk + 1,
+            step=self.trainer.step,
+            tokens=self._train.tokens,
+            epoch=self._train.epoch,
+            health=health,
+            gradient_norm=norm,
+            learning_rate=results[-1].learning_rate,
+            tokens_per_second=positions / seconds,
+            verdict=verdict,
+            reason=reason,
+            broken_rows=self._train.broken,
+            skipped_steps=sum(result.skipped for result in results),
+            contrast_accuracy=contrast / positions if self.options.contrast else None,
+        )
+
+    def _sample(self, chunk: int, batch: PackedBatch, predicted: Tensor) -> dict[str, Any]:
+        """What the model predicted in a stretch of the last batch, each token after the right ones before it."""
+        row = chunk % len(batch.context_ids)
+        middle = self.options.context // 2
+        context = batch.context_ids[row, max(0, middle - SAMPLE_CONTEXT + 1) : middle + 1].tolist()
+        expected = batch.target_ids[row, middle : middle + SAMPLE_TARGETS].tolist()
+        found = predicted[row, middle : middle + SAMPLE_TARGETS].tolist()
+        decode = self.tokenizer.decode
+        return {
+            "chunk": chunk,
+            "context": decode(context),
+            "expected": decode(expected),
+            "predicted": decode(found),
+            "expected_ids": expected,
+            "predicted_ids": found,
+            "right": sum(a == b for a, b in zip(expected, found, strict=True)),
+        }
+
+    def _is_due(self, every: int) -> bool:
+        return self.chunk % every == 0
+
+    def _prepared_tokenizer(self) -> Tokenizer:
+        """The run's own copy of the tokenizer, made now if the run is new."""
+        from neurogen.tokenizer import load_tokenizer
+
+        folder = self.folder / TOKENIZER_FOLDER
+        if self._accelerator.is_main_process and not (folder / "complete").is_file():
+            _make_tokenizer(self.options, folder)
+        self._accelerator.wait_for_everyone()
+        return load_tokenizer(folder)
+
+    def _new_trainer(self, checkpoint: Path | None) -> Trainer:
+        from neurogen.presets import PRESETS, model_config, new_model
+        from neurogen.trainer import Trainer, TrainerOptions
+
+        options = self.options
+        if checkpoint is None:
+            config = model_config(self.tokenizer, context=options.context, preset=options.preset, file=options.config)
+            model: Any = new_model(config, options.seed)
+        else:
+            model = _load_weights(checkpoint)
+        steps = None if options.max_chunks is None else options.max_chunks * self.steps_per_chunk
+        return Trainer(
+            model,
+            TrainerOptions(
+                learning_rate=options.learning_rate or PRESETS[options.preset].learning_rate,
+                optimizer=options.optimizer,  # type: ignore[arg-type]  # checked where it is used
+                weight_decay=options.weight_decay,
+                warmup_steps=options.warmup(steps),
+                total_steps=steps,
+                max_gradient_norm=options.max_gradient_norm,
+                accumulation=options.accumulation,
+            ),
+            accelerator=self._accelerator,
+            contrast=_contrast() if options.contrast else None,
+        )
+
+    def _streams(self, on_broken: Callable[[BrokenRow], None] | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+        """The training data, and this process's share of the held-out tokens as batches."""
+        from neurogen.data import PackedStream
+
+        options, accelerator = self.options, self._accelerator
+        shares: dict[str, Any] = {
+            "context": options.context,
+            "batch_size": options.sequences,
+            "rank": accelerator.process_index,
+            "world_size": accelerator.num_processes,
+        }
+        train = PackedStream(
+            options.data,
+            self.tokenizer,
+            **shares,
+            repeat=options.max_chunks is not None,
+            on_broken=on_broken if self.is_main else None,
+        )
+        if not options.val:
+            return train, []
+        held_out = PackedStream(options.val, self.tokenizer, **shares, repeat=False)
+        batches: list[tuple[Tensor, Tensor]] = []
+        for batch in held_out:
+            batches.append((batch.context_ids, batch.target_ids))
+            if held_out.tokens >= options.val_tokens:
+                break
+        return train, batches
+
+
+def _accelerator(options: TrainingOptions) -> Any:
+    from accelerate import Accelerator
+
+    from neurogen.models import resolve_device
+
+    device, _ = resolve_device(options.device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if options.precision == "bf16" else "no",
+        dynamo_backend="inductor" if options.compile else None,
+    )
+
+
+def _make_tokenizer(options: TrainingOptions, folder: Path) -> None:
+    """Write the tokenizer's files; the last one says that they are all there."""
+    from neurogen.presets import PRESETS
+    from neurogen.tokenizer import SentencePieceTokenizer, load_tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.tokenizer is None:
+        from neurogen.tokenizer_training import train_tokenizer
+
+        size = PRESETS[options.preset].vocab_size
+        train_tokenizer(options.data, size, folder / "tokenizer.model", force=True)
+        source = folder / "tokenizer.model"
+    else:
+        source = Path(options.tokenizer).expanduser()
+    tokenizer = load_tokenizer(source)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        tokenizer.adds_bos = False  # documents are trained without a start token
+    tokenizer.save(folder)
+    (folder / "complete").touch()
+
+
+def _load_weights(checkpoint: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from neurogen.models import quiet_transformers
+
+    loader: Any = AutoModelForCausalLM
+    with quiet_transformers():
+        return loader.from_pretrained(
+            str(checkpoint), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+
+
+def _contrast() -> Any:
+    from neurogen.registry import load_sampler
+
+    return load_sampler("topk", k=50, temperature=1.0)
+
+
+def _hopeless(report: ChunkReport, folder: Path) -> str:
+    return (
+        f"Training stopped at chunk {report.chunk}: for {HOPELESS_CHUNKS} chunks no gradient was finite "
+        f"({report.reason}). The last checkpoint in {folder} is intact; try a lower --lr in a new folder."
+    )
