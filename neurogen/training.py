@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from math import fsum
 from pathlib import Path
@@ -46,9 +46,9 @@ class TrainingRun:
 
     Args:
         folder: where everything goes.
-        options: what to do; None with `resume`: as the run began.
+        options: what to do; not given with `resume`, which does as the run began.
         resume: go on with the run in `folder`, behind its last checkpoint.
-        given: names of the options that the user gave, which `resume` compares with those of the run; by default all.
+        changes: options that are to be otherwise from here on; few may be.
         on_broken: called for every row of the data that has no text.
 
     Attributes:
@@ -68,12 +68,12 @@ class TrainingRun:
         options: TrainingOptions | None = None,
         *,
         resume: bool = False,
-        given: frozenset[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
         on_broken: Callable[[BrokenRow], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
         checkpoint = latest_checkpoint(self.folder)
-        self.options = options_in_force(self.folder, options, resume, given)
+        self.options = options_in_force(self.folder, options, resume, changes or {})
         self.chunk = 0
         self.stop_requested = False
         self._accelerator = _accelerator(self.options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +111,25 @@ class TrainingOptions:
 
 
 def options_in_force(
-    folder: Path, options: TrainingOptions | None, resume: bool, given: frozenset[str] | None
+    folder: Path, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
 ) -> TrainingOptions:
+    """The options of a new run, or those that the run in a folder began with, with what is changed of them.
+
+    Raises:
+        DataError: there is a run where a new one is to begin, or none to resume.
+        ParameterError: an option may not change.
+    """
     file = folder / OPTIONS_FILE
     begun = _read_options(file) if file.is_file() else None
     if not resume:
         if begun is not None:
-            raise DataError(
-                f"{folder} holds a training run already. Go on with it by --resume, or choose another folder."
-            )
+            raise DataError(f"{folder} holds a training run already. Go on with --resume, or choose another folder.")
         if options is None:
             raise ParameterError("options must be given for a new run.", "options")
         return options
     if begun is None:
         raise DataError(f"There is no training run in {folder} to resume. Start one without --resume.")
-    if options is None:
-        return begun
-    names = given if given is not None else frozenset(field.name for field in fields(options))
-    changed = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(begun, name)}
+    changed = {name: value for name, value in changes.items() if getattr(begun, name) != value}
     refused = sorted(changed.keys() - FREE_TO_CHANGE)
     if refused:
         was = ", ".join(f"{name} = {getattr(begun, name)!r} (now {changed[name]!r})" for name in refused)
@@ -136,7 +138,7 @@ def options_in_force(
             f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change.",
             refused[0],
         )
-    return TrainingOptions(**{**asdict(begun), **changed})
+    return replace(begun, **changed)
 
 
 def _read_options(file: Path) -> TrainingOptions:

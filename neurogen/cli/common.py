@@ -1,20 +1,24 @@
-"""What several commands share: their settings, `--debug`, tables. Knows no command."""
+"""What several commands share: their settings, `--debug`, types of options, tables. Knows no command."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
+from neurogen.parameters import INT64
 from neurogen.registry import Plugin
 
-__all__ = ["Settings", "debug_option", "echo_table", "listed", "unambiguous_names"]
+__all__ = ["Settings", "WholeNumber", "debug_option", "device_name", "echo_table", "listed", "unambiguous_names"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNWRAPPED = 100_000
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass
@@ -39,6 +43,30 @@ def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> 
     settings = ctx.find_object(Settings)
     if value and settings is not None:
         settings.debug = True
+
+
+class WholeNumber(click.ParamType[int]):
+    """An integer of 64 bits, with or without a smallest value."""
+
+    name = "integer"
+
+    def __init__(self, least: int | None = None) -> None:
+        self._domain = range(INT64.start if least is None else least, INT64.stop)
+        self._words = "an integer of 64 bits" if least is None else f"an integer >= {least}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        with suppress(ValueError):
+            if int(value) in self._domain:
+                return int(value)
+        raise click.BadParameter(f"it must be {self._words}, got {value!r}.", ctx=ctx, param=param)
+
+
+def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Callback of `--device`: the name if it can be one."""
+    if not DEVICE.fullmatch(value):
+        raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
+    return value
 
 
 def listed(words: Iterable[str], conjunction: str = "and") -> str:

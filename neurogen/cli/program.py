@@ -24,6 +24,9 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": "neurogen.cli.run",
+    "train": "neurogen.cli.train",
+    "diagnose": "neurogen.cli.diagnose",
+    "tokenizer": "neurogen.cli.tokenizer",
     "samplers": "neurogen.cli.samplers",
     "plugins": "neurogen.cli.plugins",
 }
@@ -93,4 +96,4 @@ def _drop_what_is_unwritten() -> None:
 @click.version_option(__version__, prog_name="neurogen")
 @debug_option
 def main() -> None:
-    """Decode with language models through sampler plugins."""
+    """Decode with language models through sampler plugins, and train them with greedy by contract."""

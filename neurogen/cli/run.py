@@ -6,19 +6,16 @@ own options, which come from its schema.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from neurogen.cli.common import debug_option, listed
+from neurogen.cli.common import WholeNumber, debug_option, device_name, listed
 from neurogen.cli.sampler_options import SamplerOption, make_sampler, sampler_options, unknown_option
 from neurogen.cli.session import Arguments, execute
 from neurogen.errors import DataError
-from neurogen.parameters import INT64
 from neurogen.prompts import check_text
 from neurogen.registry import Plugin, default_registry
 from neurogen.sampler import Sampler
@@ -26,25 +23,7 @@ from neurogen.sampler import Sampler
 __all__ = ["command"]
 
 DEFAULT_MODEL = "smollm2-135m"
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class WholeNumber(click.ParamType[int]):
-    """An integer of 64 bits, with or without a smallest value."""
-
-    name = "integer"
-
-    def __init__(self, least: int | None = None) -> None:
-        self._domain = range(INT64.start if least is None else least, INT64.stop)
-        self._words = "an integer of 64 bits" if least is None else f"an integer >= {least}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number."""
-        with suppress(ValueError):
-            if int(value) in self._domain:
-                return int(value)
-        raise click.BadParameter(f"it must be {self._words}, got {value!r}.", ctx=ctx, param=param)
 
 
 class RunCommand(click.Command):
@@ -124,12 +103,6 @@ def _complete_sampler(ctx: click.Context, param: click.Parameter, incomplete: st
     return [CompletionItem(name) for name in _sampler_names() if name.startswith(incomplete)]
 
 
-def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not DEVICE.fullmatch(value):
-        raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
-    return value
-
-
 def _texts(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
     if not all(value):
         raise click.BadParameter("it must not be empty.")
@@ -182,7 +155,7 @@ def _prompt(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "--device",
     default="auto",
     show_default=True,
-    callback=_device,
+    callback=device_name,
     metavar="auto|cpu|cuda",
     help="auto is CUDA where there is any.",
 )

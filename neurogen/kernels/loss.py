@@ -43,6 +43,8 @@ MANTISSA_SHIFT = np.int32(23)
 SIGN_SHIFT = np.int32(31)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 FAR = np.float32(1e4)
+BLOCK = 512
+"""Values that are added in float32 before the rest is in float64."""
 
 
 @register_jitable
@@ -73,8 +75,8 @@ def _exponentials(row: Any, top: Any, out: Any) -> None:
 
 
 @register_jitable(**REASSOCIATE)
-def _sum(values: Any) -> Any:
-    """The sum, in float32 as many times side by side as the processor has lanes."""
+def _block_sum(values: Any) -> Any:
+    """The sum of a few hundred values, in float32 as many times side by side as the processor has lanes."""
     total = np.float32(0)
     for value in values:
         total += value
@@ -82,12 +84,24 @@ def _sum(values: Any) -> Any:
 
 
 @register_jitable(**REASSOCIATE)
-def _weighted_distance(row: Any, top: Any, weights: Any) -> Any:
-    """The sum of (top - row) * weights, leaving out what is so far below that its weight does not count."""
+def _block_distance(row: Any, top: Any, weights: Any) -> Any:
+    """The sum of (top - row) * weights; what is so far below that its weight does not count is taken for nearer."""
     total = np.float32(0)
     for i in range(len(row)):
         total += min(np.float32(top - row[i]), FAR) * weights[i]
     return total
+
+
+@register_jitable
+def _totals(row: Any, top: Any, exponentials: Any) -> Any:
+    """Sum of the exponentials, and of each times its distance from the top: float64 over sums of blocks."""
+    total = np.float64(0)
+    distance = np.float64(0)
+    for start in range(0, len(row), BLOCK):
+        part = exponentials[start : start + BLOCK]
+        total += np.float64(_block_sum(part))
+        distance += np.float64(_block_distance(row[start : start + BLOCK], top, part))
+    return total, distance
 
 
 @register_jitable
@@ -116,11 +130,11 @@ def _softmax(flat, row_stride, vocab, bfloat16, start, stop, targets, gradient, 
         target = targets[r]
         top = _top(row)
         _exponentials(row, top, exponentials)
-        total = np.float64(_sum(exponentials))
+        total, distance = _totals(row, top, exponentials)
         log_total = np.log(total)
         measures[r, 0] = log_total + np.float64(top) - np.float64(row[target])
         measures[r, 1] = np.float64(_rank(row, target))
-        measures[r, 2] = log_total + np.float64(_weighted_distance(row, top, exponentials)) / total
+        measures[r, 2] = log_total + distance / total
         measures[r, 3] = 1 / total
         share = shares[0]
         if share > 0:

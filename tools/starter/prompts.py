@@ -1,4 +1,4 @@
-"""Prompts for short simple stories, as many as asked for, no two alike: the first step of making the starter model's text.
+"""Prompts for short simple stories, no two alike: the first step of making the starter model's text.
 
     python tools/starter/prompts.py --count 20000 --seed 1 > prompts.jsonl
 
@@ -15,14 +15,16 @@ import sys
 
 HEROES = (
     "a little girl named {name}", "a little boy named {name}", "a small cat named {name}", "a brown dog named {name}",
-    "a shy rabbit named {name}", "a young bear named {name}", "a tiny mouse named {name}", "a kind old woman named {name}",
+    "a shy rabbit named {name}", "a young bear named {name}", "a tiny mouse named {name}",
+    "a kind old woman named {name}",
     "a farmer named {name}", "a duck named {name}", "a curious fox named {name}", "a baby bird named {name}",
     "two friends named {name} and {other}", "a girl named {name} and her brother {other}", "a frog named {name}",
     "a pony named {name}", "a little robot named {name}", "a puppy named {name}", "a turtle named {name}",
 )  # fmt: skip
 NAMES = (
     "Anna", "Ben", "Lucy", "Tom", "Mia", "Sam", "Lily", "Max", "Ella", "Jack", "Rosie", "Tim", "Nora", "Leo", "Daisy",
-    "Oscar", "Zoe", "Finn", "Molly", "Toby", "Amy", "Billy", "Sara", "Pip", "Coco", "Buddy", "Fay", "Gus", "Ruby", "Hugo",
+    "Oscar", "Zoe", "Finn", "Molly", "Toby", "Amy", "Billy", "Sara", "Pip", "Coco", "Buddy", "Fay", "Gus", "Ruby",
+    "Hugo",
 )  # fmt: skip
 PLACES = (
     "in the park", "in the forest", "at the beach", "in the garden", "on a farm", "at school", "in a small house",
@@ -30,8 +32,10 @@ PLACES = (
     "in a big tree", "in the rain", "on a boat", "at grandma's house", "in the barn", "at the playground",
 )  # fmt: skip
 THINGS = (
-    "a red ball", "a blue kite", "a shiny stone", "a warm hat", "a big cake", "a lost key", "a little boat", "an old book",
-    "a yellow flower", "a soft blanket", "a wooden box", "a round apple", "a toy car", "a bell", "a bright lamp", "a drum",
+    "a red ball", "a blue kite", "a shiny stone", "a warm hat", "a big cake", "a lost key", "a little boat",
+    "an old book",
+    "a yellow flower", "a soft blanket", "a wooden box", "a round apple", "a toy car", "a bell", "a bright lamp",
+    "a drum",
     "a basket of berries", "a broken cup", "a green umbrella", "a paper plane", "a bag of seeds", "a ladder", "a spoon",
 )  # fmt: skip
 EVENTS = (
@@ -45,9 +49,10 @@ FORMS = (
     "Write a short story for small children about {hero} {place}. The story has {thing} in it. The hero {event}. "
     "Use very simple words and short sentences.",
     "Tell a very simple story of two paragraphs for a child of four: {hero} is {place}, sees {thing} and {event}.",
-    "Write a short bedtime story with simple words. It starts with \"Once upon a time\". It is about {hero} who {event}. "
-    "There is {thing}, and it happens {place}.",
-    "Write a little story with easy words and some talking. {hero} is {place} with {thing}. In the end the hero {event}.",
+    'Write a short bedtime story with simple words. It starts with "Once upon a time". It is about {hero} who '
+    "{event}. There is {thing}, and it happens {place}.",
+    "Write a little story with easy words and some talking. {hero} is {place} with {thing}. In the end the "
+    "hero {event}.",
 )  # fmt: skip
 
 

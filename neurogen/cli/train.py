@@ -1,0 +1,211 @@
+"""`neurogen train`: its options, signals, and what it says. The training is in `neurogen.training`."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from neurogen.cli.common import WholeNumber, debug_option, device_name
+from neurogen.cli.training_display import Display, make_display
+
+if TYPE_CHECKING:
+    from neurogen.training import ChunkReport, TrainingRun
+
+__all__ = ["command"]
+
+CHARTS = "charts.png"
+BROKEN_ROWS_SHOWN = 20
+EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet"})
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("data", nargs=-1)
+@click.option("--out", required=True, metavar="DIR", help="Folder of the run: metrics, samples, charts, checkpoints.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR behind its last checkpoint.")
+@click.option(
+    "--tokenizer",
+    metavar="FILE.model",
+    help="SentencePiece model, or a folder with a tokenizer.  [default: one is trained on DATA]",
+)
+@click.option(
+    "--preset", default="tiny", show_default=True, metavar="tiny|small|base", help="3M, 25M, 124M parameters."
+)
+@click.option("--config", metavar="FILE", help="Architecture as a config.json of transformers, instead of a preset.")
+@click.option(
+    "--tokens-per-chunk", type=WholeNumber(1), default=4096, show_default=True, help="Tokens that a report covers."
+)
+@click.option(
+    "--max-chunks", type=WholeNumber(1), help="End after so many chunks.  [default: after one pass over DATA]"
+)
+@click.option("--context", type=WholeNumber(1), default=256, show_default=True, help="Tokens in a sequence.")
+@click.option("--batch-size", type=WholeNumber(1), help="Sequences a step and process.  [default: a chunk is a step]")
+@click.option(
+    "--accumulation", type=WholeNumber(1), default=1, show_default=True, help="Work on a batch in so many parts."
+)
+@click.option("--lr", "learning_rate", type=float, help="Peak learning rate.  [default: the preset's]")
+@click.option("--optimizer", default="adamw", show_default=True, metavar="adamw|muon", help="Muon is for the matrices.")
+@click.option("--weight-decay", type=float, default=0.1, show_default=True, help="Of matrices.")
+@click.option("--warmup-steps", type=WholeNumber(0), help="Steps to the peak.  [default: 100, or a tenth of the run]")
+@click.option("--max-gradient-norm", type=float, default=1.0, show_default=True, help="Clip the gradient to this.")
+@click.option("--val", multiple=True, metavar="DATA", help="Held-out data to measure on; repeat for several.")
+@click.option("--val-every", type=WholeNumber(1), default=50, show_default=True, help="Chunks between measurements.")
+@click.option("--val-tokens", type=WholeNumber(1), default=32_768, show_default=True, help="Held-out tokens.")
+@click.option("--save-every", type=WholeNumber(1), default=100, show_default=True, help="Chunks between checkpoints.")
+@click.option("--keep", type=WholeNumber(1), default=2, show_default=True, help="Checkpoints that are kept.")
+@click.option("--chart-every", type=WholeNumber(1), default=100, show_default=True, help="Chunks between charts.")
+@click.option("--precision", default="float32", show_default=True, metavar="float32|bf16", help="Of matrix products.")
+@click.option("--compile", is_flag=True, help="Compile the model with torch.compile.")
+@click.option("--contrast", is_flag=True, help="Report beside the accuracy what drawing by top-k 50 would have shown.")
+@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
+@click.option(
+    "--device", default="auto", show_default=True, callback=device_name, metavar="auto|cpu|cuda", help="Where to train."
+)
+@click.option("--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights.")
+@click.option("--quiet", "-q", is_flag=True, help="No display.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool, **values: Any) -> int:
+    """Train a small language model on DATA: files, folders, or names of data sets on the Hugging Face hub.
+
+    What each step predicts is measured greedily, by contract: accuracy is the share of positions where the most
+    probable token is the right one. There is no option to measure by sampling, which hides whether a model learns.
+
+    DATA has a row with a field "text" for every document: .jsonl, .jsonl.zst, .parquet, or plain .txt.
+    """
+    if not data and not resume:
+        raise click.UsageError("There is no data. Give files, folders or names of data sets, or --resume.", ctx)
+    extras = {name: values.pop(name) for name in ("chart_every", "tensorboard", "quiet")}
+    run, display = _prepared(ctx, data, Path(out), resume, values, extras["quiet"])
+    observers = _observers(run, **extras)
+    try:
+        code = _train(run, display, observers)
+    finally:
+        display.close()
+        run.close()
+    if run.is_main:
+        _charts(run)
+        click.echo(_closing_line(run, code), err=True)
+    return code
+
+
+def _prepared(
+    ctx: click.Context, data: tuple[str, ...], out: Path, resume: bool, values: dict[str, Any], quiet: bool
+) -> tuple[TrainingRun, Display]:
+    from neurogen.training import TrainingOptions, TrainingRun
+
+    explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
+    given = {name: ctx.params[name] for name in ctx.params if ctx.get_parameter_source(name) in explicit}
+    changes = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
+    broken = _BrokenRows()
+    if resume:
+        run = TrainingRun(out, resume=True, changes=changes, on_broken=broken)
+    else:
+        run = TrainingRun(out, TrainingOptions(data=data, **values), on_broken=broken)
+    display = make_display(quiet=quiet or not run.is_main, max_chunks=run.options.max_chunks)
+    broken.say = display.say
+    return run, display
+
+
+class _BrokenRows:
+    """Says which rows of the data have no text, the first of them at least."""
+
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = lambda message: click.echo(message, err=True)
+        self._count = 0
+
+    def __call__(self, row: object) -> None:
+        self._count += 1
+        if self._count <= BROKEN_ROWS_SHOWN:
+            self.say(f"{row}; skipped.")
+        if self._count == BROKEN_ROWS_SHOWN:
+            self.say("More such rows are counted and not named; see broken_rows in metrics.jsonl.")
+
+
+def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkReport], None]]) -> int:
+    """Run until the end or a signal; the exit code."""
+    with _stopping(run, display) as caught:
+        for report in run.chunks():
+            display.show(report)
+            for observer in observers:
+                observer(report)
+    return EXITS[caught[0]] if caught else 0
+
+
+@contextmanager
+def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signals]]:
+    """Let the first SIGINT or SIGTERM end the run behind the current chunk; a second Ctrl-C ends it at once."""
+    caught: list[signal.Signals] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number))
+        run.stop_requested = True
+        display.say("Stopping behind this chunk, to save. Once more stops at once, without saving.")
+
+    before = {number: signal.signal(number, handler) for number in EXITS}
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _observers(
+    run: TrainingRun, chart_every: int, tensorboard: bool, quiet: bool
+) -> list[Callable[[ChunkReport], None]]:
+    if not run.is_main:
+        return []
+
+    def charts(report: ChunkReport) -> None:
+        if report.chunk % chart_every == 0:
+            _charts(run)
+
+    return [charts, _tensorboard(run.folder)] if tensorboard else [charts]
+
+
+def _charts(run: TrainingRun) -> None:
+    from neurogen.charts import draw_charts
+    from neurogen.training import METRICS_FILE
+
+    metrics = run.folder / METRICS_FILE
+    if run.chunk and metrics.is_file():
+        draw_charts(metrics, run.folder / CHARTS)
+
+
+def _tensorboard(folder: Path) -> Callable[[ChunkReport], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise click.UsageError(
+            "--tensorboard needs the package tensorboard. Install it by `pip install tensorboard`, or leave the option "
+            "out: metrics.jsonl holds the same numbers."
+        ) from None
+    writer: Any = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(report: ChunkReport) -> None:
+        for name, value in report.to_json().items():
+            if isinstance(value, int | float) and name not in ("chunk", "step"):
+                writer.add_scalar(name, value, report.chunk)
+        writer.flush()
+
+    return write
+
+
+def _closing_line(run: TrainingRun, code: int) -> str:
+    from neurogen.checkpoint import latest_checkpoint
+
+    checkpoint = latest_checkpoint(run.folder)
+    if code:
+        again = f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
+        return f"Stopped behind chunk {run.chunk}; saved {checkpoint}. To go on: {again}"
+    return f"Trained {run.chunk:,} chunks; the model is in {checkpoint}. Try it: neurogen run --model {run.folder}"

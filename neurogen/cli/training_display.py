@@ -1,0 +1,144 @@
+"""What `neurogen train` shows while it runs, on stderr: a live panel on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from neurogen.training_report import ChunkReport
+
+__all__ = ["Display", "LineDisplay", "LiveDisplay", "make_display"]
+
+LINE_SECONDS = 10.0
+COLORS = {"healthy": "green", "flat": "yellow", "saturated": "red", "diverged": "magenta"}
+PACE = 20
+"""Chunks over which the speed is averaged for the time left."""
+
+
+class Display:
+    """Shows nothing."""
+
+    def show(self, report: ChunkReport) -> None:
+        """A chunk is done."""
+
+    def say(self, message: str) -> None:
+        """Something that is to be read whatever else is shown."""
+        click.echo(message, err=True)
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class LineDisplay(Display):
+    """A line every few seconds, and for every chunk that is measured on held-out data or saved."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def show(self, report: ChunkReport) -> None:
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS or report.validation is not None or report.checkpoint is not None:
+            self._last = now
+            click.echo(_line(report), err=True)
+
+
+class LiveDisplay(Display):
+    """A panel that is drawn anew at every chunk."""
+
+    def __init__(self, max_chunks: int | None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._max_chunks = max_chunks
+        self._validation: ChunkReport | None = None
+        self._first: tuple[int, float] | None = None
+        self._live = Live(
+            console=Console(stderr=True), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live.start()
+
+    def show(self, report: ChunkReport) -> None:
+        if self._first is None:
+            self._first = (report.chunk, time.monotonic())
+        if report.validation is not None:
+            self._validation = report
+        self._live.update(self._panel(report), refresh=True)
+
+    def say(self, message: str) -> None:
+        self._live.console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _panel(self, report: ChunkReport) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        health = report.health
+        table = Table.grid(padding=(0, 2))
+        rows = {
+            "chunk": f"{report.chunk:,}{f' of {self._max_chunks:,}' if self._max_chunks else ''}, {self._left(report)}",
+            "tokens": f"{report.tokens / 1e6:,.2f} million, epoch {report.epoch + 1}",
+            "loss": f"{health.loss:.3f} nats a token",
+            "accuracy": f"{health.accuracy:.1%} greedy, {health.top5_accuracy:.1%} among the first five",
+            "held out": self._held_out(),
+            "speed": f"{report.tokens_per_second:,.0f} tokens/s",
+            "step": f"learning rate {report.learning_rate:.2e}, gradient norm {report.gradient_norm:.2f}",
+        }
+        for name, value in rows.items():
+            table.add_row(Text(name, style="bold"), Text(value))
+        verdict = Text.assemble((report.verdict, f"bold {COLORS[report.verdict]}"), f": {report.reason}")
+        return Group(table, verdict)
+
+    def _held_out(self) -> str:
+        if self._validation is None or self._validation.validation is None:
+            return "not measured yet"
+        health = self._validation.validation
+        return f"loss {health.loss:.3f}, accuracy {health.accuracy:.1%} at chunk {self._validation.chunk:,}"
+
+    def _left(self, report: ChunkReport) -> str:
+        chunk, started = self._first or (report.chunk, 0.0)
+        if self._max_chunks is None:
+            return "until the data end"
+        if report.chunk <= chunk:
+            return "time left unknown yet"
+        pace = (time.monotonic() - started) / (report.chunk - chunk)
+        return f"{_duration(pace * (self._max_chunks - report.chunk))} left"
+
+
+def make_display(*, quiet: bool, max_chunks: int | None) -> Display:
+    """What fits stderr."""
+    if quiet:
+        return Display()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return LiveDisplay(max_chunks) if terminal else LineDisplay()
+
+
+def _line(report: ChunkReport) -> str:
+    health = report.health
+    held_out = report.validation
+    parts = [
+        f"chunk {report.chunk}",
+        f"loss {health.loss:.3f}",
+        f"accuracy {health.accuracy:.1%}",
+        *([f"held out {held_out.loss:.3f} / {held_out.accuracy:.1%}"] if held_out is not None else []),
+        report.verdict,
+        f"{report.tokens_per_second:,.0f} tokens/s",
+        *([f"saved {report.checkpoint}"] if report.checkpoint is not None else []),
+    ]
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
