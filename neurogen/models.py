@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neurogen.checkpoint import latest_checkpoint
 from neurogen.errors import DeviceError, ModelError
 from neurogen.known_models import (
     KNOWN_MODELS,
@@ -115,7 +116,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Langu
     """Load a model with its tokenizer.
 
     Args:
-        name: a folder with config.json, *.safetensors and a tokenizer; a `.gguf` file; a known name
+        name: a folder with config.json, *.safetensors and a tokenizer; the folder of a training run, which means its
+            newest checkpoint; a `.gguf` file; a known name
             (`neurogen.known_models.KNOWN_MODELS`); or a name on the Hugging Face hub, `organisation/model`.
         device: "auto" (CUDA where there is any), "cpu", "cuda" or "cuda:N".
         dtype: "auto" (as stored; float16 becomes float32 on the CPU, which has no fast float16, and GGUF blocks become
@@ -190,7 +192,9 @@ def _why_no_cuda() -> str:
 def _locate(name: str) -> Path:
     """Find the folder or GGUF file that a name stands for, fetching or converting it if need be."""
     path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir():
+        return latest_checkpoint(path) or path
+    if path.is_file() and path.suffix == ".gguf":
         return path
     if path.is_file():
         raise ModelError(
