@@ -125,16 +125,13 @@ def main() -> None:
                 times[name].append(time.perf_counter() - begin)
             times["transformers"].append(theirs(ids))
     tokens = ids.shape[0] * CONTEXT
-    print(
-        f"{options.preset}, batch {options.batch_size} x {CONTEXT}, {options.precision}, {torch.get_num_threads()} threads"
-    )
+    shape = f"batch {options.batch_size} x {CONTEXT}"
+    print(f"{options.preset}, {shape}, {options.precision}, {torch.get_num_threads()} threads")
     for name, seconds in times.items():
         print(f"{name:13} {tokens / statistics.median(seconds):9,.0f} tokens/s (median of {options.rounds} rounds)")
     for other in ("transformers", "plain"):
         ratios = sorted(b / a for a, b in zip(times["neurogen"], times[other], strict=True))
-        print(
-            f"neurogen is {statistics.median(ratios):.3f} times as fast as {other} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        )
+        print(f"neurogen / {other}: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
 if __name__ == "__main__":

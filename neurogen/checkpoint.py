@@ -71,9 +71,10 @@ def save_checkpoint(
 
     accelerator = trainer.accelerator
     weights = accelerator.get_state_dict(trainer.model)
-    tensors, numbers = _split(_optimizer_state(trainer))
+    optimizer = _optimizer_state(trainer)
     target = run / FOLDER / f"chunk-{chunk:06d}"
     if accelerator.is_main_process:
+        tensors, numbers = _split(optimizer)
         tensors[RANDOM_STATE] = torch.get_rng_state()
         trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": numbers, **state}
         temporary = target.with_name(f".{target.name}.tmp")
@@ -137,7 +138,7 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
 
 
 def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
-    """The optimizers' state by name of the weight, whole on every process, on the CPU."""
+    """The optimizers' state by name of the weight, on the CPU; gathered by all processes, whole on the first."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -285,7 +285,10 @@ class TrainingRun:
             return train, []
         held_out = PackedStream(options.val, self.tokenizer, **shares, repeat=False)
         batches: list[tuple[Tensor, Tensor]] = []
+        joint = options.sequences * options.context * self.processes
         for batch in held_out:
+            if self.processes > 1 and held_out.tokens % joint:
+                break  # some processes have no share of the last, smaller batch, and all must make the same calls
             batches.append((batch.context_ids, batch.target_ids))
             if held_out.tokens >= options.val_tokens:
                 break

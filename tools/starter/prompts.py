@@ -56,13 +56,23 @@ FORMS = (
 )  # fmt: skip
 
 
-def prompts(count: int, seed: int) -> list[str]:
+OPENINGS = (
+    "Once upon a time, there was {hero}.", "Once upon a time, in a small house, there lived {hero}.",
+    "One day, {hero} found {thing} {place}.", "One sunny day, {hero} went for a walk.", "{hero} was {place}.",
+    "Once there was {hero}. Every day they played {place}.", "One day, {hero} wanted to play with {thing}.",
+    "It was a cold day. {hero} had {thing}.", "{hero} was very happy.", "{hero} was sad today.",
+    "There was once {hero} who liked {thing}.", "Every morning, {hero} looked out of the window.",
+)  # fmt: skip
+KINDS = {"tasks": FORMS, "openings": OPENINGS}
+
+
+def prompts(count: int, seed: int, forms: tuple[str, ...] = FORMS) -> list[str]:
     """Different prompts in an order that depends on the seed alone."""
     chance = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < count:
         name, other = chance.sample(NAMES, 2)
-        text = chance.choice(FORMS).format(
+        text = chance.choice(forms).format(
             hero=chance.choice(HEROES).format(name=name, other=other),
             place=chance.choice(PLACES),
             thing=chance.choice(THINGS),
@@ -77,8 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", choices=list(KINDS), default="tasks", help="for a chat model, or to be continued")
     options = parser.parse_args()
-    for text in prompts(options.count, options.seed):
+    for text in prompts(options.count, options.seed, KINDS[options.kind]):
         sys.stdout.write(json.dumps(text) + "\n")
 
 
