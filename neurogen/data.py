@@ -1,0 +1,241 @@
+"""Training data as batches of ids: documents are tokenized, joined, and cut into sequences of one length.
+
+The ids form one endless line, EOS, document, EOS, document, EOS, ..., and sequence `i` is the `i`-th stretch of it, so
+no position is padding and none is trained on twice. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from neurogen.documents import BrokenRow, Piece, TextStream
+from neurogen.errors import DataError, ModelError, ParameterError
+from neurogen.tokenizer import Tokenizer
+
+__all__ = ["BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
+
+STATE_VERSION = 1
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences of one length, without padding.
+
+    Attributes:
+        context_ids: int64 [batch, context], on the CPU.
+        target_ids: int64 [batch, context]; `target_ids[b, t]` is the id that follows `context_ids[b, t]`.
+    """
+
+    context_ids: Tensor
+    target_ids: Tensor
+
+
+class PackedStream:
+    """Iterates training data as batches of packed sequences.
+
+    Every id of every document, and the EOS that ends it, is a target exactly once an epoch. Of several ranks each reads
+    all of the data and keeps its share, so that together they see what one process with their joint batch size sees;
+    sequence boundaries depend on every document before them, so none can be left out.
+
+    The state is the same on all ranks, and says nothing of batch size, context and number of ranks: a run may go on
+    with others. Use it from one thread at a time; `state_dict` between two batches, after which the next iteration,
+    here or in another process, gives the batches that would have followed.
+
+    Attributes:
+        text: the texts behind it.
+        tokens: targets given out so far, over all ranks.
+    """
+
+    _parts: list[Ids]  # what has been tokenized and not been given out
+    _count: int  # ids in the parts
+    _given: bool  # a sequence, since the beginning of the data
+    _ended: bool  # the last batch of data that are not repeated has been given out
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: bool = True,
+        on_broken: Callable[[BrokenRow], None] | None = None,
+    ) -> None:
+        """Find the data; nothing is read yet.
+
+        Args:
+            sources: see `TextStream`.
+            tokenizer: one that has an EOS id.
+            context: ids in a sequence.
+            batch_size: sequences in a batch of this rank.
+            rank: which of the `world_size` shares of every joint batch to give out.
+            world_size: number of ranks.
+            repeat: start the data over without end. If not, the iteration ends with the data, the last batch may be
+                smaller (on some ranks it may be none), and what is no whole sequence any more is left out.
+            on_broken: called for each row without a text.
+
+        Raises:
+            DataError: a source does not exist, is of an unknown kind, or holds nothing to read.
+            ModelError: the tokenizer has no EOS id.
+            ParameterError: a number is out of its domain.
+        """
+        _check(context=context, batch_size=batch_size, world_size=world_size)
+        if not 0 <= rank < world_size:
+            raise ParameterError(
+                f"rank must be an integer from 0 to world_size - 1 = {world_size - 1}, got {rank}.", "rank"
+            )
+        self._eos = _end_of_text(tokenizer)
+        self._tokenizer = tokenizer
+        self._context, self._batch_size = context, batch_size
+        self._rank, self._world_size = rank, world_size
+        self._repeat = repeat
+        self.text = TextStream(sources, on_broken=on_broken)
+        self.tokens = 0
+        self._begin()
+
+    @property
+    def epoch(self) -> int:
+        """How many times the data have been read whole; the ids that were read last may not be given out yet."""
+        return self.text.epoch
+
+    @property
+    def broken(self) -> int:
+        """Rows without a text so far."""
+        return self.text.broken
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        """The batches from here on.
+
+        Raises:
+            DataError: there is no text at all in the data; they are too short for one sequence and not repeated; a
+                data set on the hub cannot be read any further.
+        """
+        if not self._ended:
+            yield from self._batches()
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last batch that was given out, as what JSON can hold."""
+        return {
+            "version": STATE_VERSION,
+            "tokenizer": self._tokenizer_identity(),
+            "text": self.text.state_dict(),
+            "ids": self._joined().tolist(),
+            "tokens": self.tokens,
+            "given": self._given,
+            "ended": self._ended,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called; nothing is tokenized for that.
+
+        Raises:
+            DataError: it is no such state, or one of other data or another tokenizer.
+        """
+        if state.get("version") != STATE_VERSION or not state.keys() >= self.state_dict().keys():
+            raise DataError(
+                "The saved position in the training data cannot be read: it is damaged, or was saved by another "
+                "version of neurogen. Start from another checkpoint, or without one."
+            )
+        if list(state["tokenizer"]) != self._tokenizer_identity():
+            vocab, eos = state["tokenizer"]
+            raise DataError(
+                f"The saved position in the training data is one with another tokenizer: it had {vocab:,} ids and "
+                f"{eos} ended a text, this one has {self._tokenizer.vocab_size:,} and {self._eos}. Give the tokenizer "
+                "that training began with, or start without the checkpoint."
+            )
+        self.text.load_state_dict(state["text"])
+        self._parts = [np.array(state["ids"], dtype=np.int64)]
+        self._count = len(state["ids"])
+        self.tokens, self._given, self._ended = state["tokens"], state["given"], state["ended"]
+
+    def _begin(self) -> None:
+        """Stand before the first document, with the EOS that it follows on."""
+        self._parts = [np.array([self._eos], dtype=np.int64)]
+        self._count = 1
+        self._given = self._ended = False
+
+    def _batches(self) -> Iterator[PackedBatch]:
+        joint = self._batch_size * self._world_size
+        pieces = self._endless_pieces()
+        while self._read(pieces, joint * self._context + 1):
+            yield self._give(joint)
+        rest = (self._count - 1) // self._context
+        if not rest and not self._given:
+            raise DataError(
+                f"The data hold {self._count - 1:,} tokens, which is no whole sequence of {self._context:,}. Give more "
+                "data or a shorter context."
+            )
+        self._ended = True
+        batch = self._give(rest)
+        if len(batch.context_ids):
+            yield batch
+
+    def _endless_pieces(self) -> Iterator[Piece]:
+        """The pieces from here on, over and over if the data are to be repeated."""
+        yield from self.text.pieces()
+        while self._repeat:
+            yield from self.text.pieces()
+
+    def _read(self, pieces: Iterator[Piece], needed: int) -> bool:
+        """Tokenize until there are `needed` ids; False where the data end before."""
+        while self._count < needed:
+            piece = next(pieces, None)
+            if piece is None:
+                return False
+            ids = self._tokenizer.encode(piece.text, add_bos=False) if piece.text else []
+            if piece.ends:
+                ids = [*ids, self._eos]
+            self._parts.append(np.array(ids, dtype=np.int64))
+            self._count += len(ids)
+        return True
+
+    def _give(self, sequences: int) -> PackedBatch:
+        """Take `sequences` from the front, and of them this rank's share; the last id stays, to begin the next."""
+        ids = self._joined()
+        length = sequences * self._context
+        # A copy, so that the batch's memory is not kept for the sake of the few ids that are left.
+        self._parts, self._count = [ids[length:].copy()], self._count - length
+        self.tokens += length
+        self._given = True
+        first = min(self._rank * self._batch_size, sequences)
+        last = min(first + self._batch_size, sequences)
+        share = ids[first * self._context : last * self._context + 1]
+        shape = (last - first, self._context)
+        return PackedBatch(torch.tensor(share[:-1]).view(shape), torch.tensor(share[1:]).view(shape))
+
+    def _joined(self) -> Ids:
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        return self._parts[0]
+
+    def _tokenizer_identity(self) -> list[int]:
+        return [self._tokenizer.vocab_size, self._eos]
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    """The id that ends a document: of several, the lowest, since an end of turn is added after the end of text."""
+    if not tokenizer.eos_ids:
+        raise ModelError(
+            "This tokenizer has no end-of-text id (EOS), which separates documents in training. Use a tokenizer that "
+            "has one; `neurogen tokenizer train` makes such a tokenizer from your data."
+        )
+    return min(tokenizer.eos_ids)
+
+
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
