@@ -71,6 +71,7 @@ class PackedStream:
         rank: int = 0,
         world_size: int = 1,
         repeat: bool = True,
+        select: Callable[[int], bool] | None = None,
         on_broken: Callable[[BrokenRow], None] | None = None,
     ) -> None:
         """Find the data; nothing is read yet.
@@ -84,6 +85,7 @@ class PackedStream:
             world_size: number of ranks.
             repeat: start the data over without end. If not, the iteration ends with the data, the last batch may be
                 smaller (on some ranks it may be none), and what is no whole sequence any more is left out.
+            select: see `TextStream`.
             on_broken: called for each row without a text.
 
         Raises:
@@ -101,7 +103,7 @@ class PackedStream:
         self._context, self._batch_size = context, batch_size
         self._rank, self._world_size = rank, world_size
         self._repeat = repeat
-        self.text = TextStream(sources, on_broken=on_broken)
+        self.text = TextStream(sources, select=select, on_broken=on_broken)
         self.tokens = 0
         self._begin()
 

@@ -77,18 +77,26 @@ class TextStream:
     _documents: int  # given out since the beginning of the data
     _open: bool  # within a document
 
-    def __init__(self, sources: Sequence[str | Path], *, on_broken: Callable[[BrokenRow], None] | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        select: Callable[[int], bool] | None = None,
+        on_broken: Callable[[BrokenRow], None] | None = None,
+    ) -> None:
         """Find the data.
 
         Args:
             sources: files, folders (read recursively, in the order of their names), or names on the Hugging Face hub,
                 `organisation/name` or `organisation/name:config`.
+            select: whether to give out the document of this number, counted from 1 in every epoch; None: all.
             on_broken: called for each row without a text.
 
         Raises:
             DataError: a source does not exist, is of an unknown kind, or holds nothing to read.
         """
         self._sources = resolve(sources)
+        self._select = select
         self._fingerprint = fingerprint(self._sources)
         self._named = ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
         self._on_broken = on_broken
@@ -174,7 +182,8 @@ class TextStream:
             if text or (self._open and row.ends):
                 self._documents += not self._open
                 self._open = not row.ends
-                yield Piece(text, row.ends)
+                if self._select is None or self._select(self._documents):
+                    yield Piece(text, row.ends)
 
     def _text(self, row: Row) -> str:
         """The row's text; empty where it has none, which has then been reported."""

@@ -279,11 +279,24 @@ class TrainingRun:
             self.tokenizer,
             **shares,
             repeat=options.max_chunks is not None,
+            select=options.is_trained_on,
             on_broken=on_broken if self.is_main else None,
         )
-        if not options.val:
+        if options.val:
+            return train, self._held_out(PackedStream(options.val, self.tokenizer, **shares, repeat=False))
+        if not options.hold_out:
             return train, []
-        held_out = PackedStream(options.val, self.tokenizer, **shares, repeat=False)
+        held_out = PackedStream(
+            options.data, self.tokenizer, **shares, repeat=False, select=lambda n: not options.is_trained_on(n)
+        )
+        try:
+            return train, self._held_out(held_out)
+        except DataError:  # too few documents for a sequence of held-out text: then there is nothing to measure on
+            return train, []
+
+    def _held_out(self, held_out: Any) -> list[tuple[Tensor, Tensor]]:
+        """This process's share of as many held-out tokens as are to be measured, as batches."""
+        options = self.options
         batches: list[tuple[Tensor, Tensor]] = []
         joint = options.sequences * options.context * self.processes
         for batch in held_out:
@@ -292,7 +305,7 @@ class TrainingRun:
             batches.append((batch.context_ids, batch.target_ids))
             if held_out.tokens >= options.val_tokens:
                 break
-        return train, batches
+        return batches
 
 
 def _accelerator(options: TrainingOptions) -> Any:

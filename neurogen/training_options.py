@@ -36,7 +36,8 @@ class TrainingOptions:
         accumulation: the parts that a process's batch is worked on in.
         learning_rate: peak; None: the preset's.
         optimizer, weight_decay, warmup_steps, max_gradient_norm: see `TrainerOptions`.
-        val: held-out data; none is measured where there is none.
+        val: data to measure on.
+        hold_out: without `val`, every so many-th document is kept from training and measured on; 0: none is.
         val_every, val_tokens: measure so many held-out tokens every so many chunks.
         save_every, keep: write a checkpoint every so many chunks, and keep so many.
         precision: "float32", or "bf16" for matrix products in bfloat16 with float32 weights.
@@ -64,6 +65,7 @@ class TrainingOptions:
     warmup_steps: int | None = None
     max_gradient_norm: float = 1.0
     val: tuple[str, ...] = ()
+    hold_out: int = 100
     val_every: int = 50
     val_tokens: int = 32_768
     save_every: int = 100
@@ -91,6 +93,8 @@ class TrainingOptions:
                 raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
         if self.precision not in ("float32", "bf16"):
             raise ParameterError(f"precision must be float32 or bf16, got {self.precision!r}.", "precision")
+        if not isinstance(self.hold_out, int) or self.hold_out < 0 or self.hold_out == 1:
+            raise ParameterError(f"hold_out must be 0 or an integer >= 2, got {self.hold_out!r}.", "hold_out")
         if not self.data:
             raise ParameterError("data must name at least one file, folder or data set.", "data")
 
@@ -98,6 +102,10 @@ class TrainingOptions:
     def sequences(self) -> int:
         """Sequences in a step of one process."""
         return self.batch_size or max(1, self.tokens_per_chunk // self.context)
+
+    def is_trained_on(self, document: int) -> bool:
+        """Whether the document of this number is for training rather than for measuring."""
+        return bool(self.val) or self.hold_out == 0 or document % self.hold_out != 0
 
     def steps_per_chunk(self, processes: int) -> int:
         """Optimizer steps in a chunk."""

@@ -92,6 +92,20 @@ def test_several_sources_keep_their_order(tmp_path: Path) -> None:
     assert read(tmp_path / "2.jsonl", str(tmp_path / "1.jsonl"))[0] == ["2.jsonl", "1.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_selected_documents_alone_are_given_out_also_after_a_pause(tmp_path: Path, name: str) -> None:
+    texts = [f"text {number}" for number in range(1, 10)]
+    path = tmp_path / name
+    (write_txt if name.endswith("txt") else write_jsonl)(path, texts)
+    stream = TextStream([path], select=lambda number: number % 3 == 0)
+    assert [*stream, *stream] == ["text 3", "text 6", "text 9"] * 2
+    first = iter(stream)
+    assert next(first) == "text 3"
+    resumed = TextStream([path], select=lambda number: number % 3 == 0)
+    resumed.load_state_dict(stream.state_dict())
+    assert list(resumed) == ["text 6", "text 9"]
+
+
 def test_one_source_need_not_be_a_list(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", TEXTS)
     assert list(TextStream(str(tmp_path / "a.jsonl"))) == TEXTS

@@ -58,6 +58,7 @@ def options(data: Path, config: Path, tiny_model_dir: Path) -> dict[str, Any]:
         "save_every": 4,
         "learning_rate": 1e-2,
         "device": "cpu",
+        "hold_out": 0,
     }
 
 
@@ -127,6 +128,19 @@ def test_held_out_data_is_measured_every_so_often(tmp_path: Path, data: Path, op
     found = train(tmp_path / "run", {**options, "val": (str(data),), "val_every": 4, "val_tokens": 256})
     assert [line["chunk"] for line in found if "val_loss" in line] == [4, 8, 12]
     assert found[11]["val_loss"] < found[3]["val_loss"]
+
+
+def test_without_other_data_some_documents_are_held_out_and_not_trained_on(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    odd = tmp_path / "odd.jsonl"  # every 4th document speaks of what no other does
+    rows = ["zebra " * 30 if number % 4 == 0 else "the little girl " * 20 for number in range(1, 101)]
+    odd.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    options |= {"data": (str(odd),), "max_chunks": 40, "val_every": 40}
+    held_out = train(tmp_path / "held-out", {**options, "hold_out": 4})[-1]
+    assert held_out["val_loss"] > 2 * held_out["loss"]
+    assert "val_loss" not in train(tmp_path / "none", {**options, "hold_out": 0})[-1]
+    assert "val_loss" not in train(tmp_path / "too-few", {**options, "hold_out": 1000})[-1]
 
 
 def test_contrast_reports_what_sampling_would_have(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -57,6 +57,13 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet"}
 @click.option("--warmup-steps", type=WholeNumber(0), help="Steps to the peak.  [default: 100, or a tenth of the run]")
 @click.option("--max-gradient-norm", type=float, default=1.0, show_default=True, help="Clip the gradient to this.")
 @click.option("--val", multiple=True, metavar="DATA", help="Held-out data to measure on; repeat for several.")
+@click.option(
+    "--hold-out",
+    type=WholeNumber(0),
+    default=100,
+    show_default=True,
+    help="Without --val, measure on every N-th document and do not train on it; 0: do not measure.",
+)
 @click.option("--val-every", type=WholeNumber(1), default=50, show_default=True, help="Chunks between measurements.")
 @click.option("--val-tokens", type=WholeNumber(1), default=32_768, show_default=True, help="Held-out tokens.")
 @click.option("--save-every", type=WholeNumber(1), default=100, show_default=True, help="Chunks between checkpoints.")
