@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError
 from neurogen.kvcache import KVBlock, new_cache
+from neurogen.parameters import clamped
 from neurogen.sampler import NO_TOKEN
 
 if TYPE_CHECKING:
@@ -294,6 +295,8 @@ class Batch:
     def _column(self, name: str) -> Tensor:
         values = [row.numbers[name] for row in self.rows]
         whole = all(isinstance(value, int) for value in values)
+        if whole:
+            values = [clamped(value) for value in values]
         return torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=self._model.device)
 
     def _logprobs(self, logits: Tensor) -> list[TokenLogprobs | None]:

@@ -184,6 +184,8 @@ def _convert_into(known: KnownModel, gguf: Path, target: Path, convert: Convert)
             convert(gguf, temporary)
         if not _is_complete(temporary):
             raise ModelError(f"The conversion of {gguf} came out incomplete; check that {known.package} is undamaged.")
+        for file in temporary.iterdir():  # safetensors writes for its owner alone
+            file.chmod(0o644)
         shutil.rmtree(target, ignore_errors=True)  # incomplete, or we would not be here
         temporary.replace(target)
     finally:

@@ -268,6 +268,7 @@ def _from_pretrained(path: Path, source: dict[str, Any], dtype: torch.dtype) -> 
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below, where transformers only points to a report it does not show
         )
     except Exception as error:  # transformers, safetensors and gguf raise anything up to bare Exception here
         raise ModelError(
@@ -279,6 +280,12 @@ def _from_pretrained(path: Path, source: dict[str, Any], dtype: torch.dtype) -> 
         raise ModelError(
             f"The weights at {path} do not fit their config.json: {len(lacking)} tensor(s) are missing or of another "
             f"shape, the first of them {lacking[0]}. Copy weights and configuration again, from the same place."
+        )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        raise ModelError(
+            f"The weights at {path} do not fit their config.json: {len(unused)} tensor(s) have no place in the model "
+            f"it describes, the first of them {unused[0]}. Copy weights and configuration again, from the same place."
         )
     return model  # type: ignore[no-any-return]
 
@@ -314,8 +321,8 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of most stored tensors, after checking that every file is as long as its header says."""
     counts: dict[torch.dtype, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        for entry in _safetensors_header(file).values():
-            dtype = SAFETENSORS_DTYPES.get(entry.get("dtype", ""))
+        for name, entry in _safetensors_header(file).items():
+            dtype = None if name == "__metadata__" else SAFETENSORS_DTYPES.get(entry.get("dtype", ""))
             if dtype is not None:
                 counts[dtype] = counts.get(dtype, 0) + 1
     return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)

@@ -138,6 +138,9 @@ def unknown_parameter(sampler: str, schema: type[SamplerParams], name: str) -> s
 def _parameter_error(sampler: str, schema: type[SamplerParams], error: ValidationError) -> ParameterError:
     first = error.errors()[0]
     if not first["loc"]:
+        own = first.get("ctx", {}).get("error")  # what a validator of ours raised, which pydantic has wrapped
+        if isinstance(own, ParameterError):
+            return ParameterError(f"{sampler}: {own}", own.parameter)
         return ParameterError(f"{sampler}: {first['msg']}.")
     name = str(first["loc"][0])
     field = schema.model_fields[name]
@@ -201,9 +204,14 @@ def _row_value(
         value = getattr(build_params(sampler, schema, {name: value}), name)
     if field.annotation not in NUMBERS:
         return value
-    if field.annotation is int and value not in INT64:
-        value = INT64[-1] if value > 0 else INT64[0]
+    if field.annotation is int:
+        value = clamped(value)
     return torch.full((batch,), value, dtype=_tensor_dtype(field), device=device)
+
+
+def clamped(value: int) -> int:
+    """The nearest integer of 64 bits: beyond it no vocabulary and no count reaches."""
+    return min(max(value, INT64[0]), INT64[-1])
 
 
 def _tensor_dtype(field: FieldInfo) -> torch.dtype:

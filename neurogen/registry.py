@@ -30,7 +30,7 @@ __all__ = ["ENTRY_POINT_GROUP", "Plugin", "Registry", "default_registry", "load_
 
 ENTRY_POINT_GROUP = "neurogen.samplers"
 DISABLE_VARIABLE = "NEUROGEN_DISABLE_PLUGINS"
-RESERVED_PARAMETERS = frozenset({"logits", "seed", "position", "check", "state", "require"})
+RESERVED_PARAMETERS = frozenset({"self", "name", "logits", "seed", "position", "check", "state", "require"})
 PARAMETER_TYPES = (*NUMBERS, bool, str)
 
 Status = Literal["found", "loaded", "failed", "disabled"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ Key = tuple[int, int]
 """(index of the prompt, number of the sample)."""
 
 FIRST = b'{"index": '
+BEGINNING = b'{"index": 0, "sample": 0, "prompt": "'
+"""How every line begins, whatever its numbers."""
+
 SYNC_SECONDS = 1.0
 SHOWN = 60
 
@@ -150,7 +154,10 @@ class ResultsFile:
                 if line.endswith(b"\n"):
                     self._lines.append((number, self._parsed(number, line)))
                     end += len(line)
-                elif not (line.startswith(FIRST) or FIRST.startswith(line)):
+                elif _is_json(line):  # whole, but for its end
+                    self._lines.append((number, self._parsed(number, line)))
+                    end += len(line) + os.write(self._descriptor, b"\n")
+                elif not _is_cut_short(line, alone=number == 1):
                     raise self._foreign(number, "it is no result")
         if end < self.path.stat().st_size:
             os.ftruncate(self._descriptor, end)
@@ -177,6 +184,22 @@ class ResultsFile:
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(f"{self.path} cannot be written: {error.strerror or error}.")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_cut_short(line: bytes, *, alone: bool) -> bool:
+    """Whether an incomplete line can be the beginning of a result; a few bytes that could be anything are not."""
+    shape = re.sub(rb"(?<=: )\d+", b"0", line[: 4 * len(BEGINNING)])
+    if alone and len(line) < len(FIRST):
+        return False
+    return BEGINNING.startswith(shape) or shape.startswith(BEGINNING)
 
 
 def _named(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""CPU kernels as processes and threads see them: compiled once and kept on disk, safe from threads and after a fork."""
+"""CPU kernels as processes and threads see them: kept on disk where there is room, safe from threads and after fork."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -44,9 +45,10 @@ def run_script(script: str, *, timeout: float = 120, cwd: Path | None = None, **
     return done.stdout
 
 
-def sample_in_new_process(packages: Path, cache: Path) -> Compiled:
+def sample_in_new_process(packages: Path, before: str = "", **environment: str) -> Compiled:
     """Sample top-k with the packages in a folder, and look at the kernel's cache."""
-    script = """
+    script = f"""
+        {before}
         import json, torch, neurogen, neurogen_topk.cpu
         logits = torch.arange(12.0).reshape(2, 6).sin()
         ids = neurogen.load_sampler("topk", k=1).sample(logits).tolist()
@@ -54,7 +56,7 @@ def sample_in_new_process(packages: Path, cache: Path) -> Compiled:
         files = [neurogen.__file__, neurogen_topk.__file__]
         print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), ids, files]))
     """
-    output = run_script(script, cwd=packages, PYTHONPATH=str(packages), NUMBA_CACHE_DIR=str(cache))
+    output = run_script(script, cwd=packages, PYTHONPATH=str(packages), **environment)
     hits, misses, ids, files = json.loads(output)
     assert all(Path(file).is_relative_to(packages) for file in files)
     return Compiled(hits, misses, ids)
@@ -74,13 +76,30 @@ def packages(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["numerics.py", "cpu.py"])
 def test_machine_code_is_kept_on_disk_until_the_toolkit_changes(packages: Path, tmp_path: Path, changed: str) -> None:
-    cache = tmp_path / "cache"
-    assert sample_in_new_process(packages, cache) == Compiled(0, 1, [2, 2])
-    assert sample_in_new_process(packages, cache) == Compiled(1, 0, [2, 2])
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert sample_in_new_process(packages, **cache) == Compiled(0, 1, [2, 2])
+    assert sample_in_new_process(packages, **cache) == Compiled(1, 0, [2, 2])
     toolkit = packages / "neurogen" / "kernels" / changed
     toolkit.write_text(toolkit.read_text() + "\n# changed\n")
-    assert sample_in_new_process(packages, cache) == Compiled(0, 1, [2, 2])
-    assert sample_in_new_process(packages, cache) == Compiled(1, 0, [2, 2])
+    assert sample_in_new_process(packages, **cache) == Compiled(0, 1, [2, 2])
+    assert sample_in_new_process(packages, **cache) == Compiled(1, 0, [2, 2])
+
+
+NO_FOLDER_CAN_BE_WRITTEN = "import tempfile; tempfile.TemporaryFile = lambda **_: open('/dev/null/read-only')"
+
+
+def test_machine_code_is_read_where_it_cannot_be_written_and_else_made_anew(packages: Path) -> None:
+    """An image built with warm kernels and run read-only; then one whose kernels were never run, as another user."""
+    assert sample_in_new_process(packages).misses == 1
+    assert sample_in_new_process(packages, NO_FOLDER_CAN_BE_WRITTEN) == Compiled(1, 0, [2, 2])
+    for file in packages.glob("neurogen_topk/__pycache__/*.nbi"):
+        file.unlink()
+    assert sample_in_new_process(packages, NO_FOLDER_CAN_BE_WRITTEN) == Compiled(0, 1, [2, 2])
+    assert not list(packages.glob("neurogen_topk/__pycache__/*.nbi"))
+
+
+def test_kernels_run_where_numba_finds_no_place_for_a_cache(packages: Path) -> None:
+    assert sample_in_new_process(packages, NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator").ids == [2, 2]
 
 
 @pytest.fixture
@@ -90,6 +109,48 @@ def many_threads() -> object:
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def flush_subnormals() -> Iterator[Callable[[], None]]:
+    """Lets a test set its own thread, and no other, to take subnormal numbers for 0."""
+
+    def flush() -> None:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor does not flush subnormal numbers")
+
+    yield flush
+    torch.set_flush_denormal(False)
+
+
+def subnormal_rows(dtype: str) -> torch.Tensor:
+    """Eight equal rows that a call splits over threads: zeros, subnormals, the least normal numbers, many of each."""
+    smallest = 2.0**-24 if dtype == "float16" else 2.0**-129
+    steps = torch.randint(-20, 21, (40_000,), generator=torch.Generator().manual_seed(4))
+    return (steps * smallest).to(getattr(torch, dtype)).expand(8, -1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("greedy", {}),
+        ("topk", {"k": 100, "temperature": 1.0}),
+        ("topk", {"k": 100, "temperature": 5e-324}),
+        ("topp", {"p": 0.01, "temperature": 1.0}),
+        ("topp", {"p": 0.5, "temperature": 1e-38}),
+    ],
+    ids=str,
+)
+def test_equal_rows_give_equal_ids_where_one_thread_takes_subnormal_numbers_for_zero(
+    many_threads: object, flush_subnormals: Callable[[], None], name: str, params: dict[str, float], dtype: str
+) -> None:
+    sampler, logits = neurogen.load_sampler(name, **params), subnormal_rows(dtype)
+    ids, support = sampler.sample(logits, seed=3).tolist(), sampler.support(logits)
+    assert logits[0, ids[0]] > 0
+    flush_subnormals()
+    assert sampler.sample(logits, seed=3).tolist() == ids == [ids[0]] * 8
+    assert sampler.support(logits).equal(support)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("greedy", "float32"), ("topk", "float32"), ("topp", "bfloat16")])

@@ -121,6 +121,14 @@ def test_tokens_do_not_depend_on_the_batch_size(stories: LanguageModel, name: st
     assert tokens(Engine(stories, sampler, batch_size=batch_size), requests) == dict(enumerate(alone))
 
 
+def test_a_count_beyond_64_bits_is_as_good_as_the_largest(tiny: LanguageModel) -> None:
+    sampler = neurogen.load_sampler("topk", k=5)
+    huge = request(tiny, "once", 4, seed=1, params={"k": 2**70}, key="huge")
+    all_of_them = request(tiny, "once", 4, seed=1, params={"k": 0}, key="all")
+    found = tokens(Engine(tiny, sampler), [huge, all_of_them])
+    assert found["huge"] == found["all"]
+
+
 def test_rows_have_parameters_of_their_own(stories: LanguageModel) -> None:
     hot = request(stories, GIRL, 24, seed=5, params={"temperature": 3.0, "k": 200}, key="hot")
     cold = request(stories, GIRL, 24, seed=5, params={"temperature": 0.0}, key="cold")

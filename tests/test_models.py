@@ -249,6 +249,19 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
         load_model(str(folder))
 
 
+def test_a_tensor_without_a_place_in_the_model_is_refused(folder: Path) -> None:
+    """A config with fewer layers than the weights would load, and write garbage."""
+    edit_config(folder, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"tensor\(s\) have no place in the model .*model\.layers\.1\."):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
+    edit_config(folder, intermediate_size=48)
+    with pytest.raises(ModelError, match=r"of another shape, the first of them .*mlp"):
+        load_model(str(folder), device="cpu")
+
+
 def test_a_missing_or_damaged_config_is_named(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):

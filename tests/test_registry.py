@@ -138,6 +138,7 @@ BROKEN = {
     ),
     "bad-schema": Broken("neurogen.SamplerParams", "dict", PluginError, "Params must be a subclass of neurogen.Sam"),
     "no-description": Broken(PARAM, "share: float = 0.5", PluginError, "the parameter 'share' has no description"),
+    "reserved-name": Broken(PARAM, PARAM.replace("share", "name"), PluginError, "'name' has a name that neurogen uses"),
     "reserved": Broken(PARAM, PARAM.replace("share", "seed"), PluginError, "'seed' has a name that neurogen uses"),
     "no-default": Broken(PARAM, PARAM.replace("0.5", "..."), PluginError, "the parameter 'share' has no default"),
     "default-outside": Broken(

@@ -66,12 +66,21 @@ def test_an_incomplete_last_line_is_dropped_wherever_it_was_cut(tmp_path: Path) 
     path = tmp_path / "r.jsonl"
     whole = write(path, line(0, 0), line(0, 1))
     first = whole.splitlines(keepends=True)[0]
-    for end in range(len(first), len(whole)):
+    for end in range(len(first), len(whole) - 1):
         path.write_bytes(whole[:end])
         with ResultsFile(path) as file:
             assert file.resume(identity) == {(0, 0)}
             file.append(line(0, 1))
         assert path.read_bytes() == whole
+
+
+def test_a_line_that_lacks_its_end_alone_is_completed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    whole = write(path, line(0, 0), line(0, 1))
+    path.write_bytes(whole[:-1])
+    with ResultsFile(path) as file:
+        assert file.resume(identity) == {(0, 0), (0, 1)}
+    assert path.read_bytes() == whole
 
 
 def test_a_file_that_holds_an_incomplete_line_alone_begins_anew(tmp_path: Path) -> None:
@@ -85,7 +94,8 @@ def test_a_file_that_holds_an_incomplete_line_alone_begins_anew(tmp_path: Path) 
 @pytest.mark.parametrize(
     "content",
     [b"my diary", b"my diary\n", b'{"prompt": "Once"}\n', b'{"prompt": "Once"}', b"\xff\xfe\n", b"[1]\n",
-     b'{"index": 0, "sample": 0, "text": "from --json"}\n', b'{"index": 0, "sample": 0, "run": 7}\n', b"\n"],
+     b'{"index": 0, "sample": 0, "text": "from --json"}\n', b'{"index": 0, "sample": 0, "run": 7}\n', b"\n", b"{",
+     b'{"index": 7, "prompt": "precious, and no line break', b'{"index": 7, "prompt": "precious"}'],
 )  # fmt: skip
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.jsonl"

@@ -239,6 +239,7 @@ def loading(model: str, *, shown: bool) -> Iterator[None]:
     A line that does not move: reading a model holds the interpreter for seconds, and converting one shows its own
     progress.
     """
+    shown = shown and os.environ.get("TERM") != "dumb"  # a line that cannot be taken away again
     if shown:
         _write_stderr(f"Loading {model} ...")
     try:

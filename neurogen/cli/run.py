@@ -188,6 +188,8 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
     if values["stream"] and values["as_json"]:
         raise click.UsageError("--stream writes text as it grows, --json whole objects: give one of them.", ctx)
+    if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
+        raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
     made = make_sampler(default_registry(), sampler, values, ctx)
     return execute(Arguments(**values), made)
 

@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -19,6 +19,7 @@ import click
 
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, loading
 from neurogen.errors import DataError, NeurogenError
+from neurogen.parameters import INT64
 from neurogen.prompts import read_prompts, read_text
 from neurogen.results import Key, ResultsFile
 from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
@@ -146,6 +147,7 @@ def execute(arguments: Arguments, sampler: Sampler) -> int:
         file = stack.enter_context(ResultsFile(arguments.output)) if arguments.output is not None else None
         seed = _seed(arguments, file)
         session = Session(arguments, sampler, prompts, source, broken, seed, file)
+        _check_seeds(session)
         if file is not None:
             session.done = file.resume(session.identity)
         todo = [key for key in session.sequences() if key not in session.done]
@@ -193,6 +195,20 @@ def _seed(arguments: Arguments, file: ResultsFile | None) -> int:
     return secrets.randbelow(SEEDS) if begun is None else begun
 
 
+def _check_seeds(session: Session) -> None:
+    """Refuse a seed whose later samples would not fit 64 bits, before the model is loaded."""
+    n = session.arguments.n
+    last = max(
+        (session.seed + index * n for index, prompt in session.prompts.items() if prompt.seed is None), default=0
+    )
+    if last + n - 1 not in INT64:
+        raise click.UsageError(
+            f"--seed {session.seed} is too large: the seeds of this run go up to {last + n - 1}, and the largest of 64 "
+            f"bits is {INT64[-1]}. Give a smaller one.",
+            click.get_current_context(),
+        )
+
+
 def _announce(session: Session, todo: list[Key]) -> None:
     if session.done:
         there = f"{len(session.done)} of {len(session.done) + len(todo)} results are there"
@@ -207,7 +223,7 @@ def _run(session: Session, todo: list[Key]) -> int:
     """
     summary = Summary(repr(session.sampler), session.seed)
     try:
-        model = _load(session.arguments)
+        model = _load(session.arguments, session.sampler)
         summary = Summary(repr(session.sampler), session.seed)
         _events(session, model, todo, summary)
     except (KeyboardInterrupt, Terminated) as stop:
@@ -219,15 +235,27 @@ def _run(session: Session, todo: list[Key]) -> int:
     return 0
 
 
-def _load(arguments: Arguments) -> LanguageModel:
+def _load(arguments: Arguments, sampler: Sampler) -> LanguageModel:
+    """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
     with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet):
         from neurogen.models import load_model, resolve_device
 
         device, reason = resolve_device(arguments.device)
         model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        with suppress(NeurogenError):  # what is wrong with the sampler shows where it is used
+            _warm(sampler, model)
     if arguments.device == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
         _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
     return model
+
+
+def _warm(sampler: Sampler, model: LanguageModel) -> None:
+    import torch
+
+    vocab = min(model.vocab_size, model.tokenizer.vocab_size)
+    logits = torch.zeros((1, model.vocab_size), dtype=model.dtype, device=model.device)[:, :vocab]
+    state = sampler.new_state(1) if sampler.stateful else None
+    sampler.sample(logits, state=state)
 
 
 def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Summary) -> None:
@@ -325,8 +353,10 @@ def _results(count: int) -> str:
 
 
 def _say(arguments: Arguments, message: str) -> None:
+    """Say something that no result depends on: a stderr that cannot be written is no reason to fail."""
     if not arguments.quiet:
-        click.echo(message, err=True)
+        with suppress(OSError):
+            click.echo(message, err=True)
 
 
 def _is_terminal(stream: Any) -> bool:

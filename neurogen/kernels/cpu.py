@@ -15,19 +15,21 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numba import njit, types
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLocator
 from numba.extending import overload, register_jitable
 from torch import Tensor
 
 from neurogen.kernels import numerics
 from neurogen.kernels.numerics import (
-    is_valid,
+    NEGATIVE_INFINITY,
+    is_warm,
     key_of,
     mass_bits,
     mass_of,
@@ -52,8 +54,13 @@ __all__ = [
     "top_of",
 ]
 
-NOTHING = np.float32(-np.inf)
+NOTHING = NEGATIVE_INFINITY
 """`top_of` a row without a valid distribution."""
+
+LOWEST_KEY = np.uint32(0x80000000 - 0x7F800000)  # of -inf
+INFINITY_ABOVE_LOWEST = np.uint32(2 * 0x7F800000)
+SPAN = 512
+"""`argmax_of` looks at so many logits side by side before it asks whether its token is among them."""
 
 # A key has 32 bits, looked at from the top in three digits that do not overlap; the first has 10 bits.
 DIGIT_BITS = 11
@@ -64,20 +71,50 @@ ROWS_PER_THREAD = 1
 WORK_PER_THREAD = 1 << 15  # logits; below this a second thread costs more than it saves
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function over a range of rows; the machine code is kept on disk for the next process.
+class _OwnFolder(InTreeCacheLocator):  # type: ignore[misc]
+    """The `__pycache__` beside the code even where it cannot be written: what has been compiled there can be read."""
 
-    Numba keys that cache by the file of the function itself. A kernel also depends on this toolkit, so the toolkit's
-    own files are added to the key: after an update nobody runs a kernel compiled from an older one.
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        return cls(py_func, py_file) if Path(py_file).is_file() else None
+
+
+class _KernelCacheImpl(FunctionCache._impl_class):  # type: ignore[misc]
+    _locator_classes = (*FunctionCache._impl_class._locator_classes, _OwnFolder)
+
+
+class _KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of machine code, of functions that depend on this toolkit, on disks that may be full or read-only.
+
+    Numba keys the cache by the file of the function itself. The toolkit's own files are added to the key: after an
+    update nobody runs a kernel compiled from an older one. Where nothing can be read or written, a kernel is compiled.
     """
-    compiled: Any = njit(nogil=True, cache=True, error_model="numpy")(function)
-    implementation = compiled._cache._impl
-    stamp = (implementation.locator.get_source_stamp(), _toolkit_stamp())
-    compiled._cache._cache_file = IndexDataCacheFile(
-        cache_path=implementation.locator.get_cache_path(),
-        filename_base=implementation.filename_base,
-        source_stamp=stamp,
-    )
+
+    _impl_class = _KernelCacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = IndexDataCacheFile(
+            cache_path=locator.get_cache_path(),
+            filename_base=self._impl.filename_base,
+            source_stamp=(locator.get_source_stamp(), _toolkit_stamp()),
+        )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with suppress(OSError):
+            return super().load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function over a range of rows; where there is room the machine code is kept for the next process."""
+    compiled: Any = njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):  # Numba's word for "no place to keep it": then it is compiled in every process
+        compiled._cache = _KernelCache(function)
     return compiled
 
 
@@ -102,29 +139,47 @@ def _open_row(flat: Any, start: Any, vocab: Any, bfloat16: Any, buffer: Any) -> 
 
 
 def _decoded_row(flat, start, vocab, bfloat16, buffer):  # type: ignore[no-untyped-def]
+    stored = flat[start : start + vocab]  # a loop that starts at an offset does not vectorise
     for i in range(vocab):
-        buffer[i] = to_float32(flat[start + i], bfloat16)
+        buffer[i] = to_float32(stored[i], bfloat16)
     return buffer[:vocab]
 
 
 @register_jitable
 def top_of(row: Any) -> Any:
-    """The largest logit of a row, or `NOTHING` when the row holds NaN or +inf, or only -inf."""
-    top = NOTHING
-    valid = True
-    for x in row:
-        valid &= is_valid(x)
-        top = max(top, x)
-    return top if valid else NOTHING
+    """The largest logit of a row, or `NOTHING` when the row holds NaN or +inf, or only -inf.
+
+    Looks for the largest distance of a key from that of -inf, as integers, since those vectorise and floats do not.
+    What is not valid lies at +inf or above it: NaN with a sign would have a key below -inf, and wraps around.
+    """
+    best = np.uint32(0)
+    for i in range(len(row)):
+        best = max(best, np.uint32(key_of(row[i]) - LOWEST_KEY))
+    if best >= INFINITY_ABOVE_LOWEST:
+        return NOTHING
+    return value_of(np.uint32(best + LOWEST_KEY))
 
 
 @register_jitable
 def argmax_of(row: Any, top: Any) -> Any:
     """The lowest id whose logit is `top`."""
-    for i in range(len(row)):
-        if row[i] == top:
-            return i
+    key = key_of(top)
+    for start in range(0, len(row), SPAN):
+        span = row[start : start + SPAN]
+        if _holds(span, key):
+            for i in range(len(span)):
+                if key_of(span[i]) == key:
+                    return start + i
     return -1
+
+
+@register_jitable
+def _holds(span: Any, key: Any) -> Any:
+    """Whether one of a few logits has this key; without a way out early, so that it vectorises."""
+    found = np.uint32(0)
+    for i in range(len(span)):
+        found |= np.uint32(key_of(span[i]) == key)
+    return found != 0
 
 
 @register_jitable
@@ -136,7 +191,7 @@ def fill_masses(row: Any, temperature: Any, masses: Any) -> Any:
     """
     top = top_of(row)
     bits = mass_bits(len(row))
-    if top == NOTHING or not temperature > 0:
+    if top == NOTHING or not is_warm(temperature):
         masses[:] = 0
         if top == NOTHING:
             return False
@@ -152,8 +207,8 @@ def fill_masses(row: Any, temperature: Any, masses: Any) -> Any:
 def total_of(masses: Any) -> Any:
     """The exact sum of a row's masses, below 2**62."""
     total = np.int64(0)
-    for mass in masses:
-        total += mass
+    for i in range(len(masses)):
+        total += masses[i]
     return total
 
 
@@ -161,8 +216,8 @@ def total_of(masses: Any) -> Any:
 def keep_largest(row: Any, masses: Any, k: Any) -> None:
     """Top-k: remove the mass of all but the k largest logits; k <= 0 keeps all. Cost: up to four reads of the row."""
     remaining = np.int64(0)
-    for mass in masses:
-        remaining += mass > 0
+    for i in range(len(masses)):
+        remaining += masses[i] > 0
     if 0 < k < remaining:
         _cut(row, masses, np.int64(k), True)
 
@@ -199,16 +254,17 @@ def _cut(row: Any, masses: Any, wanted: Any, count: Any) -> None:
             above += histogram[digit]
             digit -= 1
         prefix |= np.uint32(np.uint32(digit) << np.uint32(shift))
-    _cut_at(row, masses, value_of(prefix), wanted - above, count)
+    _cut_at(row, masses, prefix, wanted - above, count)
 
 
 @register_jitable
-def _cut_at(row: Any, masses: Any, threshold: Any, wanted: Any, count: Any) -> None:
-    """Remove what lies below `threshold`, and of those equal to it all after the first that reach `wanted`."""
+def _cut_at(row: Any, masses: Any, cut: Any, wanted: Any, count: Any) -> None:
+    """Remove what lies below the key `cut`, and of those equal to it all after the first that reach `wanted`."""
     for i in range(len(row)):
-        if row[i] < threshold:
+        key = key_of(row[i])
+        if key < cut:
             masses[i] = 0
-        elif row[i] == threshold and masses[i] > 0:
+        elif key == cut and masses[i] > 0:
             if wanted <= 0:
                 masses[i] = 0
             else:

@@ -30,6 +30,7 @@ from neurogen.kernels.numerics import (
     NEGATIVE_INFINITY,
     exact_mul,
     is_valid,
+    is_warm,
     key_of,
     mass_bits,
     mass_of,
@@ -135,8 +136,9 @@ def block_first(row, bfloat16, x):  # type: ignore[no-untyped-def]
         first[0] = row.shape[0]
     cuda.syncthreads()
     own = np.int64(row.shape[0])
+    key = key_of(x)
     for i in range(cuda.threadIdx.x, row.shape[0], cuda.blockDim.x):
-        if own == row.shape[0] and to_float32(row[i], bfloat16) == x:
+        if own == row.shape[0] and key_of(to_float32(row[i], bfloat16)) == key:
             own = np.int64(i)
     cuda.atomic.min(first, 0, own)
     cuda.syncthreads()
@@ -157,7 +159,7 @@ def _survives(x, i, cut_key, cut_id):  # type: ignore[no-untyped-def]
 @device
 def block_keep_all(row, bfloat16, top, temperature):  # type: ignore[no-untyped-def]
     """The cut below everything; at temperature 0 (or what a kernel takes for it) the argmax alone."""
-    if temperature > 0:
+    if is_warm(temperature):
         return np.uint32(0), np.int64(-1)
     return key_of(top), block_first(row, bfloat16, top)
 
@@ -165,7 +167,7 @@ def block_keep_all(row, bfloat16, top, temperature):  # type: ignore[no-untyped-
 @device
 def block_keep_largest(row, bfloat16, top, temperature, k):  # type: ignore[no-untyped-def]
     """The cut after the k largest logits; k <= 0 keeps all. Reads the row four times, a fifth time for a tie."""
-    if 0 < k < row.shape[0] and temperature > 0:
+    if 0 < k < row.shape[0] and is_warm(temperature):
         return _block_cut(row, bfloat16, top, temperature, True, np.int64(k), np.float64(1.0))
     return block_keep_all(row, bfloat16, top, temperature)
 
@@ -173,7 +175,7 @@ def block_keep_largest(row, bfloat16, top, temperature, k):  # type: ignore[no-u
 @device
 def block_keep_nucleus(row, bfloat16, top, temperature, p):  # type: ignore[no-untyped-def]
     """The cut where the mass reaches p; p >= 1 keeps all. Reads the row four times, a fifth time for a tie."""
-    if p < 1 and temperature > 0:
+    if p < 1 and is_warm(temperature):
         return _block_cut(row, bfloat16, top, temperature, False, np.int64(0), p)
     return block_keep_all(row, bfloat16, top, temperature)
 
@@ -220,12 +222,12 @@ def _block_cut(row, bfloat16, top, temperature, count, k, p):  # type: ignore[no
     kept = (wanted - above + unit - 1) // unit
     if kept * unit >= inside:
         return prefix, np.int64(row.shape[0])
-    return prefix, _block_nth(row, bfloat16, value_of(prefix), kept)
+    return prefix, _block_nth(row, bfloat16, prefix, kept)
 
 
 @device
-def _block_nth(row, bfloat16, x, n):  # type: ignore[no-untyped-def]
-    """The id of the n-th (from 1) logit equal to `x`. Reads the row once, then ever smaller parts of it."""
+def _block_nth(row, bfloat16, key, n):  # type: ignore[no-untyped-def]
+    """The id of the n-th (from 1) logit that has this key. Reads the row once, then ever smaller parts of it."""
     counts = cuda.shared.array(PARTS, np.int64)
     low = np.int64(0)
     high = np.int64(row.shape[0])
@@ -235,7 +237,7 @@ def _block_nth(row, bfloat16, x, n):  # type: ignore[no-untyped-def]
         block_fill(counts, np.int64(0))
         cuda.syncthreads()
         for i in range(low + cuda.threadIdx.x, high, cuda.blockDim.x):
-            if to_float32(row[i], bfloat16) == x:
+            if key_of(to_float32(row[i], bfloat16)) == key:
                 cuda.atomic.add(counts, (i - low) // size, np.int64(1))
         cuda.syncthreads()
         part = np.int64(0)
@@ -251,8 +253,7 @@ def _block_nth(row, bfloat16, x, n):  # type: ignore[no-untyped-def]
 @device
 def _block_part_masses(row, bfloat16, top, temperature, cut_key, cut_id, low, high, size, masses):  # type: ignore[no-untyped-def]
     """Sum the kept masses of ids low to high, in parts of `size`, into masses [PARTS]. Ends with a barrier."""
-    warm = temperature > 0
-    scale = scale_of(temperature) if warm else np.float32(1.0)
+    scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
     bits = mass_bits(row.shape[0])
     block_fill(masses, np.int64(0))
     cuda.syncthreads()
@@ -297,7 +298,7 @@ def block_normalise(row, bfloat16, top, temperature, cut_key, cut_id, out):  # t
     size = (vocab + PARTS - 1) // PARTS
     _block_part_masses(row, bfloat16, top, temperature, cut_key, cut_id, np.int64(0), vocab, size, masses)
     total = _sum(masses)
-    scale = scale_of(temperature) if temperature > 0 else np.float32(1.0)
+    scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
     bits = mass_bits(vocab)
     for i in range(cuda.threadIdx.x, vocab, cuda.blockDim.x):
         x = to_float32(row[i], bfloat16)

@@ -7,7 +7,9 @@ Three ideas make a result independent of device, thread count and order of addit
 - *Philox*: the random number of a row is a pure function of (seed, position).
 
 Only IEEE additions, multiplications and integer operations are used. A CUDA compiler would contract a * b + c into
-one fused operation, which rounds differently; `exact_mul` is a multiplication that is never fused.
+one fused operation, which rounds differently; `exact_mul` is a multiplication that is never fused. A thread may be set
+to take subnormal floats for 0 (torch.set_flush_denormal), so what has to be exact is done on bits: whether numbers are
+equal, which is larger, how a half is decoded, whether a temperature is above 0.
 
 Every function here is plain Python over NumPy scalars: called directly it is the simulator's version, inside a
 `numba.njit` or `numba.cuda.jit` function it is compiled for that target.
@@ -26,6 +28,7 @@ __all__ = [
     "NEGATIVE_INFINITY",
     "exact_mul",
     "is_valid",
+    "is_warm",
     "key_of",
     "mass_bits",
     "mass_of",
@@ -40,14 +43,22 @@ __all__ = [
 
 NEGATIVE_INFINITY = np.float32(-np.inf)
 LARGEST_FLOAT32 = np.float32(3.4028234663852886e38)
-ZERO = np.float32(0.0)
 
 SIGN_BIT = np.uint32(0x80000000)
-ALL_BITS = np.uint32(0xFFFFFFFF)
+MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
+HALF_SMALLEST_NORMAL = np.uint32(0x0400)
+HALF_INFINITY = np.uint32(0x7C00)
+HALF_TO_SINGLE = np.uint32(13)  # float16 has 10 bits of mantissa, float32 has 23
+REBIAS = np.uint32((127 - 15) << 23)
+SUBNORMAL_BASE = np.float32(2.0**-14)
+SUBNORMAL_BASE_BITS = np.uint32((127 - 14) << 23)
+FLOAT64_INFINITY = np.int64(0x7FF0000000000000)
 
 LOG2_E = 1.4426950408889634
 MIN_SCALE = 2.0**-126
-MAX_SCALE = 2.0**100
+# A subnormal logit is below 2**-126, and where it alters x - top at all, a mass is that of x = top until
+# (x - top) * scale reaches 2**-25. So up to this scale a mass does not depend on whether subnormals are taken for 0.
+MAX_SCALE = 2.0**76
 
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds |t| < 2**22 to the nearest integer
 LOWEST_EXPONENT = np.float32(-64.0)
@@ -109,21 +120,28 @@ def _bits_to_float32(bits: Any, bfloat16: Any) -> Any:
     if bfloat16:
         return np.uint32(wide << np.uint32(16)).view(np.float32)
     sign = np.uint32((wide & np.uint32(0x8000)) << np.uint32(16))
-    magnitude = np.uint32((wide & np.uint32(0x7FFF)) << np.uint32(13))
-    if magnitude >= np.uint32(0x0F800000):  # float16 inf and NaN: exponent of all ones stays all ones
-        return np.uint32(sign | magnitude | np.uint32(0x7F800000)).view(np.float32)
-    # Rebias the exponent by a multiplication, which is exact and makes subnormal halves normal.
-    rebiased = exact_mul(np.uint32(magnitude).view(np.float32), np.float32(2.0**112))
-    return np.uint32(sign | np.float32(rebiased).view(np.uint32)).view(np.float32)
+    half = np.uint32(wide & np.uint32(0x7FFF))
+    magnitude = np.uint32(half << HALF_TO_SINGLE)
+    if half < HALF_SMALLEST_NORMAL:
+        # With the exponent of 2**-14 the mantissa is that of 2**-14 + x. Every float here is normal, or 0.
+        behind = np.uint32(magnitude | SUBNORMAL_BASE_BITS).view(np.float32)
+        magnitude = np.float32(behind - SUBNORMAL_BASE).view(np.uint32)
+    elif half < HALF_INFINITY:
+        magnitude = np.uint32(magnitude + REBIAS)
+    else:
+        magnitude = np.uint32(magnitude | np.uint32(0x7F800000))  # an exponent of all ones stays all ones
+    return np.uint32(sign | magnitude).view(np.float32)
 
 
 @register_jitable
 def key_of(x: Any) -> Any:
-    """The uint32 that orders float32 `x` among all others, with -0 equal to +0. Not for NaN."""
-    bits = np.float32(x + ZERO).view(np.uint32)  # -0 + 0 is +0
-    if bits & SIGN_BIT:
-        return np.uint32(bits ^ ALL_BITS)
-    return np.uint32(bits | SIGN_BIT)
+    """The uint32 that orders float32 `x` among all others: 2**31 plus or minus the bits of its magnitude.
+
+    -0 is equal to +0, and a subnormal to itself alone. Not for NaN.
+    """
+    bits = np.float32(x).view(np.uint32)
+    magnitude = np.uint32(bits & MAGNITUDE_BITS)
+    return np.uint32(SIGN_BIT - magnitude) if bits & SIGN_BIT else np.uint32(SIGN_BIT + magnitude)
 
 
 @register_jitable
@@ -131,13 +149,20 @@ def value_of(key: Any) -> Any:
     """The float32 whose key is the uint32 `key`: the inverse of `key_of`."""
     if key & SIGN_BIT:
         return np.uint32(key ^ SIGN_BIT).view(np.float32)
-    return np.uint32(key ^ ALL_BITS).view(np.float32)
+    return np.uint32(SIGN_BIT | np.uint32(SIGN_BIT - key)).view(np.float32)
 
 
 @register_jitable
 def is_valid(x: Any) -> Any:
     """Whether a logit may stand in a row: neither NaN nor +inf."""
     return x <= LARGEST_FLOAT32
+
+
+@register_jitable
+def is_warm(temperature: Any) -> Any:
+    """Whether a float64 temperature is above 0; NaN is not. By its bits, which are those of a positive integer."""
+    bits = np.float64(temperature).view(np.int64)
+    return 0 < bits <= FLOAT64_INFINITY
 
 
 @register_jitable
