@@ -25,10 +25,13 @@ from neurogen.errors import ModelError
 
 __all__ = [
     "KNOWN_MODELS",
+    "STARTER",
+    "STARTER_FOLDER",
     "KnownModel",
     "cache_directory",
     "fetch_from_hub",
     "find_gguf",
+    "known_names",
     "refuse_pickle",
     "resolve_known_model",
     "suggest_known_model",
@@ -93,10 +96,21 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 }
 
 
+STARTER = "starter"
+"""The name of the small model that comes with neurogen."""
+
+STARTER_FOLDER = Path(__file__).parent / "starter"
+
+
 def suggest_known_model(name: str) -> str:
     """Return " (did you mean ...?)" for a nearly right name, or an empty string."""
-    near = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1)
+    near = difflib.get_close_matches(name.lower(), known_names(), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def known_names() -> list[str]:
+    """All short names."""
+    return [STARTER, *sorted(KNOWN_MODELS)]
 
 
 def cache_directory() -> Path:

@@ -25,7 +25,10 @@ from neurogen.known_models import (
     KNOWN_MODELS,
     PICKLE_REFUSED,
     PICKLE_SUFFIXES,
+    STARTER,
+    STARTER_FOLDER,
     fetch_from_hub,
+    known_names,
     refuse_pickle,
     resolve_known_model,
     suggest_known_model,
@@ -200,12 +203,14 @@ def _locate(name: str) -> Path:
         raise ModelError(
             PICKLE_REFUSED if path.suffix in PICKLE_SUFFIXES else f"{path} is neither a folder nor a .gguf file."
         )
+    if name == STARTER:
+        return STARTER_FOLDER
     if name in KNOWN_MODELS:
         return resolve_known_model(KNOWN_MODELS[name], fetch=fetch_from_hub, convert=convert_gguf)
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
             f"There is no model {name!r}: no such folder or .gguf file, and no known name"
-            f"{suggest_known_model(name)}. Known names: {', '.join(sorted(KNOWN_MODELS))}; models on the Hugging Face "
+            f"{suggest_known_model(name)}. Known names: {', '.join(known_names())}; models on the Hugging Face "
             "hub are written organisation/model."
         )
     return fetch_from_hub(name)

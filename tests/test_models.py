@@ -19,7 +19,14 @@ import torch
 
 from neurogen import known_models, models
 from neurogen.errors import DeviceError, ModelError
-from neurogen.known_models import KNOWN_MODELS, KnownModel, cache_directory, find_gguf, resolve_known_model
+from neurogen.known_models import (
+    KNOWN_MODELS,
+    STARTER_FOLDER,
+    KnownModel,
+    cache_directory,
+    find_gguf,
+    resolve_known_model,
+)
 from neurogen.models import LanguageModel, load_model, resolve_device
 
 STORY_PROMPT = "Once upon a time, there was a little girl"
@@ -494,3 +501,13 @@ def test_two_processes_convert_smollm2_at_once(smollm2: LanguageModel, tmp_path:
     assert [output for output, _ in outputs] == [f"{smollm2.vocab_size}\n"] * 2, outputs
     assert sorted(error.split()[0] for _, error in outputs) == ["Converting", "Waiting"]
     assert all(error.count("\n") == 1 for _, error in outputs)
+
+
+def test_the_starter_comes_with_the_package_and_writes_english_offline() -> None:
+    files = [file for file in STARTER_FOLDER.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 12e6
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.model"} <= {file.name for file in files}
+    model = load_model("starter", device="cpu", dtype="float32")
+    prompt = model.tokenizer.encode("Once upon a time, there was a little")
+    text = model.tokenizer.decode([*prompt, *greedy(model, prompt, 12)])
+    assert text.startswith("Once upon a time, there was a little girl named")

@@ -22,7 +22,7 @@ from neurogen.sampler import Sampler
 
 __all__ = ["command"]
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "starter"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

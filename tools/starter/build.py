@@ -68,7 +68,6 @@ def publish(run: Path) -> None:
     model.save_pretrained(TARGET)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(checkpoint / name, TARGET / name)
-    shutil.copy(run / "charts.png", TARGET / "charts.png")
 
 
 def main() -> None:
