@@ -187,7 +187,8 @@ def mass_of(x: Any, top: Any, scale: Any, bits: Any) -> Any:
     """exp((x - top) / temperature) as an integer in units of 2**-bits.
 
     Relative error about 2**-22; the top logit has exactly 2**bits; -inf has 0; every finite logit has at least 1, so
-    that a token in the support can always be drawn (together they hold less than 2**-25 of the row).
+    that a token in the support can always be drawn (together they hold less than 2**-25 of a row of up to
+    262,144 tokens).
 
     Args:
         x: the logit, float32, not NaN, not +inf, at most `top`.
