@@ -278,6 +278,8 @@ def test_help_names_a_sampler_that_has_no_options() -> None:
         (["topk", "--temperature", "warm"], "temperature must be a finite number >= 0, got 'warm'."),
         (["topk", "-n", "0"], "Invalid value for '-n': it must be an integer >= 1, got '0'."),
         (["topk", "--seed", "9223372036854775808"], "'--seed': it must be an integer of 64 bits"),
+        (["topk", "--seed", "9223372036854775807", "-n", "2"], "--seed 9223372036854775807 is too large"),
+        (["topk", "--logprobs", "3"], "add --json or --output FILE.jsonl"),
         (["topk", "--logprobs", "-1"], "'--logprobs': it must be an integer >= 0, got '-1'."),
         (["topk", "--stop", ""], "'--stop': it must not be empty."),
         (["topk", "--device", "tpu"], "'--device': it must be auto, cpu, cuda or cuda:N"),
@@ -636,6 +638,15 @@ def test_a_run_that_fails_leaves_no_lock_and_can_be_repeated(run: Invoke, tmp_pa
 
 
 # Real processes: signals, pipes, terminals
+
+
+def test_a_stderr_that_cannot_be_written_is_no_reason_to_fail(tiny_model_dir: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    arguments = ("run", "-s", "greedy", "--model", str(tiny_model_dir), "--prompt", PROMPT, "--max-new-tokens", "4")
+    with Path("/dev/full").open("wb") as full, process(*arguments, stderr=full) as running:
+        text, _ = running.communicate()
+    assert (running.returncode, bool(text)) == (0, True)
 
 
 @pytest.fixture
