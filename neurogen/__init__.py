@@ -1,20 +1,30 @@
-"""neurogen: a plugin-based decoding framework. Importing it loads neither torch nor numba."""
+"""neurogen: a plugin-based decoding framework.
 
-from neurogen.contract import Contract
-from neurogen.errors import (
-    ContractError,
-    DataError,
-    DeviceError,
-    InvalidLogitsError,
-    ModelError,
-    NeurogenError,
-    ParameterError,
-    PluginError,
-)
-from neurogen.hookspecs import hookimpl
-from neurogen.parameters import Param, RowParams, SamplerParams
-from neurogen.registry import Registry, load_sampler
-from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
+The public names are imported when they are first used: importing the package itself loads nothing, so that the command
+is ready for Ctrl-C at once, and using them loads neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neurogen.contract import Contract
+    from neurogen.errors import (
+        ContractError,
+        DataError,
+        DeviceError,
+        InvalidLogitsError,
+        ModelError,
+        NeurogenError,
+        ParameterError,
+        PluginError,
+    )
+    from neurogen.hookspecs import hookimpl
+    from neurogen.parameters import Param, RowParams, SamplerParams
+    from neurogen.registry import Registry, load_sampler
+    from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
 
 __version__ = "0.1.0"
 
@@ -39,3 +49,34 @@ __all__ = [
     "hookimpl",
     "load_sampler",
 ]
+
+_MODULES = {
+    "neurogen.contract": ("Contract",),
+    "neurogen.errors": (
+        "ContractError",
+        "DataError",
+        "DeviceError",
+        "InvalidLogitsError",
+        "ModelError",
+        "NeurogenError",
+        "ParameterError",
+        "PluginError",
+    ),
+    "neurogen.hookspecs": ("hookimpl",),
+    "neurogen.parameters": ("Param", "RowParams", "SamplerParams"),
+    "neurogen.registry": ("Registry", "load_sampler"),
+    "neurogen.sampler": ("API_VERSION", "Sampler", "State", "TruncationSampler"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

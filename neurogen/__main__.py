@@ -1,4 +1,4 @@
-"""`python -m neurogen` is the command `neurogen`."""
+"""`python -m neurogen` is the command `neurogen`, and `run` is what the command starts with. Imports nothing first."""
 
 import sys
 
@@ -8,7 +8,7 @@ EXIT_INTERRUPTED = 130
 def run() -> None:
     """The command line; Ctrl-C while it is still being imported ends without a traceback."""
     try:
-        from neurogen.cli import main
+        from neurogen.cli import main  # here, since this takes a while
 
         main(prog_name="neurogen")
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from neurogen.batch import Batch, Drawn, Prefill, Request, Row, TokenLogprobs
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.kvcache import check_cache
-from neurogen.parameters import INT64, NUMBERS, build_params
+from neurogen.parameters import INT64, NUMBERS, build_params, is_whole
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
@@ -73,7 +73,7 @@ class Engine:
     """
 
     def __init__(self, model: LanguageModel, sampler: Sampler, *, batch_size: int = 8) -> None:
-        if batch_size < 1:
+        if not is_whole(batch_size, range(1, INT64.stop)):
             raise ParameterError(f"batch_size must be an integer >= 1, got {batch_size!r}.", "batch_size")
         check_cache(model)
         self.model = model
@@ -229,13 +229,13 @@ def _check_request(request: Request, model: LanguageModel) -> None:
         raise ParameterError(
             f"prompt_ids must be in [0, {model.vocab_size - 1}], the model's vocabulary.", "prompt_ids"
         )
-    if new < 1:
+    if not is_whole(new, range(1, INT64.stop)):
         raise ParameterError(f"max_new_tokens must be an integer >= 1, got {new!r}.", "max_new_tokens")
     if len(prompt) + new > limit:
         raise ParameterError(_too_long(len(prompt), new, limit, model.name), "max_new_tokens")
-    if request.seed not in INT64:
+    if not is_whole(request.seed):
         raise ParameterError(f"seed must be an integer of 64 bits, got {request.seed!r}.", "seed")
-    if request.logprobs is not None and request.logprobs < 0:
+    if request.logprobs is not None and not is_whole(request.logprobs, range(INT64.stop)):
         raise ParameterError(f"logprobs must be an integer >= 0, got {request.logprobs!r}.", "logprobs")
 
 

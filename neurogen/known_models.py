@@ -14,7 +14,6 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,15 +190,16 @@ def _convert_into(known: KnownModel, gguf: Path, target: Path, convert: Convert)
     prefix = f".{target.name}.tmp-"
     for stale in target.parent.glob(f"{prefix}*"):  # we hold the lock: whoever left these was killed
         shutil.rmtree(stale, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    temporary = target.with_name(f"{prefix}{os.getpid()}")
+    temporary.mkdir()
     try:
-        temporary.chmod(0o755)
         with _progress(f"Converting {known.name} to safetensors, once; this takes about 20 seconds"):
             convert(gguf, temporary)
         if not _is_complete(temporary):
             raise ModelError(f"The conversion of {gguf} came out incomplete; check that {known.package} is undamaged.")
-        for file in temporary.iterdir():  # safetensors writes for its owner alone
-            file.chmod(0o644)
+        readers = temporary.stat().st_mode & 0o666  # as the umask says; safetensors writes for its owner alone
+        for file in temporary.iterdir():
+            file.chmod(readers)
         shutil.rmtree(target, ignore_errors=True)  # incomplete, or we would not be here
         temporary.replace(target)
     finally:
@@ -224,8 +224,9 @@ def _exclusive(known: KnownModel, file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(message: str) -> Iterator[None]:
     """Show a spinner with the time elapsed on stderr, or a single line where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        sys.stderr.write(f"{message}.\n")
+    if sys.stderr is None or not sys.stderr.isatty():
+        with contextlib.suppress(OSError, AttributeError):  # where nobody can be told, the work is still to be done
+            sys.stderr.write(f"{message}.\n")
         yield
         return
     from rich.console import Console

@@ -10,7 +10,7 @@ import inspect
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -194,6 +194,10 @@ def _why_no_cuda() -> str:
 
 def _locate(name: str) -> Path:
     """Find the folder or GGUF file that a name stands for, fetching or converting it if need be."""
+    if not name.strip():
+        raise ModelError(
+            f"No model was named. Known names: {', '.join(known_names())}; a folder or a .gguf file will do too."
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return latest_checkpoint(path) or path
@@ -280,19 +284,33 @@ def _from_pretrained(path: Path, source: dict[str, Any], dtype: torch.dtype) -> 
             f"The model at {path} cannot be loaded: {_one_line(error)}. If a file is damaged or incomplete, copy it "
             "again; if the architecture is unknown, a newer transformers may know it."
         ) from None
-    lacking = sorted(report["missing_keys"]) + sorted(str(entry) for entry in report["mismatched_keys"])
-    if lacking:
-        raise ModelError(
-            f"The weights at {path} do not fit their config.json: {len(lacking)} tensor(s) are missing or of another "
-            f"shape, the first of them {lacking[0]}. Copy weights and configuration again, from the same place."
-        )
-    unused = sorted(report["unexpected_keys"])
-    if unused:
-        raise ModelError(
-            f"The weights at {path} do not fit their config.json: {len(unused)} tensor(s) have no place in the model "
-            f"it describes, the first of them {unused[0]}. Copy weights and configuration again, from the same place."
-        )
+    _check_fit(path, report)
     return model  # type: ignore[no-any-return]
+
+
+def _check_fit(path: Path, report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly the model's: transformers fills gaps with noise and drops what is left over.
+
+    Args:
+        path: of the model, for the message.
+        report: what transformers found, without what an architecture allows to be missing or left over.
+    """
+    problems = {
+        "are missing": sorted(report["missing_keys"]),
+        "are of another shape": sorted(map(_named_shapes, report["mismatched_keys"])),
+        "have no place in the model it describes": sorted(report["unexpected_keys"]),
+    }
+    for problem, tensors in problems.items():
+        if tensors:
+            raise ModelError(
+                f"The weights at {path} do not fit their config.json: {len(tensors)} tensor(s) {problem}, the first of "
+                f"them {tensors[0]}. Copy weights and configuration again, from the same place."
+            )
+
+
+def _named_shapes(mismatch: tuple[str, Sequence[int], Sequence[int]]) -> str:
+    name, stored, wanted = mismatch
+    return f"{name}, which is {list(stored)} and should be {list(wanted)}"
 
 
 def _checked_config(folder: Path) -> Any:
@@ -326,22 +344,22 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype of most stored tensors, after checking that every file is as long as its header says."""
     counts: dict[torch.dtype, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        for name, entry in _safetensors_header(file).items():
-            dtype = None if name == "__metadata__" else SAFETENSORS_DTYPES.get(entry.get("dtype", ""))
+        for entry in _safetensors_header(file).values():
+            dtype = SAFETENSORS_DTYPES.get(str(entry.get("dtype")))
             if dtype is not None:
                 counts[dtype] = counts.get(dtype, 0) + 1
     return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
 
 
 def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Read a file's header: 8 bytes of length, then JSON; see huggingface.co/docs/safetensors."""
+    """What a file's header says of its tensors: 8 bytes of length, then JSON; see huggingface.co/docs/safetensors."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-        end = (
-            8 + length + max((e["data_offsets"][1] for name, e in header.items() if name != "__metadata__"), default=0)
-        )
+        if not isinstance(header.pop("__metadata__", {}), dict):
+            raise ValueError("its __metadata__ is no object")
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise ModelError(f"{file} is no safetensors file, or is damaged: {_one_line(error)}. Copy it again.") from None
     size = file.stat().st_size

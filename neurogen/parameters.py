@@ -209,6 +209,11 @@ def _row_value(
     return torch.full((batch,), value, dtype=_tensor_dtype(field), device=device)
 
 
+def is_whole(value: Any, domain: range = INT64) -> bool:
+    """Whether a value is an integer of `domain`; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value in domain
+
+
 def clamped(value: int) -> int:
     """The nearest integer of 64 bits: beyond it no vocabulary and no count reaches."""
     return min(max(value, INT64[0]), INT64[-1])

@@ -106,6 +106,11 @@ class Registry:
         Raises:
             PluginError: the object does not keep the hook spec or its classes their declarations.
         """
+        if module is None:
+            raise PluginError(
+                "There is nothing to register: None was given. Give a module, or an object with a method "
+                "neurogen_samplers that is marked with neurogen.hookimpl."
+            )
         probe = Plugin("", distribution, version, getattr(module, "__name__", repr(module)))
         for cls in self._classes_of(probe, module):
             plugin = Plugin(cls.name, distribution, version, probe.value, load_module=lambda: module)
@@ -128,6 +133,8 @@ class Registry:
         Raises:
             PluginError: no such sampler (the message lists all and suggests the nearest), several, or disabled.
         """
+        if not isinstance(name, str):
+            raise PluginError(f"A sampler is asked for by its name, a text, got {name!r}. {self._installed()}")
         distribution, _, sampler = name.rpartition(":")
         matches = [
             plugin
@@ -158,7 +165,7 @@ class Registry:
         """
         return self._load(self.find(name))
 
-    def load_sampler(self, name: str, *, require: Contract | None = None, **params: Any) -> Sampler:
+    def load_sampler(self, /, name: str, *, require: Contract | None = None, **params: Any) -> Sampler:
         """Load a sampler and give it its parameters.
 
         Args:
@@ -183,17 +190,26 @@ class Registry:
             plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
         self._plugins.append(plugin)
 
+    def unused_exclusions(self) -> list[str]:
+        """What NEUROGEN_DISABLE_PLUGINS (or `disabled`) names and no plugin is meant by: misspelt, or not installed."""
+        return sorted(name for name in self._disabled if not any(_means(name, plugin) for plugin in self._plugins))
+
+    def _names(self) -> list[str]:
+        return sorted({plugin.name for plugin in self._plugins if plugin.status != "disabled"})
+
+    def _installed(self) -> str:
+        names = self._names()
+        if names:
+            return f"Installed: {', '.join(names)}."
+        return (
+            "No sampler plugin is installed. Install one, for example "
+            "`pip install neurogen-greedy neurogen-topk neurogen-topp`."
+        )
+
     def _unknown(self, name: str) -> str:
-        known = [plugin for plugin in self.plugins() if plugin.status != "disabled"]
-        if not known:
-            return (
-                f"There is no sampler {name!r}: no sampler plugin is installed. Install one, for example "
-                "`pip install neurogen-greedy neurogen-topk neurogen-topp`."
-            )
-        names = sorted({plugin.name for plugin in known})
-        near = difflib.get_close_matches(name.rpartition(":")[2], names, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name.rpartition(":")[2], self._names(), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"There is no sampler {name!r}. Installed: {', '.join(names)}.{hint}"
+        return f"There is no sampler {name!r}. {self._installed()}{hint}"
 
     def _load(self, plugin: Plugin) -> type[Sampler]:
         with self._lock:

@@ -1,7 +1,8 @@
 """A file of results that a run appends to, and that a repeated run goes on with: no line lost, none doubled.
 
 Every line is one result with what identifies its run. A line is written in one piece and ends with a line break, so
-after a crash at most the last one is incomplete; it is dropped when the file is opened again.
+after a crash at most the last one is incomplete. It is dropped, or completed where its end alone is missing, once all
+other lines have turned out to belong to the run that goes on: until then nothing in the file is changed.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ __all__ = ["ResultsFile"]
 Key = tuple[int, int]
 """(index of the prompt, number of the sample)."""
 
-FIRST = b'{"index": '
 BEGINNING = b'{"index": 0, "sample": 0, "prompt": "'
 """How every line begins, whatever its numbers."""
+
+SURE = len(b'{"index": 0, "sample": ')
+"""Of an incomplete line that is all there is in a file, so much at least must be there to know it for ours."""
 
 SYNC_SECONDS = 1.0
 SHOWN = 60
@@ -53,6 +56,8 @@ class ResultsFile:
         self._synced = time.monotonic()
         self._descriptor = -1
         self._lines: list[tuple[int, dict[str, Any]]] = []
+        self._whole: int | None = 0  # bytes of whole lines; None once the file ends with one
+        self._lacks_break = False  # the last of them ends without a line break
         self._lock = FileLock(f"{self.path.resolve()}.lock", timeout=0)
         self._acquire()
         try:
@@ -103,16 +108,17 @@ class ResultsFile:
                 raise self._foreign(number, difference)
             done.add(key)
         self._lines.clear()
+        self._mend()
         return done
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Write one result, which begins with `index` and `sample`, as one line.
+        """Write one result, which begins with `index`, `sample` and `prompt`, as one line; `resume` comes first.
 
         Raises:
             DataError: it cannot be written, for example because the disk is full.
         """
         line = json.dumps(result, ensure_ascii=False).encode() + b"\n"
-        assert line.startswith(FIRST), "the marker by which an incomplete line is known"
+        assert _shape(line).startswith(BEGINNING), "what an incomplete line is known by"
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]
@@ -141,6 +147,10 @@ class ResultsFile:
         try:
             self._lock.acquire()
         except Timeout:
+            if not Path(self._lock.lock_file).exists():  # nobody holds it: a file system that makes no files
+                raise DataError(
+                    f"{self.path} cannot be written: no file can be made in {self.path.parent}. Choose another folder."
+                ) from None
             raise DataError(
                 f"{self.path} is being written by another process. Wait until it has finished, or choose another file."
             ) from None
@@ -148,19 +158,30 @@ class ResultsFile:
             raise self._unusable(error) from None
 
     def _read(self) -> None:
+        whole = 0
         with open(self._descriptor, "rb", closefd=False) as file:
-            end = 0
             for number, line in enumerate(file, start=1):
-                if line.endswith(b"\n"):
+                ended = line.endswith(b"\n")
+                if ended or _is_json(line):
                     self._lines.append((number, self._parsed(number, line)))
-                    end += len(line)
-                elif _is_json(line):  # whole, but for its end
-                    self._lines.append((number, self._parsed(number, line)))
-                    end += len(line) + os.write(self._descriptor, b"\n")
+                    whole += len(line)
+                    self._lacks_break = not ended
                 elif not _is_cut_short(line, alone=number == 1):
                     raise self._foreign(number, "it is no result")
-        if end < self.path.stat().st_size:
-            os.ftruncate(self._descriptor, end)
+        self._whole = whole
+
+    def _mend(self) -> None:
+        """Drop an incomplete last line, or give it the line break that it lacks."""
+        if self._whole is None:
+            return
+        try:
+            if self._whole < os.fstat(self._descriptor).st_size:
+                os.ftruncate(self._descriptor, self._whole)
+            if self._lacks_break:
+                os.write(self._descriptor, b"\n")
+            self._whole = None
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         try:
@@ -195,11 +216,16 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_cut_short(line: bytes, *, alone: bool) -> bool:
-    """Whether an incomplete line can be the beginning of a result; a few bytes that could be anything are not."""
-    shape = re.sub(rb"(?<=: )\d+", b"0", line[: 4 * len(BEGINNING)])
-    if alone and len(line) < len(FIRST):
+    """Whether an incomplete line can be the beginning of a result; `alone`, a few bytes are none."""
+    shape = _shape(line)
+    if alone and len(shape) < SURE:
         return False
     return BEGINNING.startswith(shape) or shape.startswith(BEGINNING)
+
+
+def _shape(line: bytes) -> bytes:
+    """How a line begins, with 0 for its numbers."""
+    return re.sub(rb"(?<=: )\d+", b"0", line[: 4 * len(BEGINNING)])
 
 
 def _named(key: Key) -> str:

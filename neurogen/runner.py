@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurogen.errors import NeurogenError, ParameterError
-from neurogen.parameters import INT64
+from neurogen.parameters import INT64, is_whole
 from neurogen.stops import StopFinder
 
 if TYPE_CHECKING:
@@ -78,9 +78,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("batch_size", 1), ("logprobs", 0)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            optional = name == "logprobs" and value is None
+            if not optional and not is_whole(value, range(least, INT64.stop)):
                 raise ParameterError(f"{name} must be an integer >= {least}, got {value!r}.", name)
-        if not isinstance(self.seed, int) or self.seed not in INT64:
+        if not is_whole(self.seed):
             raise ParameterError(f"seed must be an integer of 64 bits, got {self.seed!r}.", "seed")
         _check_stops(self.stop)
 
@@ -172,7 +173,7 @@ class Runner:
             raise ParameterError("Give either options or single values, not both.", "options")
         self.model = model
         self.sampler = sampler
-        self.options = options or RunOptions(**values)
+        self.options = options or _options(values)
         template = model.tokenizer.has_chat_template
         if self.options.chat and not template:
             raise ParameterError(
@@ -283,8 +284,6 @@ class _Sequence:
         stops: Sequence[str],
         behind: Sequence[int],
     ) -> None:
-        from dataclasses import replace
-
         self.prompt = prompt
         self.sample = sample
         self.request = replace(request, key=self)
@@ -352,6 +351,18 @@ class _Sequence:
         text = self._tokenizer.token_text
         top = [{"token_id": other, "text": text(other), "logprob": value} for other, value in logprobs.top]
         return {"token_id": token, "text": text(token), "logprob": logprobs.logprob, "top": top}
+
+
+def _options(values: Mapping[str, Any]) -> RunOptions:
+    known = [field.name for field in fields(RunOptions)]
+    for name in values:
+        if name not in known:
+            raise ParameterError(
+                f"A run has no option {name!r}; it has: {', '.join(known)}. A sampler's own parameters are given where "
+                "it is loaded: neurogen.load_sampler(name, ...).",
+                name,
+            )
+    return RunOptions(**values)
 
 
 def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, int]:

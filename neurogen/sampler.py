@@ -61,7 +61,7 @@ class Sampler:
     dtypes: ClassVar[frozenset[str]] = DTYPES
     Params: ClassVar[type[SamplerParams]] = SamplerParams
 
-    def __init__(self, **params: Any) -> None:
+    def __init__(self, /, **params: Any) -> None:
         self.params = build_params(self.name, self.Params, params)
         self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
         self._row_cache: dict[tuple[int, Any], RowParams] = {}
@@ -74,6 +74,7 @@ class Sampler:
 
     def sample(
         self,
+        /,
         logits: Tensor,
         *,
         seed: int | Tensor = 0,
@@ -117,7 +118,7 @@ class Sampler:
             self._check_ids(ids, logits)
         return ids  # type: ignore[no-any-return]
 
-    def probs(self, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+    def probs(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
         """The distribution that `sample` draws from.
 
         Args:
@@ -130,7 +131,7 @@ class Sampler:
 
         return self._whole_row("probs", self.distribution, torch.float32, logits, check, params)
 
-    def support(self, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+    def support(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
         """The tokens that can be drawn.
 
         Args:
@@ -207,6 +208,12 @@ class Sampler:
         if logits.ndim != 2 or logits.shape[1] == 0:
             raise ParameterError(
                 f"logits must have the shape [batch, vocab] with vocab >= 1, got {list(logits.shape)}.", "logits"
+            )
+        if logits.layout != torch.strided:
+            raise ParameterError(
+                f"logits must be a dense tensor, got the layout {str(logits.layout).removeprefix('torch.')}. Make them "
+                "dense first, with logits.to_dense().",
+                "logits",
             )
         dtype = str(logits.dtype).removeprefix("torch.")
         if dtype not in self.dtypes:

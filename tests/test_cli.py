@@ -140,6 +140,30 @@ def test_samplers_and_plugins_do_not_import_torch() -> None:
         assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("module", ["pluggy", "pydantic", "click", "neurogen.registry"])
+@pytest.mark.parametrize("entry", ["-m neurogen", "-c import neurogen.__main__; neurogen.__main__.run()"])
+def test_ctrl_c_while_the_command_is_being_imported_leaves_no_traceback(
+    tmp_path: Path, module: str, entry: str
+) -> None:
+    """A module on the way stands for the moment at which the signal comes."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, *entry.split(" ", 1), "samplers"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_command_starts_where_an_early_ctrl_c_is_caught() -> None:
+    (script,) = entry_points(group="console_scripts", name="neurogen")
+    assert script.value == "neurogen.__main__:run"
+
+
 def test_help_and_samplers_are_quick() -> None:
     def seconds(*arguments: str) -> float:
         started = time.perf_counter()
@@ -202,6 +226,17 @@ def test_plugins_tells_status_and_cause_and_strict_fails(registry: Registry) -> 
     assert (entries["topk"]["distribution"], entries["topk"]["version"]) == ("neurogen-topk", neurogen.__version__)
     assert "no luck" in entries["topk"]["error"]
     assert entries["topp"]["load_seconds"] >= 0
+
+
+def test_plugins_says_what_is_left_out_under_a_name_that_nothing_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROGEN_DISABLE_PLUGINS", "tpok,topp")
+    monkeypatch.setattr("neurogen.registry._default", Registry())
+    listing = neurogen_command("plugins", "--json")
+    assert listing.stderr == (
+        "NEUROGEN_DISABLE_PLUGINS names 'tpok', and no plugin here is called so: check the spelling.\n"
+    )
+    assert {entry["name"]: entry["status"] for entry in json.loads(listing.stdout)}["topp"] == "disabled"
+    assert neurogen_command("samplers").stderr == ""
 
 
 def test_without_plugins_both_listings_say_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +322,9 @@ def test_help_names_a_sampler_that_has_no_options() -> None:
         (["topk", "--prompt", ""], "'--prompt': the prompt is empty."),
         (["topk", "--prompts", "x.jsonl"], "Give either --prompt or --prompts, not both."),
         (["topk", "--stream", "--json"], "give one of them"),
+        (["topk", "--model", ""], "Invalid value for '--model': it must not be empty."),
+        (["topk", "--top-kk", "5"], "Try 'main run --sampler topk --help' for help."),
+        (["topk", "--seed", "x"], "Usage: main run --sampler topk [OPTIONS]"),
         (["topk", "Hello"], "Unexpected argument 'Hello'. A prompt is given with --prompt TEXT."),
     ],
 )  # fmt: skip
@@ -511,6 +549,32 @@ def test_texts_behind_a_prompt_that_fails_are_written_in_order(run: Invoke, tmp_
         assert len(result.stdout.rstrip("\n").split("\n\n")) == 2
 
 
+@pytest.mark.usefixtures("no_model")
+def test_lines_whose_own_seeds_do_not_fit_fail_before_the_model_is_loaded(run: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "once", "seed": {2**63 - 2}}}\n{{"prompt": "upon", "seed": {2**63 - 1}}}\n')
+    result = run("greedy", "--prompts", str(path), "-n", "3", "--seed", str(2**63 - 1))
+    assert (result.exit_code, result.stdout) == (1, "")
+    first, second, summary = result.stderr.splitlines()
+    assert first == (
+        f"{path}, line 1: 'seed' is {2**63 - 2}, and the last of 3 samples would have {2**63}; the largest of 64 bits "
+        f"is {2**63 - 1}. Give a smaller one."
+    )
+    assert second.startswith(f"{path}, line 2: 'seed' is {2**63 - 1}, and")
+    assert summary == f"2 of 2 lines of {path} gave no result (2 could not be run); see above."
+
+
+def test_a_line_whose_own_seed_does_not_fit_does_not_lose_the_others(run: Invoke, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "once", "seed": {2**63 - 1}}}\n{{"prompt": "upon", "seed": {2**63 - 2}}}\n')
+    assert run("greedy", "--prompts", str(path), "-n", "1").exit_code == 0
+    for output in ([], ["--output", str(tmp_path / "r.jsonl")]):
+        result = run("greedy", "--prompts", str(path), "-n", "2", "--json", *output)
+        assert sorted(item["seed"] for item in lines(result.stdout)) == [2**63 - 2, 2**63 - 1]
+        assert result.stderr.startswith(f"{path}, line 1: 'seed' is ")
+        assert result.exit_code == 1
+
+
 def test_a_file_of_broken_lines_alone_is_an_error(run: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("{}\n")
@@ -640,13 +704,20 @@ def test_a_run_that_fails_leaves_no_lock_and_can_be_repeated(run: Invoke, tmp_pa
 # Real processes: signals, pipes, terminals
 
 
-def test_a_stderr_that_cannot_be_written_is_no_reason_to_fail(tiny_model_dir: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
-    arguments = ("run", "-s", "greedy", "--model", str(tiny_model_dir), "--prompt", PROMPT, "--max-new-tokens", "4")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("lines_of_file", "options", "code", "results"), [(2, (), 0, 2), (3, (), 1, 2), (2, ("--top-k", "1"), 2, 0)]
+)
+def test_a_stderr_that_cannot_be_written_changes_no_result(
+    tiny_model_dir: Path, tmp_path: Path, lines_of_file: int, options: Sequence[str], code: int, results: int
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(('"once"\n', '"upon"\n', "broken\n")[:lines_of_file]))
+    fixed = ("run", "-s", "greedy", "--model", str(tiny_model_dir), "--max-new-tokens", "4", "--json")
+    arguments = (*fixed, "--prompts", str(path), *options)
     with Path("/dev/full").open("wb") as full, process(*arguments, stderr=full) as running:
         text, _ = running.communicate()
-    assert (running.returncode, bool(text)) == (0, True)
+    assert (running.returncode, len(lines(text.decode()))) == (code, results)
 
 
 @pytest.fixture
@@ -755,10 +826,10 @@ def test_without_prompt_on_a_terminal_says_how_to_give_one() -> None:
     assert b"There is no prompt. Give --prompt TEXT, --prompts FILE.jsonl, or text on standard input." in errors
 
 
-def on_terminal(*arguments: str, stdout: bool) -> tuple[int, str, str]:
+def on_terminal(*arguments: str, stdout: bool, **variables: str) -> tuple[int, str, str]:
     """Run with stderr, and if asked for stdout, on a terminal; what came through a pipe, and what the terminal got."""
     master, terminal = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", **variables}
     where = terminal if stdout else subprocess.PIPE
     with process(*arguments, stdin=subprocess.DEVNULL, stdout=where, stderr=terminal, env=environment) as running:
         os.close(terminal)
@@ -801,6 +872,29 @@ def test_a_terminal_sees_text_with_headings(tiny_model_dir: Path) -> None:
     assert code == 0
     assert "prompt 1, sample 1" in shown
     assert "prompt 1, sample 2" in shown
+
+
+@pytest.mark.slow
+def test_compiling_the_kernels_is_said_and_is_no_time_of_decoding(tiny_model_dir: Path, tmp_path: Path) -> None:
+    arguments = ("run", "-s", "topk", "--model", str(tiny_model_dir), "--prompt", PROMPT, "--max-new-tokens", "9")
+    code, piped, shown = on_terminal(*arguments, "--json", stdout=False, NUMBA_CACHE_DIR=str(tmp_path / "cold"))
+    assert code == 0
+    assert f"Loading {tiny_model_dir} ..." in shown
+    assert "\r\x1b[2KMaking topk ready: its kernels are compiled once, which takes about 10 seconds ..." in shown
+    (item,) = lines(piped)
+    assert item["seconds"] < 2  # a hundredth of it when idle; compiling takes 3 at least
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cold too")}
+    with process(*arguments, env=environment) as running:
+        _, errors = running.communicate()
+    assert errors.decode().startswith("topk(k=50, temperature=0.8) seed ")
+
+
+def test_a_terminal_that_obeys_no_codes_gets_none(tiny_model_dir: Path) -> None:
+    arguments = ("run", "-s", "greedy", "--model", str(tiny_model_dir), "--prompt", PROMPT, "--max-new-tokens", "4")
+    code, _, shown = on_terminal(*arguments, stdout=True, TERM="dumb")
+    assert code == 0
+    assert "\x1b" not in shown
+    assert "greedy() seed " in shown
 
 
 def test_tables_on_a_terminal_fit_and_respect_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

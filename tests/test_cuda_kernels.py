@@ -23,7 +23,8 @@ from neurogen import TruncationSampler, reference
 from neurogen.parameters import Param, SamplerParams
 
 SIMULATE = Path(__file__).with_name("simulate_kernels.py")
-VOCAB = 203  # not a multiple of any block size, and larger than the number of parts at small strides
+VOCAB = 300  # above the number of parts, so that a part holds several tokens; not a multiple of the parts
+FEW_ROWS = [0, 1, 5, 7, 9, 12]  # of `hard_rows`: normal, ties, -inf, more ties, signed zeros, temperature 0
 
 
 class KeepAll(TruncationSampler):
@@ -83,18 +84,29 @@ def as_half(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return case | {"logits": half.view(torch.int16).numpy().view(np.uint16), "bfloat16": dtype == torch.bfloat16}
 
 
+def few_rows(case: dict[str, Any]) -> dict[str, Any]:
+    """A case with some of its rows: the simulator is slow, and not every launch needs all of them."""
+    return {name: value[FEW_ROWS] if isinstance(value, np.ndarray) else value for name, value in case.items()}
+
+
 def run_simulator(cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    source, target = folder / "cases.npz", folder / "results.npz"
-    np.savez(source, **{f"{name}/{key}": value for name, case in cases.items() for key, value in case.items()})
-    done = subprocess.run(
-        [sys.executable, str(SIMULATE), str(source), str(target)], capture_output=True, text=True, timeout=540
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    """The results of all cases, which two processes share between them, every other case each."""
+    names = list(cases)
+    shares = [share for share in (names[::2], names[1::2]) if share]
+    running = []
+    for number, share in enumerate(shares):
+        source, target = folder / f"cases{number}.npz", folder / f"results{number}.npz"
+        np.savez(source, **{f"{name}/{key}": value for name in share for key, value in cases[name].items()})
+        command = [sys.executable, str(SIMULATE), str(source), str(target)]
+        running.append((target, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)))
     results: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(target) as file:
-        for key in file:
-            name, _, field = key.partition("/")
-            results.setdefault(name, {})[field] = file[key]
+    for target, process in running:
+        _, errors = process.communicate(timeout=540)
+        assert process.returncode == 0, errors[-3000:]
+        with np.load(target) as file:
+            for key in file:
+                name, _, field = key.partition("/")
+                results.setdefault(name, {})[field] = file[key]
     return results
 
 
@@ -105,14 +117,14 @@ def logits_of(case: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(case["logits"].view(np.int16)).view(dtype)
 
 
-CASES = {
+CASES = {  # the costly ones in turns, since two processes take every other one
     "float32": make_case(1),
-    "one thread": make_case(2, block=1, grid=1),
-    "odd block": make_case(3, block=7, grid=5),
-    "vocab 1": make_case(4) | {"logits": np.zeros((14, 1), np.float32)},
-    "float16": as_half(make_case(5), torch.float16),
-    "bfloat16": as_half(make_case(6), torch.bfloat16),
-    "transposed": (lambda case: case | {"logits": np.asfortranarray(case["logits"])})(make_case(7)),
+    "float16": as_half(make_case(5, block=2), torch.float16),
+    "transposed": (lambda case: case | {"logits": np.asfortranarray(case["logits"])})(few_rows(make_case(7))),
+    "bfloat16": as_half(make_case(6, block=2), torch.bfloat16),
+    "odd block": few_rows(make_case(3, block=7, grid=5)),
+    "one thread": few_rows(make_case(2, block=1, grid=1)),
+    "vocab 1": few_rows(make_case(4, block=2) | {"logits": np.zeros((14, 1), np.float32)}),
 }
 
 
@@ -131,12 +143,10 @@ def row_parameters(sampler: neurogen.Sampler, case: dict[str, Any]) -> dict[str,
     return {name: torch.from_numpy(case[name]) for name in type(sampler.params).model_fields}
 
 
-@pytest.mark.parametrize("case_name", CASES)
-@pytest.mark.parametrize("name", ["greedy", "topk", "topp", "temperature"])
-def test_simulated_kernels_equal_the_cpu_bit_for_bit(
-    name: str, case_name: str, simulated: dict[str, dict[str, np.ndarray]], samplers: dict[str, neurogen.Sampler]
+def assert_equal_bit_for_bit(
+    name: str, sampler: neurogen.Sampler, case: dict[str, Any], result: dict[str, np.ndarray]
 ) -> None:
-    case, sampler, result = CASES[case_name], samplers[name], simulated[case_name]
+    """The CPU's ids, probabilities and supports are those of the simulator."""
     logits, params = logits_of(case), row_parameters(sampler, case)
     numbers = {"seed": torch.from_numpy(case["seed"]), "position": torch.from_numpy(case["position"])}
     ids = sampler.sample(logits, check=False, **numbers, **params)
@@ -144,6 +154,14 @@ def test_simulated_kernels_equal_the_cpu_bit_for_bit(
     if name != "greedy":
         assert np.array_equal(sampler.probs(logits, check=False, **params).numpy(), result[f"{name}.probs"])
         assert np.array_equal(sampler.support(logits, check=False, **params).numpy(), result[f"{name}.support"])
+
+
+@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("name", ["greedy", "topk", "topp", "temperature"])
+def test_simulated_kernels_equal_the_cpu_bit_for_bit(
+    name: str, case_name: str, simulated: dict[str, dict[str, np.ndarray]], samplers: dict[str, neurogen.Sampler]
+) -> None:
+    assert_equal_bit_for_bit(name, samplers[name], CASES[case_name], simulated[case_name])
 
 
 @pytest.mark.parametrize("case_name", [name for name in CASES if name != "vocab 1"])
@@ -162,17 +180,16 @@ def test_simulated_supports_equal_the_reference(case_name: str, simulated: dict[
         if temperature == 0 or p == 1 or reference.nucleus_margin(row, p, temperature) > 1e-6:
             assert np.array_equal(result["topp.support"][r], reference.topp_support(row, p, temperature))
             compared += 1
-    assert compared >= 8
+    assert compared >= len(case["logits"]) // 2
 
 
 @pytest.mark.slow
 def test_simulated_kernels_agree_with_many_threads(tmp_path: Path, samplers: dict[str, neurogen.Sampler]) -> None:
-    case = make_case(8, vocab=1100, block=32, grid=14)
-    result = run_simulator({"threads": case}, tmp_path)["threads"]
-    numbers = {"seed": torch.from_numpy(case["seed"]), "position": torch.from_numpy(case["position"])}
-    for name, sampler in samplers.items():
-        ids = sampler.sample(logits_of(case), check=False, **numbers, **row_parameters(sampler, case))
-        assert ids.tolist() == result[f"{name}.ids"].tolist(), name
+    cases = {str(seed): few_rows(make_case(seed, vocab=1100, block=32, grid=6)) for seed in (8, 9)}
+    results = run_simulator(cases, tmp_path)
+    for seed, case in cases.items():
+        for name, sampler in samplers.items():
+            assert_equal_bit_for_bit(name, sampler, case, results[seed])
 
 
 def kernel_signatures() -> list[tuple[str, str, Any]]:

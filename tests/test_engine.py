@@ -129,6 +129,16 @@ def test_a_count_beyond_64_bits_is_as_good_as_the_largest(tiny: LanguageModel) -
     assert found["huge"] == found["all"]
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "seed", "logprobs"])
+@pytest.mark.parametrize("value", [True, 1.0, "1"])
+def test_what_is_no_whole_number_is_refused(tiny: LanguageModel, name: str, value: Any) -> None:
+    engine = Engine(tiny, neurogen.load_sampler("greedy"))
+    with pytest.raises(ParameterError, match=f"{name} must be an integer .*, got {value!r}"):
+        engine.check(replace(request(tiny, "once", 4), **{name: value}))
+    with pytest.raises(ParameterError, match=f"batch_size must be an integer >= 1, got {value!r}"):
+        Engine(tiny, neurogen.load_sampler("greedy"), batch_size=value)
+
+
 def test_rows_have_parameters_of_their_own(stories: LanguageModel) -> None:
     hot = request(stories, GIRL, 24, seed=5, params={"temperature": 3.0, "k": 200}, key="hot")
     cold = request(stories, GIRL, 24, seed=5, params={"temperature": 0.0}, key="cold")

@@ -265,8 +265,43 @@ def test_a_tensor_without_a_place_in_the_model_is_refused(folder: Path) -> None:
 
 def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     edit_config(folder, intermediate_size=48)
-    with pytest.raises(ModelError, match=r"of another shape, the first of them .*mlp"):
+    named = r"6 tensor\(s\) are of another shape, the first of them model\.layers\.0\.mlp\.down_proj\.weight, which is"
+    with pytest.raises(ModelError, match=named + r" \[16, 32\] and should be \[16, 48\]\. Copy weights"):
         load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("head_stored", [False, True])
+def test_tied_embeddings_load_with_and_without_a_head_of_their_own(folder: Path, head_stored: bool) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors.pop("lm_head.weight")
+    tensors["model.embed_tokens.weight"] = head
+    if head_stored:
+        tensors["lm_head.weight"] = head.clone()
+    save_file(tensors, file, {"format": "pt"})
+    edit_config(folder, tie_word_embeddings=True)
+    model = load_model(str(folder), device="cpu").model
+    assert torch.equal(model.get_output_embeddings().weight, head)
+    assert torch.equal(model.get_input_embeddings().weight, head)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_model_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=r"No model was named\. Known names: starter, smollm2-135m"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("value", ["text", 3, None])
+def test_metadata_of_weights_that_are_no_object_are_damage(folder: Path, value: Any) -> None:
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]) | {"__metadata__": value}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    with pytest.raises(ModelError, match="is no safetensors file, or is damaged: its __metadata__ is no object"):
+        load_model(str(folder))
 
 
 def test_a_missing_or_damaged_config_is_named(folder: Path) -> None:
@@ -372,6 +407,30 @@ def test_conversion_happens_once_and_says_so(fake_package: Path, capsys: pytest.
     assert resolve_known_model(FAKE, fetch=no_fetch, convert=write_converted) == first
     assert capsys.readouterr().err == ""
     assert [path.name for path in first.parent.iterdir() if path.is_dir()] == [first.name]
+
+
+@pytest.mark.usefixtures("fake_package")
+@pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_converted_weights_can_be_read_by_those_whom_the_umask_allows(
+    umask: int, folder_mode: int, file_mode: int
+) -> None:
+    def write_privately(gguf: Path, folder: Path) -> None:
+        write_converted(gguf, folder)
+        (folder / "model.safetensors").chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        folder = resolve_known_model(FAKE, fetch=no_fetch, convert=write_privately)
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == folder_mode
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {file_mode}
+
+
+@pytest.mark.usefixtures("fake_package")
+def test_conversion_does_not_need_a_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert resolve_known_model(FAKE, fetch=no_fetch, convert=write_converted).is_dir()
 
 
 def test_without_the_package_the_hub_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import neurogen
-from neurogen import ContractError, NeurogenError, Param, PluginError, Registry, Sampler, SamplerParams
+from neurogen import ContractError, NeurogenError, Param, ParameterError, PluginError, Registry, Sampler, SamplerParams
 
 LOGITS = torch.tensor([[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])
 VERSION = "1.0"
@@ -139,6 +139,7 @@ BROKEN = {
     "bad-schema": Broken("neurogen.SamplerParams", "dict", PluginError, "Params must be a subclass of neurogen.Sam"),
     "no-description": Broken(PARAM, "share: float = 0.5", PluginError, "the parameter 'share' has no description"),
     "reserved-name": Broken(PARAM, PARAM.replace("share", "name"), PluginError, "'name' has a name that neurogen uses"),
+    "reserved-self": Broken(PARAM, PARAM.replace("share", "self"), PluginError, "'self' has a name that neurogen uses"),
     "reserved": Broken(PARAM, PARAM.replace("share", "seed"), PluginError, "'seed' has a name that neurogen uses"),
     "no-default": Broken(PARAM, PARAM.replace("0.5", "..."), PluginError, "the parameter 'share' has no default"),
     "default-outside": Broken(
@@ -320,8 +321,27 @@ def test_unknown_name_lists_what_is_installed_and_suggests_the_nearest(packages:
         Registry().find("topk:mirostat")
 
 
+@pytest.mark.parametrize("name", [None, 3, b"topk"])
+def test_a_name_that_is_no_text_is_refused_with_what_is_installed(name: Any) -> None:
+    with pytest.raises(PluginError, match=r"by its name, a text, got .*\. Installed: .*topk") as refused:
+        neurogen.load_sampler(name)
+    assert repr(name) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["self", "share"])
+def test_a_parameter_that_does_not_exist_is_a_parameter_error_whatever_its_name(name: str) -> None:
+    with pytest.raises(ParameterError, match=f"topk has no parameter {name!r}; it has: k, temperature."):
+        neurogen.load_sampler("topk", **{name: 1})
+    sampler = neurogen.load_sampler("topk")
+    for call in (sampler.sample, sampler.probs, sampler.support):
+        with pytest.raises(ParameterError, match=f"topk has no parameter {name!r}"):
+            call(LOGITS, **{name: 1})
+
+
 def test_environment_without_plugins_says_what_to_install() -> None:
-    with pytest.raises(PluginError, match=r"no sampler plugin is installed. Install one, for example `pip install"):
+    with pytest.raises(
+        PluginError, match=r"'greedy'. No sampler plugin is installed. Install one, for example `pip install"
+    ):
         Registry(entry_points=()).load_sampler("greedy")
 
 
@@ -351,6 +371,12 @@ def test_variable_leaves_plugins_out(
         with pytest.raises(PluginError, match=r"is disabled by NEUROGEN_DISABLE_PLUGINS. Change that variable"):
             registry.load_class(name)
     assert ("twin_b" in sys.modules) == ("twin-b:twin" not in left_out)
+
+
+def test_what_is_left_out_and_nowhere_installed_is_known(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages.add("twin-a", working("twin"), "twin", "extra")
+    monkeypatch.setenv("NEUROGEN_DISABLE_PLUGINS", "tpok, twin ,twin-b:twin,Twin_A,twin-a:extra")
+    assert Registry().unused_exclusions() == ["tpok", "twin-b:twin"]
 
 
 def test_leaving_one_of_two_out_settles_which_is_meant(packages: Packages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,6 +458,8 @@ def test_registering_what_is_broken_is_refused_at_once() -> None:
         registry.register(module_of(InProcess, int), distribution="notebook", version="7")
     with pytest.raises(PluginError, match="marks none"):
         registry.register(types.ModuleType("empty"))
+    with pytest.raises(PluginError, match="nothing to register: None was given"):
+        registry.register(None)
     assert registry.plugins() == []
 
 

@@ -85,7 +85,7 @@ def test_a_line_that_lacks_its_end_alone_is_completed(tmp_path: Path) -> None:
 
 def test_a_file_that_holds_an_incomplete_line_alone_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_bytes(b'{"index": 0, "sam')
+    path.write_bytes(b'{"index": 0, "sample": 1, "pro')
     with ResultsFile(path) as file:
         assert (file.seed, file.resume(identity)) == (None, set())
     assert path.read_bytes() == b""
@@ -95,6 +95,7 @@ def test_a_file_that_holds_an_incomplete_line_alone_begins_anew(tmp_path: Path) 
     "content",
     [b"my diary", b"my diary\n", b'{"prompt": "Once"}\n', b'{"prompt": "Once"}', b"\xff\xfe\n", b"[1]\n",
      b'{"index": 0, "sample": 0, "text": "from --json"}\n', b'{"index": 0, "sample": 0, "run": 7}\n', b"\n", b"{",
+     b'{"index": 7', b'{"index": 7, "sam', b'{"index": 7, "sample": 0, "label": "mine',
      b'{"index": 7, "prompt": "precious, and no line break', b'{"index": 7, "prompt": "precious"}'],
 )  # fmt: skip
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
@@ -131,9 +132,11 @@ def test_a_line_of_another_run_is_refused_with_the_difference(
 ) -> None:
     path = tmp_path / "r.jsonl"
     before = write(path, line(0, 0), line(1, 0) | changes)
-    with ResultsFile(path) as file, pytest.raises(DataError, match=f"line 2 .*{difference}"):
-        file.resume(identity)
-    assert path.read_bytes() == before
+    for content in (before, before[:-1], before + before[:50]):  # nor is anything mended in it
+        path.write_bytes(content)
+        with ResultsFile(path) as file, pytest.raises(DataError, match=f"line 2 .*{difference}"):
+            file.resume(identity)
+        assert path.read_bytes() == content
 
 
 def test_a_doubled_line_is_refused(tmp_path: Path) -> None:
@@ -183,6 +186,13 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, fifo, Path(os.devnull)):
         with pytest.raises(DataError, match="is not a regular file"):
             ResultsFile(path)
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
+    if not Path("/proc/version").exists():
+        pytest.skip("this system has no /proc")
+    with pytest.raises(DataError, match=r"/proc/r.jsonl cannot be written: no file can be made in /proc\."):
+        ResultsFile("/proc/r.jsonl")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -409,6 +409,9 @@ def test_a_runner_is_usable_after_a_run_was_given_up(stories: LanguageModel) -> 
         ({"batch_size": 0}, "batch_size", "batch_size must be an integer >= 1, got 0."),
         ({"logprobs": -1}, "logprobs", "logprobs must be an integer >= 0, got -1."),
         ({"seed": 2**63}, "seed", f"seed must be an integer of 64 bits, got {2**63}."),
+        ({"seed": True}, "seed", "seed must be an integer of 64 bits, got True."),
+        ({"logprobs": False}, "logprobs", "logprobs must be an integer >= 0, got False."),
+        ({"n": None}, "n", "n must be an integer >= 1, got None."),
         ({"seed": 1.0}, "seed", "seed must be an integer of 64 bits, got 1.0."),
         ({"stop": "end"}, "stop", "stop must be a list of texts that are not empty, got 'end'."),
         ({"stop": ("",)}, "stop", "stop must be a list of texts that are not empty, got ('',)."),
@@ -418,6 +421,13 @@ def test_options_outside_their_domain_are_refused(values: dict[str, Any], parame
     with pytest.raises(ParameterError) as caught:
         RunOptions(**values)
     assert (str(caught.value), caught.value.parameter) == (message, parameter)
+
+
+def test_an_unknown_option_is_refused_with_those_there_are(tiny: LanguageModel) -> None:
+    with pytest.raises(
+        ParameterError, match=r"no option 'temperature'; it has: n, .*, batch_size\..*where it is loaded"
+    ):
+        runner(tiny, temperature=3)
 
 
 def test_options_and_single_values_are_not_mixed(tiny: LanguageModel) -> None:

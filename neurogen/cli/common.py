@@ -14,7 +14,16 @@ import click
 from neurogen.parameters import INT64
 from neurogen.registry import Plugin
 
-__all__ = ["Settings", "WholeNumber", "debug_option", "device_name", "echo_table", "listed", "unambiguous_names"]
+__all__ = [
+    "Settings",
+    "WholeNumber",
+    "debug_option",
+    "device_name",
+    "echo_table",
+    "listed",
+    "tell",
+    "unambiguous_names",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNWRAPPED = 100_000
@@ -67,6 +76,12 @@ def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
     return value
+
+
+def tell(message: str) -> None:
+    """Say something on stderr. Where that cannot be written, a run does not fail: what counts is its result."""
+    with suppress(OSError):
+        click.echo(message, err=True)
 
 
 def listed(words: Iterable[str], conjunction: str = "and") -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from neurogen.runner import Failure, Result, TextDelta
 
-__all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "loading", "write_stdout"]
+__all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "if_slow", "loading", "write_stdout"]
 
 Key = tuple[int, int]
 
@@ -28,6 +29,7 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))
 """A terminal obeys these characters: what a model writes must not move its cursor or change its title."""
 
 ERASE_LINE = "\r\x1b[2K"
+SLOW_SECONDS = 2.0  # longer than it takes to read kernels that have been compiled
 
 
 def write_stdout(text: str) -> None:
@@ -233,20 +235,36 @@ class Summary:
 
 
 @contextmanager
-def loading(model: str, *, shown: bool) -> Iterator[None]:
+def loading(model: str, *, shown: bool) -> Iterator[Callable[[str], None]]:
     """Say on a terminal that the model is being loaded, and take it away afterwards.
 
     A line that does not move: reading a model holds the interpreter for seconds, and converting one shows its own
     progress.
+
+    Yields:
+        says something else in the place of that line.
     """
     shown = shown and os.environ.get("TERM") != "dumb"  # a line that cannot be taken away again
     if shown:
         _write_stderr(f"Loading {model} ...")
     try:
-        yield
+        yield lambda message: _write_stderr(ERASE_LINE + message) if shown else None
     finally:
         if shown:
             _write_stderr(ERASE_LINE)
+
+
+@contextmanager
+def if_slow(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` from another thread if what is done here takes more than a moment."""
+    timer = threading.Timer(SLOW_SECONDS, action)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _write_stderr(text: str) -> None:

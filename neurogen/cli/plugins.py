@@ -6,9 +6,9 @@ import json
 
 import click
 
-from neurogen.cli.common import debug_option, echo_table
+from neurogen.cli.common import debug_option, echo_table, listed, tell
 from neurogen.cli.samplers import NONE_INSTALLED
-from neurogen.registry import Plugin, default_registry
+from neurogen.registry import DISABLE_VARIABLE, Plugin, default_registry
 
 __all__ = ["command"]
 
@@ -19,7 +19,12 @@ __all__ = ["command"]
 @debug_option
 def command(as_json: bool, strict: bool) -> int:
     """List every plugin found, loaded or failed, and why."""
-    plugins = default_registry().load_all()
+    registry = default_registry()
+    plugins = registry.load_all()
+    unused = registry.unused_exclusions()
+    if unused:
+        names = listed(map(repr, unused))
+        tell(f"{DISABLE_VARIABLE} names {names}, and no plugin here is called so: check the spelling.")
     if as_json:
         click.echo(json.dumps([_entry(plugin) for plugin in plugins], indent=2, ensure_ascii=False))
     elif not plugins:

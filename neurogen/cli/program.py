@@ -12,12 +12,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from neurogen import __version__
-from neurogen.cli.common import Settings, debug_option
+from neurogen.cli.common import Settings, debug_option, tell
 from neurogen.errors import NeurogenError
 
 __all__ = ["main"]
@@ -69,15 +70,16 @@ class Program(click.Group):
         try:
             code = super().main(args, prog_name, **extra)
         except click.Abort:
-            click.echo("Interrupted.", err=True)
+            tell("Interrupted.")
             code = EXIT_INTERRUPTED
         except click.ClickException as error:
-            error.show()
             code = error.exit_code
+            with suppress(OSError):  # what cannot be said still ends with its exit code
+                error.show()
         except (NeurogenError, OSError) as error:
             if settings.debug:
                 traceback.print_exc()
-            click.echo(f"Error: {error}", err=True)
+            tell(f"Error: {error}")
             code = EXIT_ERROR
         sys.exit(code or 0)
 

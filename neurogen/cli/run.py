@@ -38,7 +38,8 @@ class RunCommand(click.Command):
         name = first.params.get("sampler")
         if name is None:
             return super().make_context(info_name, args, parent, **lenient)
-        return SamplerCommand(self, name).make_context(info_name, args, parent, **extra)
+        # With its sampler in the name, the usage line and the hint at --help lead to the options of that sampler.
+        return SamplerCommand(self, name).make_context(f"{info_name} --sampler {name}", args, parent, **extra)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options, and how to see a sampler's."""
@@ -116,12 +117,19 @@ def _prompt(ctx: click.Context, param: click.Parameter, value: str | None) -> st
         raise click.BadParameter(f"{error}.") from None
 
 
+def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not value.strip():
+        raise click.BadParameter("it must not be empty.")
+    return value
+
+
 @click.command("run", cls=RunCommand, context_settings={"allow_extra_args": True, "max_content_width": 100})
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=_complete_sampler, help="Chooses the tokens; required.")
 @click.option(
     "--model",
     default=DEFAULT_MODEL,
     show_default=True,
+    callback=_model,
     help="A known name, a folder, a .gguf file, or a name on the Hugging Face hub.",
 )
 @click.option("--prompt", callback=_prompt, help="The text to continue, or in a chat model to answer.")

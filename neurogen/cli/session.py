@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, loading
-from neurogen.errors import DataError, NeurogenError
-from neurogen.parameters import INT64
+from neurogen.cli.common import tell
+from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
+from neurogen.errors import DataError, NeurogenError, ParameterError
+from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
 from neurogen.results import Key, ResultsFile
 from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
@@ -89,12 +90,14 @@ class Session:
     failed: set[int] = field(default_factory=set)
 
     def sequences(self) -> Iterator[Key]:
-        """All sequences of the run, done or not."""
-        return ((index, sample) for index in self.prompts for sample in range(self.arguments.n))
+        """All sequences of the run, done or not, save those of lines that have failed."""
+        return (
+            (index, sample) for index in self.prompts if index not in self.failed for sample in range(self.arguments.n)
+        )
 
     def queue(self) -> Iterable[Prompt]:
         """The prompts as the runner wants them: it raises for the only one of a list, and goes on after others."""
-        prompts = list(self.prompts.values())
+        prompts = [prompt for index, prompt in self.prompts.items() if index not in self.failed]
         return prompts if self.source is None else iter(prompts)
 
     def identity(self, key: Key) -> dict[str, Any] | None:
@@ -151,12 +154,12 @@ def execute(arguments: Arguments, sampler: Sampler) -> int:
         if file is not None:
             session.done = file.resume(session.identity)
         todo = [key for key in session.sequences() if key not in session.done]
-        if not todo:
+        if not todo and not session.failed:
             _say(
                 arguments,
                 f"{arguments.output} holds all {_results(len(session.done))} already: there is nothing to do.",
             )
-        else:
+        if todo:
             stack.enter_context(_sigterm_raises())
             _announce(session, todo)
             code = _run(session, todo)
@@ -173,7 +176,7 @@ def _read(arguments: Arguments, sampler: Sampler) -> tuple[dict[int, Prompt], st
     source = "standard input" if arguments.prompts == "-" else arguments.prompts
     prompts, broken = read_prompts(arguments.prompts, sampler)
     for line in broken:
-        click.echo(f"{line}.", err=True)
+        tell(f"{line}.")
     if not prompts:
         raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
     return {prompt.index: prompt for prompt in prompts}, source, len(broken)
@@ -196,17 +199,23 @@ def _seed(arguments: Arguments, file: ResultsFile | None) -> int:
 
 
 def _check_seeds(session: Session) -> None:
-    """Refuse a seed whose later samples would not fit 64 bits, before the model is loaded."""
+    """Refuse a seed of which a later sample's would not fit 64 bits; where it is a line's own, that line has failed."""
     n = session.arguments.n
-    last = max(
-        (session.seed + index * n for index, prompt in session.prompts.items() if prompt.seed is None), default=0
-    )
-    if last + n - 1 not in INT64:
+    shared = [index for index, prompt in session.prompts.items() if prompt.seed is None]
+    largest = session.seed + max(shared, default=0) * n + n - 1
+    if shared and not is_whole(largest):
         raise click.UsageError(
-            f"--seed {session.seed} is too large: the seeds of this run go up to {last + n - 1}, and the largest of 64 "
-            f"bits is {INT64[-1]}. Give a smaller one.",
+            f"--seed {session.seed} is too large: the seeds of this run go up to {largest}, and the largest of 64 bits "
+            f"is {INT64[-1]}. Give a smaller one.",
             click.get_current_context(),
         )
+    for index, prompt in session.prompts.items():
+        if prompt.seed is not None and not is_whole(prompt.seed + n - 1):
+            problem = (
+                f"'seed' is {prompt.seed}, and the last of {n} samples would have {prompt.seed + n - 1}; the largest "
+                f"of 64 bits is {INT64[-1]}. Give a smaller one."
+            )
+            _fail(session, Failure(index, ParameterError(problem, "seed")))
 
 
 def _announce(session: Session, todo: list[Key]) -> None:
@@ -227,7 +236,7 @@ def _run(session: Session, todo: list[Key]) -> int:
         summary = Summary(repr(session.sampler), session.seed)
         _events(session, model, todo, summary)
     except (KeyboardInterrupt, Terminated) as stop:
-        click.echo(_interruption(session, len(todo), summary.sequences), err=True)
+        tell(_interruption(session, len(todo), summary.sequences))
         return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     if summary.sequences:
         there = f"; {_results(len(session.done) + summary.sequences)} in {session.arguments.output}"
@@ -237,12 +246,14 @@ def _run(session: Session, todo: list[Key]) -> int:
 
 def _load(arguments: Arguments, sampler: Sampler) -> LanguageModel:
     """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
-    with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet):
+    with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet) as instead:
         from neurogen.models import load_model, resolve_device
 
         device, reason = resolve_device(arguments.device)
         model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
-        with suppress(NeurogenError):  # what is wrong with the sampler shows where it is used
+        slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
+        # What is wrong with the sampler shows where it is used.
+        with if_slow(lambda: instead(slow)), suppress(NeurogenError):
             _warm(sampler, model)
     if arguments.device == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
         _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
@@ -250,6 +261,7 @@ def _load(arguments: Arguments, sampler: Sampler) -> LanguageModel:
 
 
 def _warm(sampler: Sampler, model: LanguageModel) -> None:
+    """Sample once as the engine does, so that the kernels for this model are there."""
     import torch
 
     vocab = min(model.vocab_size, model.tokenizer.vocab_size)
@@ -319,7 +331,7 @@ def _fail(session: Session, failure: Failure) -> None:
     if session.source is None:
         raise error if isinstance(error, NeurogenError) else DataError(str(error))
     session.failed.add(failure.index)
-    click.echo(f"{session.source}, line {failure.index + 1}: {error}", err=True)
+    tell(f"{session.source}, line {failure.index + 1}: {error}")
 
 
 def _report_failures(session: Session) -> int:
@@ -333,7 +345,7 @@ def _report_failures(session: Session) -> int:
         kinds.append(f"{len(session.failed)} could not be run")
     lines = len(session.prompts) + session.broken
     summary = f"{failed} of {lines} lines of {session.source} gave no result ({', '.join(kinds)}); see above."
-    click.echo(summary, err=True)
+    tell(summary)
     return EXIT_FAILURES
 
 
@@ -353,10 +365,8 @@ def _results(count: int) -> str:
 
 
 def _say(arguments: Arguments, message: str) -> None:
-    """Say something that no result depends on: a stderr that cannot be written is no reason to fail."""
     if not arguments.quiet:
-        with suppress(OSError):
-            click.echo(message, err=True)
+        tell(message)
 
 
 def _is_terminal(stream: Any) -> bool:
