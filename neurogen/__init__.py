@@ -50,32 +50,17 @@ __all__ = [
     "load_sampler",
 ]
 
-_MODULES = {
-    "neurogen.contract": ("Contract",),
-    "neurogen.errors": (
-        "ContractError",
-        "DataError",
-        "DeviceError",
-        "InvalidLogitsError",
-        "ModelError",
-        "NeurogenError",
-        "ParameterError",
-        "PluginError",
-    ),
-    "neurogen.hookspecs": ("hookimpl",),
-    "neurogen.parameters": ("Param", "RowParams", "SamplerParams"),
-    "neurogen.registry": ("Registry", "load_sampler"),
-    "neurogen.sampler": ("API_VERSION", "Sampler", "State", "TruncationSampler"),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULES = ("errors", "hookspecs", "parameters", "sampler", "contract", "registry")
+"""Where the public names are; each of these modules lists its own."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
+    if name in __all__:
+        for module in (importlib.import_module(f"{__name__}.{module}") for module in _MODULES):
+            if name in module.__all__:
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -245,8 +246,6 @@ class Trainer:
 
     def _synchronised(self, last: bool) -> Any:
         """Processes exchange gradients once a step, behind the last part."""
-        from contextlib import nullcontext
-
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _logits(self, contexts: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from neurogen.checkpoint import latest_checkpoint, load_checkpoint, read_state, 
 from neurogen.errors import DataError
 from neurogen.training_files import append_line, cut_behind, locked, write_json
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions, options_in_force
-from neurogen.training_report import ChunkReport, sums_of
+from neurogen.training_report import ChunkReport, means_of, sums_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,18 +176,9 @@ class TrainingRun:
         return report, total[-1] > 0
 
     def _report(self, results: list[StepResult], total: list[float], seconds: float) -> ChunkReport:
-        from neurogen.health import Health, judge
+        from neurogen.health import judge
 
-        loss, accuracy, top5, entropy, top1, contrast, positions, _ = total
-        health = Health(
-            positions=int(positions),
-            vocab_size=self.trainer.vocab_size,
-            loss=loss / positions,
-            accuracy=accuracy / positions,
-            top5_accuracy=top5 / positions,
-            entropy=entropy / positions,
-            top1_probability=top1 / positions,
-        )
+        health, contrast = means_of(total, self.trainer.vocab_size)
         norm = fsum(result.gradient_norm for result in results) / len(results)
         verdict, reason = judge(health, norm)
         return ChunkReport(
@@ -198,12 +189,12 @@ class TrainingRun:
             health=health,
             gradient_norm=norm,
             learning_rate=results[-1].learning_rate,
-            tokens_per_second=positions / seconds,
+            tokens_per_second=health.positions / seconds,
             verdict=verdict,
             reason=reason,
             broken_rows=self._train.broken,
             skipped_steps=sum(result.skipped for result in results),
-            contrast_accuracy=contrast / positions if self.options.contrast else None,
+            contrast_accuracy=contrast if self.options.contrast else None,
         )
 
     def _sample(self, chunk: int, batch: PackedBatch, predicted: Tensor) -> dict[str, Any]:

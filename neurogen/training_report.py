@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from neurogen.health import Health
     from neurogen.trainer import StepResult
 
-__all__ = ["ChunkReport", "sums_of"]
+__all__ = ["ChunkReport", "means_of", "sums_of"]
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,28 @@ class ChunkReport:
 
 
 def sums_of(result: StepResult) -> Tensor:
+    """What of a step is added up over a chunk and over processes, float64 [7]; `means_of` takes it apart again."""
     import torch
 
     health = result.health
     means = (
         health.loss,
-        health.accuracy,
         health.top5_accuracy,
         health.entropy,
         health.top1_probability,
-        result.contrast_accuracy or 0.0,
         1.0,
+        health.accuracy,
+        result.contrast_accuracy or 0.0,
     )
     return torch.tensor(means, dtype=torch.float64) * health.positions
+
+
+def means_of(total: Sequence[float], vocab_size: int) -> tuple[Health, float]:
+    """The health of a chunk from its sums, and the accuracy of the contrast."""
+    import torch
+
+    from neurogen.health import HealthSums
+
+    sums = torch.tensor(total[:5], dtype=torch.float64)
+    health = HealthSums(sums, vocab_size).health(correct=total[5])
+    return health, total[6] / max(health.positions, 1)

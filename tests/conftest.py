@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,27 @@ def stories_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/models/stories260K is absent")
     return folder
+
+
+@pytest.fixture(scope="module")
+def stories(stories_dir: Path) -> LanguageModel:
+    """The stories260K model."""
+    from neurogen.models import load_model
+
+    return load_model(str(stories_dir), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def _tiny_loaded(tiny_model_dir: Path) -> LanguageModel:
+    from neurogen.models import load_model
+
+    return load_model(str(tiny_model_dir), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny(_tiny_loaded: LanguageModel) -> LanguageModel:
+    """The tiny random model, whose `forward` a test may replace."""
+    return replace(_tiny_loaded)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 import neurogen
 from neurogen import API_VERSION, ContractError, InvalidLogitsError, ModelError, Param, ParameterError, Sampler
 from neurogen.engine import Engine, Request, Step
-from neurogen.models import LanguageModel, load_model
+from neurogen.models import LanguageModel
 from neurogen.sampler import State
 
 GIRL = "Once upon a time, there was a little girl"
@@ -23,22 +22,6 @@ LILY = (
     "but it was too high."
 )
 TEXTS = [GIRL, "Tom", "The sun was bright and the birds sang. A cat sat on the mat and", "One day, a dog"]
-
-
-@pytest.fixture(scope="module")
-def stories(stories_dir: Path) -> LanguageModel:
-    return load_model(str(stories_dir), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def tiny_loaded(tiny_model_dir: Path) -> LanguageModel:
-    return load_model(str(tiny_model_dir), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def tiny(tiny_loaded: LanguageModel) -> LanguageModel:
-    """A model whose `forward` a test may replace."""
-    return replace(tiny_loaded)
 
 
 @dataclass

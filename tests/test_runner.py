@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from torch import Tensor
 
 import neurogen
 from neurogen import InvalidLogitsError, ParameterError
-from neurogen.models import LanguageModel, load_model
+from neurogen.models import LanguageModel
 from neurogen.runner import Event, Failure, Prompt, Result, Runner, RunOptions, TextDelta
 
 GIRL = "Once upon a time, there was a little girl"
@@ -44,25 +43,9 @@ FIELDS = [
 
 
 @pytest.fixture(scope="module")
-def stories(stories_dir: Path) -> LanguageModel:
-    return load_model(str(stories_dir), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
 def lily_tokens(stories: LanguageModel) -> int:
     """How many tokens the known continuation has."""
     return len(stories.tokenizer.encode(GIRL + LILY)) - len(stories.tokenizer.encode(GIRL))
-
-
-@pytest.fixture(scope="module")
-def tiny_loaded(tiny_model_dir: Path) -> LanguageModel:
-    return load_model(str(tiny_model_dir), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def tiny(tiny_loaded: LanguageModel) -> LanguageModel:
-    """A model whose `forward` a test may replace."""
-    return replace(tiny_loaded)
 
 
 def byte_ids(model: LanguageModel, text: str) -> list[int]:

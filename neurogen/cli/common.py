@@ -18,7 +18,8 @@ __all__ = [
     "Settings",
     "WholeNumber",
     "debug_option",
-    "device_name",
+    "device_option",
+    "dtype_option",
     "echo_table",
     "listed",
     "tell",
@@ -27,6 +28,7 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNWRAPPED = 100_000
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -71,8 +73,26 @@ class WholeNumber(click.ParamType[int]):
         raise click.BadParameter(f"it must be {self._words}, got {value!r}.", ctx=ctx, param=param)
 
 
-def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Callback of `--device`: the name if it can be one."""
+def device_option(command: Command) -> Command:
+    """Accept `--device`."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        callback=_device_name,
+        metavar="auto|cpu|cuda",
+        help="auto is CUDA where there is any.",
+    )(command)
+
+
+def dtype_option(command: Command) -> Command:
+    """Accept `--dtype`."""
+    return click.option(
+        "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format of the model."
+    )(command)
+
+
+def _device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
     return value

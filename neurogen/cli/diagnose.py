@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_name, echo_table
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table
 from neurogen.cli.output import loading
 from neurogen.errors import DataError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 MAX_TOKENS = 4096
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 COLORS = {"healthy": "green", "undertrained": "yellow"}
 ONLY_FOR_MODELS = ("model", "prompts", "data", "context", "max_tokens", "batch_size", "device", "dtype")
 SHOWN_MEASURES = (
@@ -71,17 +70,8 @@ SHOWN_MEASURES = (
     help="Tokens that the model reads at once; longer texts are cut.",
 )
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Stretches of text at a time.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    callback=device_name,
-    metavar="auto|cpu|cuda",
-    help="auto is CUDA where there is any.",
-)
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format of the model."
-)
+@device_option
+@dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--html", metavar="FILE.html", help="Also write a page with charts.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress, and no word about the page.")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from neurogen.cli.common import WholeNumber, debug_option, device_name, listed
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, listed
 from neurogen.cli.sampler_options import SamplerOption, make_sampler, sampler_options, unknown_option
 from neurogen.cli.session import Arguments, execute
 from neurogen.errors import DataError
@@ -23,7 +23,6 @@ from neurogen.sampler import Sampler
 __all__ = ["command"]
 
 DEFAULT_MODEL = "starter"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class RunCommand(click.Command):
@@ -159,17 +158,8 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Log-probabilities of the chosen token and of the N most probable, in --json and --output.",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    callback=device_name,
-    metavar="auto|cpu|cuda",
-    help="auto is CUDA where there is any.",
-)
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Number format of the model."
-)
+@device_option
+@dtype_option
 @click.option(
     "--chat/--no-chat",
     default=None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from neurogen.cli.common import WholeNumber, debug_option, device_name
+from neurogen.cli.common import WholeNumber, debug_option, device_option
 from neurogen.cli.training_display import Display, make_display
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet"}
 @click.option("--compile", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--contrast", is_flag=True, help="Report beside the accuracy what drawing by top-k 50 would have shown.")
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
-@click.option(
-    "--device", default="auto", show_default=True, callback=device_name, metavar="auto|cpu|cuda", help="Where to train."
-)
+@device_option
 @click.option("--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights.")
 @click.option("--quiet", "-q", is_flag=True, help="No display.")
 @debug_option
