@@ -1,6 +1,7 @@
 """The scalar functions of the kernels: published vectors, exhaustive checks, compiled against plain form."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ PHILOX_VECTORS = [  # Random123, kat_vectors: counter, key, result
     ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
+STORED = {torch.float16: np.int16, torch.bfloat16: np.uint16}
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 LARGEST = float(numerics.LARGEST_FLOAT32)
 SMALLEST = 2.0**-149
@@ -29,10 +31,10 @@ def words(text: str) -> list[np.uint64]:
 
 
 @njit(error_model="numpy")
-def decode_all(bits, bfloat16):  # type: ignore[no-untyped-def]
+def decode_all(bits):  # type: ignore[no-untyped-def]
     out = np.empty(len(bits), np.float32)
     for i in range(len(bits)):
-        out[i] = numerics.to_float32(bits[i], bfloat16)
+        out[i] = numerics.to_float32(bits[i])
     return out
 
 
@@ -91,6 +93,20 @@ def wanted_masses(shares, totals):  # type: ignore[no-untyped-def]
     return out
 
 
+def fused_mul_adds(a: Any, b: Any, c: Any) -> Any:
+    out = np.empty(len(a), np.float32)
+    for i in range(len(a)):
+        out[i] = numerics.fused_mul_add(a[i], b[i], c[i])
+    return out
+
+
+def nearest_float32(value: Fraction) -> np.float32:
+    """The float32 next to an exact value, the even one of two."""
+    near = np.float32(float(value))
+    candidates = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(candidates, key=lambda x: (abs(Fraction(float(x)) - value), int(x.view(np.uint32)) & 1))
+
+
 def plain_masses(numbers: np.ndarray, top: float, temperature: float, vocab: int) -> np.ndarray:
     scale, bits = numerics.scale_of(temperature), numerics.mass_bits(vocab)
     with np.errstate(all="ignore"):
@@ -145,27 +161,27 @@ def test_uniform_lies_in_zero_to_one_and_is_exact() -> None:
 # Decoding and ordering.
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", STORED, ids=["float16", "bfloat16"])
 def test_every_half_decodes_exactly(dtype: torch.dtype) -> None:
     bits = np.arange(65536, dtype=np.uint16)
     expected = torch.from_numpy(bits.view(np.int16)).view(dtype).to(torch.float32).numpy()
-    decoded = decode_all(bits, dtype == torch.bfloat16)
+    decoded = decode_all(bits.view(STORED[dtype]))
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(decoded), nan)
     np.testing.assert_array_equal(decoded[~nan].view(np.uint32), expected[~nan].view(np.uint32))
 
 
-@pytest.mark.parametrize("bfloat16", [False, True], ids=["float16", "bfloat16"])
-def test_decoding_is_the_same_uncompiled(bfloat16: bool) -> None:
+@pytest.mark.parametrize("dtype", STORED, ids=["float16", "bfloat16"])
+def test_decoding_is_the_same_uncompiled(dtype: torch.dtype) -> None:
     specials = [0, 1, 0x3FF, 0x400, 0x7BFF, 0x7C00, 0x7C01, 0x7F80, 0x7FFF, 0x8000, 0x8001, 0xFC00, 0xFFFF]
-    bits = np.append(np.random.default_rng(1).integers(0, 65536, 2000), specials).astype(np.uint16)
-    plain = np.array([numerics.to_float32(pattern, bfloat16) for pattern in bits])
-    np.testing.assert_array_equal(plain.view(np.uint32), decode_all(bits, bfloat16).view(np.uint32))
+    bits = np.append(np.random.default_rng(1).integers(0, 65536, 2000), specials).astype(np.uint16).view(STORED[dtype])
+    plain = np.array([numerics.to_float32(pattern) for pattern in bits])
+    np.testing.assert_array_equal(plain.view(np.uint32), decode_all(bits).view(np.uint32))
 
 
 def test_a_float32_is_not_decoded() -> None:
-    assert numerics.to_float32(np.float32(0.1), True) == np.float32(0.1)
-    np.testing.assert_array_equal(decode_all(NUMBERS_32, True), NUMBERS_32)
+    assert numerics.to_float32(np.float32(0.1)) == np.float32(0.1)
+    np.testing.assert_array_equal(decode_all(NUMBERS_32), NUMBERS_32)
 
 
 def test_keys_order_like_the_numbers_and_come_back() -> None:
@@ -183,10 +199,10 @@ def test_keys_order_like_the_numbers_and_come_back() -> None:
 
 def test_nothing_changes_where_subnormals_are_taken_for_zero() -> None:
     numbers = np.arange(-40, 41).astype(np.float32) * np.float32(2.0**-130)  # normal from 16 on
-    halves = np.array([0x8001, 0x8000, 0, 1, 0x3FF], dtype=np.uint16)
+    halves = np.array([0x8001, 0x8000, 0, 1, 0x3FF], dtype=np.uint16).view(STORED[torch.float16])
 
     def everything() -> list[Any]:
-        decoded = decode_all(halves, False).view(np.uint32).tolist()
+        decoded = decode_all(halves).view(np.uint32).tolist()
         masses = [masses_of(numbers[:i], numbers[i - 1], 5e-324, 81).tolist() for i in (41, 50, 60, 81)]
         return [keys_and_values(numbers)[0].tolist(), decoded, masses]
 
@@ -230,7 +246,7 @@ def test_only_nan_and_positive_infinity_are_invalid(x: float, valid: bool) -> No
 
 @pytest.mark.parametrize(
     ("vocab", "bits"),
-    [(1, 46), (2, 46), (2**16, 46), (2**16 + 1, 45), (128_256, 45), (2**17 + 1, 44), (2**31, 31), (2**31 + 1, 30)],
+    [(1, 45), (2, 45), (2**16, 45), (2**17, 45), (128_256, 45), (2**17 + 1, 44), (2**31, 31), (2**31 + 1, 30)],
 )
 def test_masses_of_a_whole_row_sum_to_at_most_2_to_the_62(vocab: int, bits: int) -> None:
     assert numerics.mass_bits(vocab) == njit(numerics.mass_bits)(vocab) == bits
@@ -251,7 +267,7 @@ def test_masses_lie_between_one_and_the_unit_and_never_fall_with_the_logit(tempe
     numbers = np.sort(np.append(NUMBERS_32, np.linspace(-200, 0, 5001, dtype=np.float32)))
     masses = masses_of(numbers, numbers[-1], temperature, 50_000)
     assert masses.min() >= 1
-    assert masses.max() == masses[-1] == 1 << 46
+    assert masses.max() == masses[-1] == 1 << 45
     assert (np.diff(masses) >= 0).all()
 
 
@@ -263,9 +279,9 @@ def test_masses_are_exponentials_to_seven_digits(temperature: float, top: float)
     below = np.arange(0, 12 * 4096, 7, dtype=np.float64) / 4096
     numbers = (top - below).astype(np.float32)
     exact = np.exp((numbers.astype(np.float64) - top) / temperature)
-    masses = masses_of(numbers, np.float32(top), temperature, 1000) / 2.0**46
+    masses = masses_of(numbers, np.float32(top), temperature, 1000) / 2.0**45
     exponent = -np.log2(exact)
-    seen = exponent < 16  # below that, the 46 bits run out of digits slowly
+    seen = exponent < 16  # below that, the 45 bits run out of digits slowly
     relative = np.abs(masses[seen] / exact[seen] - 1)
     assert relative[exponent[seen] < 1].max() < 2.0**-21
     assert (relative <= 2.0**-22 + (exponent[seen] + 1) * 2.0**-23).all()
@@ -327,3 +343,21 @@ def test_exact_mul_rounds_once() -> None:
     a = np.float32(1 + 2**-23)
     # a * a = 1 + 2**-22 + 2**-46 rounds to 1 + 2**-22; a fused operation would leave 2**-46.
     assert multiply(a, a, np.float32(-(1 + 2**-22))) == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "njit"])
+def test_a_fused_multiply_add_rounds_once(compiled: bool) -> None:
+    rng = np.random.default_rng(6)
+    a, b = (rng.normal(size=3000).astype(np.float32) for _ in range(2))
+    c = -(a.astype(np.float64) * b * (1 + rng.normal(size=3000) * 2.0 ** rng.integers(-60, 3, 3000))).astype(np.float32)
+    exact = [Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c, strict=True)]
+    multiply_add = njit(fused_mul_adds) if compiled else fused_mul_adds
+    np.testing.assert_array_equal(multiply_add(a, b, c), [nearest_float32(value) for value in exact])
+
+
+def test_a_fused_multiply_add_does_not_round_twice() -> None:
+    # 1 + 2**-24 + 2**-60: float64 takes it for the middle between two float32, and ties go down to 1.
+    a, b, c = np.float32(1 + 2**-12), np.float32(2**-24), np.float32(1)
+    assert numerics.fused_mul_add(a, b, c) == 1 + 2**-23
+    a = np.float32(2**-30)
+    assert numerics.fused_mul_add(a, a, np.float32(1 + 2**-23)) == 1 + 2**-23

@@ -6,10 +6,12 @@ Three ideas make a result independent of device, thread count and order of addit
 - *masses*: exp((x - max) / temperature) becomes a fixed-point int64, so sums are exact in any order;
 - *Philox*: the random number of a row is a pure function of (seed, position).
 
-Only IEEE additions, multiplications and integer operations are used. A CUDA compiler would contract a * b + c into
-one fused operation, which rounds differently; `exact_mul` is a multiplication that is never fused. A thread may be set
-to take subnormal floats for 0 (torch.set_flush_denormal), so what has to be exact is done on bits: whether numbers are
-equal, which is larger, how a half is decoded, whether a temperature is above 0.
+Only IEEE additions, multiplications, fused multiply-adds and integer operations are used, and it is written which: a
+CUDA compiler would contract a * b + c on its own, and an older processor would not. `exact_mul` is never fused,
+`fused_mul_add` always. A thread may be set to take subnormal floats for 0 (torch.set_flush_denormal), so what has to be
+exact is done on bits: whether numbers are equal, which is larger, how a half is decoded, whether a temperature is above 0.
+
+A stored logit is a float32, the bits of a bfloat16 as uint16, or those of a float16 as int16: its type tells which.
 
 Every function here is plain Python over NumPy scalars: called directly it is the simulator's version, inside a
 `numba.njit` or `numba.cuda.jit` function it is compiled for that target.
@@ -22,11 +24,13 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 
 __all__ = [
     "NEGATIVE_INFINITY",
     "exact_mul",
+    "exponential",
+    "fused_mul_add",
     "is_valid",
     "is_warm",
     "key_of",
@@ -61,10 +65,9 @@ MIN_SCALE = 2.0**-126
 MAX_SCALE = 2.0**76
 
 ROUND_TO_INTEGER = np.float32(1.5 * 2**23)  # adding and subtracting it rounds |t| < 2**22 to the nearest integer
-LOWEST_EXPONENT = np.float32(-64.0)
-MANTISSA_BITS = 24
-MANTISSA_SCALE = np.float32(2.0**MANTISSA_BITS)
-MOST_MASS_BITS = 46
+ROUND_FLOAT64 = 1.5 * 2**52  # the same for |t| < 2**51
+MANTISSA_SHIFT = np.uint32(23)
+MOST_MASS_BITS = 45
 SUM_BITS = 62
 
 # 2**f on [-1/2, 1/2]: the Taylor coefficients ln(2)**n / n!, whose remainder there is below 2**-26; the constant
@@ -75,6 +78,7 @@ EXP2_3 = np.float32(0.05550410866482158)
 EXP2_4 = np.float32(0.009618129107628477)
 EXP2_5 = np.float32(0.0013333558146428443)
 EXP2_6 = np.float32(0.00015403530393381608)
+ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
 
 PHILOX_M0 = np.uint64(0xD2511F53)
@@ -95,30 +99,63 @@ def _exact_mul_cpu(a: Any, b: Any) -> Any:
     return lambda a, b: a * b  # LLVM's CPU targets do not contract without being told to
 
 
-def to_float32(value: Any, bfloat16: Any) -> Any:
+def fused_mul_add(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of float32, rounded once.
+
+    Uncompiled, the product is exact in float64, and so is what its addition to c loses. Where it loses anything, the sum
+    is made odd (its last bit set, towards the exact value), so that rounding it to float32 cannot round twice.
+    """
+    product = np.float64(a) * np.float64(b)
+    addend = np.float64(c)
+    total = product + addend
+    behind = total - product
+    lost = (product - (total - behind)) + (addend - behind)
+    if lost != 0 and total.view(np.int64) & 1 == 0:
+        total = np.nextafter(total, np.copysign(np.inf, lost))
+    return np.float32(total)
+
+
+@intrinsic
+def _fused_mul_add(context: Any, a: Any, b: Any, c: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@overload(fused_mul_add, target="cpu", strict=False)
+def _fused_mul_add_cpu(a: Any, b: Any, c: Any) -> Any:
+    return lambda a, b, c: np.float32(_fused_mul_add(a, b, c))
+
+
+def to_float32(value: Any) -> Any:
     """A stored logit as float32, exactly.
 
     Args:
-        value: a float32, or the uint16 bits of a float16 or bfloat16.
-        bfloat16: whether 16 bits are a bfloat16 rather than a float16; ignored for float32.
+        value: a float32, the bits of a bfloat16 as uint16, or the bits of a float16 as int16.
     """
     if isinstance(value, np.floating):
         return np.float32(value)
-    return _bits_to_float32(value, bfloat16)
+    return _from_bfloat16(value) if isinstance(value, np.uint16) else _from_float16(value)
 
 
 @overload(to_float32, strict=False)
-def _to_float32(value: Any, bfloat16: Any) -> Any:
+def _to_float32(value: Any) -> Any:
     if value == types.float32:
-        return lambda value, bfloat16: value
-    return lambda value, bfloat16: _bits_to_float32(value, bfloat16)
+        return lambda value: value
+    if value == types.uint16:
+        return lambda value: _from_bfloat16(value)
+    return lambda value: _from_float16(value)
 
 
 @register_jitable
-def _bits_to_float32(bits: Any, bfloat16: Any) -> Any:
-    wide = np.uint32(bits)
-    if bfloat16:
-        return np.uint32(wide << np.uint32(16)).view(np.float32)
+def _from_bfloat16(bits: Any) -> Any:
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@register_jitable
+def _from_float16(bits: Any) -> Any:
+    wide = np.uint32(np.uint16(bits))
     sign = np.uint32((wide & np.uint32(0x8000)) << np.uint32(16))
     half = np.uint32(wide & np.uint32(0x7FFF))
     magnitude = np.uint32(half << HALF_TO_SINGLE)
@@ -183,13 +220,32 @@ def mass_bits(vocab: Any) -> Any:
 
 
 @register_jitable
+def exponential(x: Any, top: Any, scale: Any, lowest: Any) -> Any:
+    """2**(scale * (x - top)) as float32, not below 2**lowest; 0 for -inf. Arguments as for `mass_of`."""
+    t = exact_mul(np.float32(x - top), scale)
+    t = t if t > lowest else lowest
+    shifted = np.float32(t + ROUND_TO_INTEGER)
+    f = np.float32(t - np.float32(shifted - ROUND_TO_INTEGER))
+    p = fused_mul_add(EXP2_6, f, EXP2_5)
+    p = fused_mul_add(p, f, EXP2_4)
+    p = fused_mul_add(p, f, EXP2_3)
+    p = fused_mul_add(p, f, EXP2_2)
+    p = fused_mul_add(p, f, EXP2_1)
+    p = np.float32(fused_mul_add(p, f, ONE))
+    # The integer stands in the low bits of `shifted`; added to the exponent of p it multiplies by a power of two.
+    power = np.uint32(shifted.view(np.uint32) << MANTISSA_SHIFT)
+    v = np.uint32(p.view(np.uint32) + power).view(np.float32)
+    return v if x > NEGATIVE_INFINITY else ZERO
+
+
+@register_jitable
 def mass_of(x: Any, top: Any, scale: Any, bits: Any) -> Any:
-    """exp((x - top) / temperature) as an integer in units of 2**-bits.
+    """exp((x - top) / temperature) as an integer: in units of 2**-bits, rounded to the nearest.
 
     The top logit has exactly 2**bits; -inf has 0; every finite logit has at least 1, so that a token in the support can
-    always be drawn. What is raised to 1 so is together less than vocab * 2**-bits of the top's mass: below 2**-30 up to
-    a vocab of 65,536, where `bits` is 46, and 2**(2c - 62) for c = ceil(log2(vocab)) above, so below 2**-25 up to
-    262,144.
+    always be drawn. What is raised to 1 so, and what rounding adds or takes, is together at most vocab * 2**-bits of the
+    top's mass: below 2**-28 up to a vocab of 131,072, where `bits` is 45, and 2**(2c - 62) for c = ceil(log2(vocab))
+    above, so below 2**-25 up to 262,144.
 
     Where t = log2(e) * (x - top) / temperature, the relative error is at most 2**-22 for the exponential and
     3 * |t| * 2**-24 * ln(2) for t: the difference, the scale and their product are each rounded once to 24 bits. Its
@@ -207,20 +263,9 @@ def mass_of(x: Any, top: Any, scale: Any, bits: Any) -> Any:
     Returns:
         int64 in 0 .. 2**bits.
     """
-    if x == NEGATIVE_INFINITY:
-        return np.int64(0)
-    t = max(exact_mul(np.float32(x - top), scale), LOWEST_EXPONENT)
-    whole = np.float32(np.float32(t + ROUND_TO_INTEGER) - ROUND_TO_INTEGER)
-    f = np.float32(t - whole)
-    p = np.float32(exact_mul(EXP2_6, f) + EXP2_5)
-    p = np.float32(exact_mul(p, f) + EXP2_4)
-    p = np.float32(exact_mul(p, f) + EXP2_3)
-    p = np.float32(exact_mul(p, f) + EXP2_2)
-    p = np.float32(exact_mul(p, f) + EXP2_1)
-    p = np.float32(exact_mul(p, f) + ONE)
-    mantissa = np.int64(exact_mul(p, MANTISSA_SCALE))
-    mass = (mantissa << np.int64(bits - MANTISSA_BITS)) >> min(np.int64(-whole), np.int64(63))
-    return max(mass, np.int64(1))
+    v = exponential(x, top, scale, np.float32(-bits))
+    units = np.float64(v) * np.float64(np.int64(1) << np.int64(bits))
+    return np.int64((units + ROUND_FLOAT64) - ROUND_FLOAT64)
 
 
 @register_jitable

@@ -1,0 +1,77 @@
+"""What a backend module's functions `sample`, `probs` and `support` do around a kernel, the same on every device.
+
+They allocate what is returned, hand the kernel the parameters of the rows by name, and run it. They are objects, so
+that a test or a benchmark finds the kernel: `neurogen_topk.cpu.sample.kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neurogen.parameters import RowParams
+
+__all__ = ["Calls", "Choose", "Describe", "calls"]
+
+Run = Callable[..., None]
+"""run(kernel, logits, *tensors): a kernel over all rows of logits [batch, vocab]."""
+
+
+@dataclass(frozen=True)
+class Choose:
+    """`sample` of a backend module: one id a row, int64 [batch]; -1 for a row without a valid distribution.
+
+    Attributes:
+        kernel: called with the logits, the row parameters `names`, seed, position and the ids to write.
+        run: `cpu.run` or `cuda.launch`.
+        names: row parameters, int64 or float64 [batch], in the order the kernel takes them.
+    """
+
+    kernel: Any
+    run: Run
+    names: tuple[str, ...]
+
+    def __call__(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
+        ids = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+        self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), seed, position, ids)
+        return ids
+
+
+@dataclass(frozen=True)
+class Describe:
+    """`probs` or `support` of a backend module: [batch, vocab] of `dtype`; zeros in an invalid row.
+
+    Attributes:
+        kernel: called with the logits, the row parameters `names` and the array to write.
+        run, names: as of `Choose`.
+        dtype: float32 of probabilities, bool of a support.
+    """
+
+    kernel: Any
+    run: Run
+    names: tuple[str, ...]
+    dtype: torch.dtype
+
+    def __call__(self, logits: Tensor, params: RowParams) -> Tensor:
+        out = torch.empty(logits.shape, dtype=self.dtype, device=logits.device)
+        self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), out)
+        return out
+
+
+class Calls(NamedTuple):
+    """The three functions of a backend module: `sample, probs, support = calls(...)`."""
+
+    sample: Choose
+    probs: Describe
+    support: Describe
+
+
+def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...]) -> Calls:
+    """The functions of a backend module from its three kernels."""
+    return Calls(
+        Choose(sample, run, names), Describe(probs, run, names, torch.float32), Describe(support, run, names, torch.bool)
+    )
