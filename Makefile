@@ -1,6 +1,8 @@
-# make run    install everything into .venv and continue a prompt with a real model
-# make test   install everything into .venv and run linters, types and all tests
-# make quick  the same without the slow tests
+# make run          install everything into .venv and continue a prompt with a real model
+# make test         install everything into .venv and run linters, types, all tests and bench-check
+# make quick        linters, types and the tests that are not slow
+# make bench        samplers beside their peers
+# make bench-check  have samplers become slower than benchmarks/figures.json says? under a minute
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?= python3
 
-.PHONY: run test quick lint setup clean
+.PHONY: run test quick lint bench bench-check setup clean
 
 run: setup
 	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 5 --max-new-tokens 120 \
@@ -17,9 +19,16 @@ run: setup
 
 test: setup lint
 	$(BIN)/python -m pytest
+	$(MAKE) bench-check
 
 quick: setup lint
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: setup
+	$(BIN)/neurogen bench
+
+bench-check: setup
+	$(BIN)/python -m neurogen.bench.check
 
 lint: setup
 	$(BIN)/ruff check .

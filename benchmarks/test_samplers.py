@@ -1,10 +1,19 @@
-"""Samplers beside plain torch and one pass over the same memory: `pytest benchmarks/ --benchmark-only`.
+"""Samplers and their peers with pytest-benchmark, which keeps a history of them:
 
-Read ratios within one run, not times: machines differ.
+    pytest benchmarks/ --benchmark-only                          the default grid
+    pytest benchmarks/ --benchmark-only --grid full              every kind, dtype, vocab and batch
+    pytest benchmarks/ --benchmark-only -k "topk and b8"         some of it
+    pytest benchmarks/ --benchmark-only --benchmark-autosave     keep it; later add --benchmark-compare
+
+A group is one cell: the sampler (`neurogen`), one read of the logits (`floor`) and the peers, with its parameters.
+Here they run one after the other. For ratios that a noisy machine cannot move, take `neurogen bench`: there they take
+turns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -12,51 +21,56 @@ import torch
 from torch import Tensor
 
 import neurogen
+from neurogen.bench.cells import Cell
+from neurogen.bench.logits import make_logits
+from neurogen.bench.measure import draw_of
+from neurogen.bench.peers import Draw, peers_for
+from neurogen.bench.rule import rule_of
+from neurogen.models import resolve_device
 
-VOCAB = 128_256
-BATCHES = (1, 8)
 SAMPLERS: dict[str, dict[str, Any]] = {"greedy": {}, "topk": {"k": 50}, "topp": {"p": 0.9}}
+OWN = "neurogen"
 
 
-def torch_floor(logits: Tensor) -> Tensor:
-    """One vectorised pass over the logits."""
-    return torch.amax(logits, -1)
+def contenders(name: str, cell: Cell, device: torch.device) -> list[str]:
+    """The sampler, and the peers that there are for this cell."""
+    rule = rule_of(neurogen.load_sampler(name, **SAMPLERS[name]))
+    return [OWN, *peers_for(rule, cell.batch, device)]
 
 
-def torch_greedy(logits: Tensor) -> Tensor:
-    return logits.argmax(-1)
+@lru_cache(maxsize=1)
+def logits_of(cell: Cell, device: torch.device) -> Tensor:
+    return make_logits(cell, device)[0]
 
 
-def torch_topk(logits: Tensor) -> Tensor:
-    values, ids = torch.topk(logits, 50)
-    return ids.gather(-1, torch.multinomial(torch.softmax(values / 0.8, -1), 1)).squeeze(-1)
+def waited_for(draw: Draw, logits: Tensor) -> Callable[[], Tensor]:
+    """A call that ends when the device is done."""
+    if logits.device.type != "cuda":
+        return lambda: draw(logits)
+
+    def call() -> Tensor:
+        ids = draw(logits)
+        torch.cuda.synchronize()
+        return ids
+
+    return call
 
 
-def torch_topp(logits: Tensor) -> Tensor:
-    values, ids = logits.sort(descending=True)
-    probs = torch.softmax(values / 0.8, -1)
-    probs[probs.cumsum(-1) - probs >= 0.9] = 0
-    return ids.gather(-1, torch.multinomial(probs, 1)).squeeze(-1)
-
-
-@pytest.fixture(params=BATCHES, ids=lambda batch: f"batch={batch}")
-def logits(request: pytest.FixtureRequest) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(request.param, VOCAB, generator=generator) * 3
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_neurogen(name: str, logits: Tensor, benchmark: Any) -> None:
-    benchmark.group = f"{name} vocab={VOCAB} batch={len(logits)}"
-    sampler = neurogen.load_sampler(name, **SAMPLERS[name])
-    sampler.sample(logits)  # compiles
-    ids = benchmark(sampler.sample, logits, seed=1, position=2)
-    assert sampler.support(logits).gather(-1, ids[:, None]).all()
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("peer", ["torch", "floor"])
-def test_peer(name: str, peer: str, logits: Tensor, benchmark: Any) -> None:
-    benchmark.group = f"{name} vocab={VOCAB} batch={len(logits)}"
-    function = torch_floor if peer == "floor" else globals()[f"torch_{name}"]
-    assert len(benchmark(function, logits)) == len(logits)
+@pytest.mark.benchmark(min_rounds=3, max_time=0.3, warmup=False)
+def test_speed(sampler: str, contender: str, cell: Cell, benchmark: Any, request: pytest.FixtureRequest) -> None:
+    device, _ = resolve_device(request.config.getoption("--device"))
+    logits = logits_of(cell, device)
+    measured = neurogen.load_sampler(sampler, **SAMPLERS[sampler])
+    draw = (
+        draw_of(measured, logits)
+        if contender == OWN
+        else peers_for(rule_of(measured), cell.batch, device)[contender][0]
+    )
+    call = waited_for(draw, logits)
+    call()  # compiles
+    benchmark.group = f"{sampler} {cell}"
+    benchmark.extra_info.update(sampler=repr(measured), contender=contender, device=str(device))
+    ids = benchmark(call)
+    assert len(ids) == cell.batch
+    if contender == OWN:
+        assert measured.support(logits).gather(-1, ids[:, None]).all()

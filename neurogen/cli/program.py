@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "neurogen.cli.run",
     "train": "neurogen.cli.train",
     "diagnose": "neurogen.cli.diagnose",
+    "bench": "neurogen.cli.bench",
     "tokenizer": "neurogen.cli.tokenizer",
     "samplers": "neurogen.cli.samplers",
     "plugins": "neurogen.cli.plugins",

@@ -1,0 +1,204 @@
+"""`python -m neurogen.bench.check`: have samplers become slower than committed ratios to plain torch say?
+
+Compared are the ratios to one read of the memory and to plain torch, on one thread, since times say little of another
+machine. A ratio may grow by a half; on another processor than that of the figures, whose vector units and caches
+differ, to three times what it was. Machines are noisy: what looks slower is measured up to three times again, and the
+best counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from neurogen.bench.cells import Cell
+from neurogen.bench.results import FLOOR, Machine, Result
+from neurogen.errors import DataError, NeurogenError
+from neurogen.registry import default_registry
+
+__all__ = ["CELLS", "Figure", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
+
+FIGURES = Path("benchmarks/figures.json")
+CELLS = (
+    Cell(kind="normal", vocab=32_000, batch=8),
+    Cell(kind="normal", vocab=128_256, batch=1),
+    Cell(kind="normal", dtype="bfloat16", vocab=32_000, batch=8),
+    Cell(kind="flat", vocab=32_000, batch=8),
+)
+"""Made-up logits only: a real model's would depend on which model is installed."""
+
+PEERS = (FLOOR, "torch")
+GROWTH, GROWTH_ELSEWHERE = 1.5, 3.0
+REPEATS = 3
+SECONDS = 0.5
+
+Measure = Callable[["Figure"], dict[str, float]]
+
+
+class Figure(BaseModel):
+    """What is expected of one sampler on one cell.
+
+    Attributes:
+        sampler, params, cell: what is measured.
+        ratios: peer -> the sampler's time over the peer's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sampler: str
+    params: dict[str, Any]
+    cell: Cell
+    ratios: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.sampler} {self.cell}"
+
+
+class Figures(BaseModel):
+    """A file of them.
+
+    Attributes:
+        machine: where they were measured.
+        figures: one a cell and sampler.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    machine: Machine
+    figures: list[Figure]
+
+
+def read_figures(file: Path) -> Figures:
+    """Read committed figures.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    try:
+        return Figures.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"The figures in {file} cannot be read: {reason}. `python -m neurogen.bench.check --update` writes them."
+        ) from None
+
+
+def check(figure: Figure, measure: Measure, allowed: float) -> tuple[float, int]:
+    """Measure once, and again while it looks slower than allowed.
+
+    Returns:
+        how much the ratios have grown at worst, in the best ratios of all repeats, and how many there were.
+    """
+    best = measure(figure)
+    repeats = 0
+    while worst_growth(figure, best) > allowed and repeats < REPEATS:
+        repeats += 1
+        again = measure(figure)
+        best = {peer: min(ratio, again[peer]) for peer, ratio in best.items()}
+    return worst_growth(figure, best), repeats
+
+
+def worst_growth(figure: Figure, ratios: dict[str, float]) -> float:
+    """The largest of the ratios' growths; 1 is as committed."""
+    return max(ratios[peer] / committed for peer, committed in figure.ratios.items())
+
+
+def allowed_growth(committed: Machine, here: Machine) -> float:
+    """How much a ratio may grow."""
+    return GROWTH if committed.cpu == here.cpu else GROWTH_ELSEWHERE
+
+
+@click.command()
+@click.argument("samplers", nargs=-1)
+@click.option("--figures", "file", type=click.Path(path_type=Path), default=FIGURES, show_default=True)
+@click.option(
+    "--update", is_flag=True, help="Measure and write the figures; SAMPLERS are those of the file by default."
+)
+def command(samplers: Sequence[str], file: Path, update: bool) -> None:
+    """Compare the samplers' ratios with the committed figures."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        if update:
+            _update(file, samplers)
+        else:
+            _check_all(read_figures(file), file, samplers)
+    except NeurogenError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _check_all(committed: Figures, file: Path, samplers: Sequence[str]) -> None:
+    allowed = _told_allowance(committed)
+    chosen = [figure for figure in committed.figures if not samplers or figure.sampler in samplers]
+    if not chosen:
+        raise DataError(f"{file} holds no figures of {', '.join(samplers)}. Add them with --update.")
+    slower = []
+    for figure in chosen:
+        growth, repeats = check(figure, _ratios, allowed)
+        again = f", best of {repeats + 1}" if repeats else ""
+        click.echo(
+            f"{'SLOWER' if growth > allowed else 'ok':7}{growth:5.2f} times the committed ratios  {figure}{again}"
+        )
+        if growth > allowed:
+            slower.append(str(figure))
+    if slower:
+        raise click.ClickException(
+            f"{len(slower)} of {len(chosen)} cells have become slower, in {REPEATS + 1} measurements each: "
+            f"{'; '.join(slower)}. If that is meant, `python -m neurogen.bench.check --update` writes new figures."
+        )
+
+
+def _told_allowance(committed: Figures) -> float:
+    from neurogen.bench.measure import describe_machine
+
+    here = describe_machine()
+    allowed = allowed_growth(committed.machine, here)
+    if allowed != GROWTH:
+        click.echo(
+            f"The figures are of {committed.machine.cpu}, this is {here.cpu}: a ratio may grow {allowed:g} times here, "
+            f"in place of {GROWTH:g}."
+        )
+    return allowed
+
+
+def _ratios(figure: Figure) -> dict[str, float]:
+    return {
+        peer: ratio.median for peer, ratio in _measured(figure.sampler, figure.params, figure.cell).to_peers.items()
+    }
+
+
+def _measured(name: str, params: dict[str, Any], cell: Cell) -> Result:
+    from neurogen.bench.measure import measure
+
+    return measure(default_registry().load_sampler(name, **params), cell, seconds=SECONDS, peers=PEERS)
+
+
+def _update(file: Path, samplers: Sequence[str]) -> None:
+    from neurogen.bench.measure import describe_machine
+
+    names = samplers or _names_in(file) or [plugin.name for plugin in default_registry().load_all() if not plugin.error]
+    measured = [_figure(_measured(name, {}, cell)) for name in names for cell in CELLS]
+    written = Figures(machine=describe_machine(), figures=measured)
+    try:
+        file.write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
+    click.echo(f"Wrote {len(measured)} figures to {file}.")
+
+
+def _names_in(file: Path) -> Iterable[str]:
+    return dict.fromkeys(figure.sampler for figure in read_figures(file).figures) if file.exists() else ()
+
+
+def _figure(result: Result) -> Figure:
+    ratios = {peer: float(f"{ratio.median:.3g}") for peer, ratio in result.to_peers.items()}
+    return Figure(sampler=result.sampler, params=result.params, cell=result.cell, ratios=ratios)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m neurogen.bench.check")

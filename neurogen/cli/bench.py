@@ -1,0 +1,213 @@
+"""`neurogen bench`: its options and what they allow. What is shown is in `bench_output`, the rest in `neurogen.bench`.
+
+The options of the samplers come from their schemas, as in `neurogen run`; one that several samplers have is given to
+all of them that are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
+from neurogen.cli.bench_options import BenchCommand, load_samplers
+from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell
+from neurogen.errors import DataError, ParameterError
+from neurogen.registry import default_registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from neurogen.bench.results import Report
+    from neurogen.sampler import Sampler
+
+__all__ = ["command"]
+
+Pairs = list[tuple["Sampler", Cell]]
+
+DEFAULT_VOCABS = VOCABS[:2]
+DEFAULT_BATCHES = BATCHES[:2]
+DEFAULT_KINDS = ("normal", "real")
+WORST_PEERS = ("floor", "torch")
+WORST_P = 0.999
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for, beside the samplers.
+
+    Attributes:
+        vocab, batch, dtype, kind: of the cells; empty where not given.
+        seconds: time for a cell.
+        worst_cases: inputs that make samplers slow, in place of kinds.
+    """
+
+    vocab: Sequence[int]
+    batch: Sequence[int]
+    dtype: Sequence[Any]
+    kind: Sequence[Any]
+    seconds: float
+    worst_cases: bool
+
+    def cells(self, kinds: Sequence[Any]) -> list[Cell]:
+        """The grid over `kinds`."""
+        vocabs, batches = self.vocab or DEFAULT_VOCABS, self.batch or DEFAULT_BATCHES
+        return grid(kinds, self.dtype or DTYPES[:1], vocabs, batches)
+
+
+class Seconds(click.ParamType[float]):
+    """A time above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the time."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"it must be a number > 0, got {value!r}.", param, ctx)
+        return seconds
+
+
+@click.command("bench", cls=BenchCommand, context_settings={"max_content_width": 100})
+@click.argument("samplers", metavar="[SAMPLER]...", nargs=-1)
+@click.option(
+    "--vocab",
+    type=WholeNumber(1),
+    multiple=True,
+    metavar="N",
+    help=f"Tokens of the vocabulary; repeat for several.  [default: {listed(map(str, DEFAULT_VOCABS))}]",
+)
+@click.option(
+    "--batch",
+    type=WholeNumber(1),
+    multiple=True,
+    metavar="N",
+    help=f"Rows of logits; repeat for several.  [default: {listed(map(str, DEFAULT_BATCHES))}]",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), multiple=True, help="Of the logits.  [default: float32]")
+@click.option(
+    "--kind",
+    type=click.Choice(("normal", "real", "flat", "equal")),
+    multiple=True,
+    help=f"Logits: 3 * N(0, 1), a model's, nearly equal, all equal.  [default: {listed(DEFAULT_KINDS)}]",
+)
+@device_option
+@click.option(
+    "--worst-cases",
+    is_flag=True,
+    help="Logits and parameters that make samplers slow: nearly equal, all equal, k = vocab/2, p = 0.999.",
+)
+@click.option(
+    "--seconds", type=Seconds(), default=0.5, show_default=True, help="Time for a cell; slow peers take more."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--plot", metavar="FILE.png", help="Also draw time against the number of logits.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress, and no word about the picture.")
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    samplers: Sequence[str],
+    device: str,
+    as_json: bool,
+    plot: str | None,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Measure samplers beside plain torch, transformers, llama.cpp and one read of the logits.
+
+    Without a name, all installed samplers. They and their peers take turns, each peer with the parameters of its
+    sampler: read ratios, since times differ from machine to machine.
+    """
+    loaded = load_samplers(ctx, default_registry(), samplers, rest)
+    wanted = Wanted(**rest)
+    if wanted.worst_cases and wanted.kind:
+        raise click.UsageError("--worst-cases chooses the logits itself: leave --kind out.", ctx)
+    pairs = _pairs(loaded, wanted)
+    if plot is not None:
+        _check_plot(Path(plot), [cell for _, cell in pairs])
+    report = _measured(pairs, wanted, device, shown=not quiet)
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        from neurogen.cli.bench_output import print_report
+
+        print_report(report)
+    if plot is not None:
+        _draw(report, plot, quiet=quiet)
+
+
+def _pairs(samplers: Sequence[Sampler], wanted: Wanted) -> Pairs:
+    """What to measure, sampler by sampler; dtypes that a sampler does not take are left out, and told."""
+    pairs: Pairs = []
+    for sampler in samplers:
+        every = list(_worst(sampler, wanted) if wanted.worst_cases else _plain(sampler, wanted))
+        fitting = [(variant, cell) for variant, cell in every if cell.dtype in sampler.dtypes]
+        if len(fitting) < len(every):
+            tell(f"{sampler.name} takes {listed(sorted(sampler.dtypes))} only: the other dtypes are left out for it.")
+        pairs += fitting
+    if not pairs:
+        raise ParameterError("Nothing is left to measure: none of the samplers takes logits of these dtypes.")
+    return pairs
+
+
+def _plain(sampler: Sampler, wanted: Wanted) -> Iterator[tuple[Sampler, Cell]]:
+    return ((sampler, cell) for cell in wanted.cells(wanted.kind or DEFAULT_KINDS))
+
+
+def _worst(sampler: Sampler, wanted: Wanted) -> Iterator[tuple[Sampler, Cell]]:
+    """Each sampler as it is, for comparison, and then on what is hard for it."""
+    for cell in wanted.cells(["normal", "flat", "equal"]):
+        yield sampler, cell
+        for name, value in (("k", max(1, cell.vocab // 2)), ("p", WORST_P)):
+            if name in sampler.params.model_dump() and cell.kind != "equal":
+                yield _variant(sampler, {name: value}), cell
+
+
+def _variant(sampler: Sampler, changes: Mapping[str, Any]) -> Sampler:
+    variant = type(sampler)(**{**sampler.params.model_dump(), **changes})
+    variant.origin = sampler.origin
+    return variant
+
+
+def _check_plot(path: Path, cells: Sequence[Cell]) -> None:
+    """Refuse a picture that could not be drawn or written, before the work is done."""
+    if path.suffix.lower() != ".png":
+        raise ParameterError(f"--plot draws a PNG, got {str(path)!r}: give a name that ends with .png.")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        problem = "it is a folder" if path.is_dir() else f"there is no folder {path.resolve().parent}"
+        raise DataError(f"The picture cannot be written to {path}: {problem}. Give a file in a folder that exists.")
+    if len({cell.size for cell in cells}) < 2:
+        raise ParameterError(
+            "--plot draws time against batch * vocab and needs two different sizes at least: repeat --vocab or --batch."
+        )
+
+
+def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> Report:
+    from neurogen.bench.measure import describe_machine, measure_all
+    from neurogen.bench.results import Report
+    from neurogen.cli.bench_output import watched
+    from neurogen.models import resolve_device
+
+    target: torch.device
+    target, _ = resolve_device(device)
+    peers = WORST_PEERS if wanted.worst_cases else None
+    results = measure_all(pairs, device=target, seconds=wanted.seconds, peers=peers)
+    with watched(results, len(pairs), shown=shown) as seen:
+        return Report(results=list(seen), machine=describe_machine(target))
+
+
+def _draw(report: Report, path: str, *, quiet: bool) -> None:
+    from neurogen.bench.plot import draw_plot
+
+    draw_plot(report, Path(path))
+    if not quiet:
+        tell(f"The picture is in {path}.")

@@ -1,0 +1,104 @@
+"""What `neurogen bench` shows: progress on stderr, a table and what one must know to read it on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+from neurogen.bench.results import FLOOR, Machine, Quartiles, Report, Result
+from neurogen.cli.common import echo_table
+
+__all__ = ["print_report", "watched"]
+
+HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR")
+
+
+@contextmanager
+def watched(results: Iterator[Result], total: int, *, shown: bool) -> Iterator[Iterable[Result]]:
+    """The same results; a bar on stderr, where that is a terminal, says how many there are."""
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
+        yield results
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar.track(results, total=total)
+
+
+def print_report(report: Report) -> None:
+    """The table, where it was measured, and what its words mean."""
+    peers = list(dict.fromkeys(peer for result in report.results for peer in result.peers if peer != FLOOR))
+    header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
+    echo_table(header, [_row(result, peers) for result in report.results])
+    click.echo()
+    for note in _notes(report, peers):
+        click.echo(note)
+
+
+def _row(result: Result, peers: Sequence[str]) -> Sequence[str]:
+    cell = result.cell
+    floor = _ratio(result.to_peers[FLOOR]) if FLOOR in result.to_peers else "-"
+    return (
+        result.label,
+        cell.kind,
+        cell.dtype,
+        str(cell.vocab),
+        str(cell.batch),
+        _time(result.microseconds),
+        floor,
+        *(_speedup(result, peer) for peer in peers),
+    )
+
+
+def _time(microseconds: float) -> str:
+    return f"{_short(microseconds)} us"
+
+
+def _ratio(ratio: Quartiles) -> str:
+    return f"{_short(ratio.median)} ({_short(ratio.q1)} to {_short(ratio.q3)})"
+
+
+def _speedup(result: Result, peer: str) -> str:
+    """How many times faster the sampler is; the quartiles swap their places."""
+    if peer not in result.to_peers:
+        return "-"
+    ratio = result.to_peers[peer]
+    return _ratio(Quartiles(median=1 / ratio.median, q1=1 / ratio.q3, q3=1 / ratio.q1)) + _mark(result, peer)
+
+
+def _mark(result: Result, peer: str) -> str:
+    return " *" if peer in result.peer_notes and peer != FLOOR else ""
+
+
+def _short(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def _notes(report: Report, peers: Sequence[str]) -> Iterator[str]:
+    yield _machine(report.machine)
+    yield (
+        "MEDIAN: a call of sample(). OVER FLOOR: its time over that of torch.amax on the same logits. "
+        f"VS {' and '.join(peers).upper() or 'A PEER'}: times faster than it, below 1 slower. "
+        "In brackets the quartiles."
+    )
+    for peer in peers:
+        notes = {_note for result in report.results if (_note := result.peer_notes.get(peer))}
+        yield from (f"* {peer}: {note}." for note in sorted(notes))
+    for kind, source in dict.fromkeys((result.cell.kind, result.logits) for result in report.results):
+        yield f"{kind}: {source}."
+
+
+def _machine(machine: Machine) -> str:
+    threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
+    where = f"{machine.device}, " if machine.device else ""
+    others = "".join(f", {name} {version}" for name, version in machine.packages.items())
+    return (
+        f"{where}{machine.cpu}, {threads}; neurogen {machine.neurogen}, torch {machine.torch}, "
+        f"numba {machine.numba}{others}, Python {machine.python}."
+    )
