@@ -44,7 +44,7 @@ class NeurogenBenchmark:
         kind: str = "normal",
         device: str = "cpu",
         peers: Collection[str] = PEERS,
-        seconds: float = 0.5,
+        seconds: float = 0.3,
         **params: Any,
     ) -> Result:
         """Measure a sampler beside its peers, which get the same parameters.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from neurogen.bench.check import Figure, allowed_growth, check
 from neurogen.bench.check import command as check_command
 from neurogen.bench.clock import LEAST_TURNS, take_turns
 from neurogen.bench.logits import make_logits, widened
+from neurogen.bench.machine import busy_cores, cpu_name, this_machine
 from neurogen.bench.measure import draw_of, measure
 from neurogen.bench.peers import peers_for, torch_peer, transformers_peer
 from neurogen.bench.plot import draw_plot, slope
-from neurogen.bench.results import Quartiles, Report, cpu_name, this_machine
+from neurogen.bench.results import Quartiles, Report
 from neurogen.bench.rule import Rule, rule_of
 from neurogen.cli import main
 from neurogen.registry import ENTRY_POINT_GROUP
@@ -155,7 +157,7 @@ def test_real_logits_of_a_large_vocabulary_come_without_the_larger_model(monkeyp
     monkeypatch.setattr("neurogen.bench.logits._real", neurogen.bench.logits._real.__wrapped__)  # without its cache
     logits, source = make_logits(Cell(kind="real", vocab=9000, batch=2), CPU)
     assert logits.shape == (2, 9000)
-    assert source == "next-token logits of starter over a text, widened from 2,048 ids by improbable tokens"
+    assert source == "next-token logits of starter over a text, widened from 2,048 to 9,000 ids by improbable tokens"
 
 
 def test_widening_keeps_the_head_and_most_of_the_mass() -> None:
@@ -310,7 +312,28 @@ def test_the_processor_is_named_with_what_tells_it_apart(tmp_path: Path) -> None
     assert cpu_name(tmp_path / "absent")
 
 
+def test_other_programs_are_noticed(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    assert busy_cores(stat=stat) is None
+    stat.write_text("cpu 100 0 0 100 0 0 0 0 0 0\n")
+    assert busy_cores(0, stat) is None
+    assert (busy_cores(0.01) or 0) >= 0
+    cores = os.cpu_count() or 1
+    assert this_machine(cores, busy=1.0).disturbed
+    assert not this_machine(cores, busy=0.1).disturbed
+    assert not this_machine(cores, busy=None).disturbed
+
+
 # The command
+
+
+def test_threads_are_those_asked_for_and_only_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurogen.bench.machine.busy_cores", lambda: float(os.cpu_count() or 1))
+    before = torch.get_num_threads()
+    result = bench("greedy", *QUICK, "--threads", "1")
+    assert ", 1 thread;" in result.stdout
+    assert "and this measures with 1 thread: times will jump" in result.stderr
+    assert torch.get_num_threads() == before
 
 
 def test_the_table_has_a_row_for_every_cell_and_says_where_it_was_measured() -> None:
@@ -486,7 +509,6 @@ def test_a_ratio_may_grow_more_on_another_processor() -> None:
 def few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurogen.bench.check.CELLS", (Cell(vocab=300),))
     monkeypatch.setattr("neurogen.bench.check.SECONDS", SECONDS)
-    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
 
 
 @pytest.mark.usefixtures("few_cells")

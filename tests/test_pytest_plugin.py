@@ -56,9 +56,7 @@ def run_tests(author: Environment, *arguments: str) -> str:
 @pytest.fixture(autouse=True)
 def _installed() -> None:
     if not any(entry.value == "neurogen.pytest_plugin" for entry in entry_points(group="pytest11")):
-        pytest.fail(
-            "the installed neurogen does not offer its pytest plugin: install it again, and remove a stale neurogen.egg-info"
-        )
+        pytest.fail("neurogen as installed offers no pytest plugin: install it again, remove a stale neurogen.egg-info")
 
 
 @pytest.mark.slow
@@ -85,6 +83,17 @@ def test_ratios_are_recorded_with_pytest_benchmark(author: Environment) -> None:
 )
 def test_it_goes_with_and_without_pytest_benchmark(author: Environment, arguments: list[str], outcome: str) -> None:
     assert outcome in run_tests(author, *arguments)
+
+
+@pytest.mark.slow
+def test_the_command_measures_it_beside_peers_with_its_parameters(author: Environment) -> None:
+    cell = ("--vocab", "600", "--batch", "2", "--kind", "normal", "--seconds", "0.02")
+    done = author.run("-m", "neurogen", "bench", "minp", "greedy", *cell, "--min-p", "0.3", "--json")
+    minp, greedy = json.loads(done.stdout)["results"]
+    assert minp["params"] == {"min_p": 0.3, "temperature": 1.0}
+    assert greedy["params"] == {}
+    assert {"floor", "torch", "transformers"} <= set(minp["to_peers"])
+    assert not minp["peer_notes"].get("torch")
 
 
 def test_it_measures_a_sampler_that_is_made_already() -> None:

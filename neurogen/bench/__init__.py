@@ -4,7 +4,7 @@
     logits      the logits of a cell: normal, flat, equal, or a real model's
     peers       what a sampler is measured beside, with the same parameters
     clock       turns that alternate, so that a noisy machine is noisy for all alike
-    results     times, ratios and the machine, as JSON
+    results     times and ratios, as JSON; machine where they come from
     measure     a sampler and its peers on one cell
     plot        time against the number of logits, as a picture
     check       `python -m neurogen.bench.check`: ratios against committed ones

@@ -16,7 +16,8 @@ import click
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neurogen.bench.cells import Cell
-from neurogen.bench.results import FLOOR, Machine, Result
+from neurogen.bench.machine import Machine
+from neurogen.bench.results import FLOOR, Result
 from neurogen.errors import DataError, NeurogenError
 from neurogen.registry import default_registry
 
@@ -120,14 +121,14 @@ def allowed_growth(committed: Machine, here: Machine) -> float:
 )
 def command(samplers: Sequence[str], file: Path, update: bool) -> None:
     """Compare the samplers' ratios with the committed figures."""
-    import torch
+    from neurogen.bench.measure import set_threads
 
-    torch.set_num_threads(1)
     try:
-        if update:
-            _update(file, samplers)
-        else:
-            _check_all(read_figures(file), file, samplers)
+        with set_threads(1):
+            if update:
+                _update(file, samplers)
+            else:
+                _check_all(read_figures(file), file, samplers)
     except NeurogenError as error:
         raise click.ClickException(str(error)) from None
 

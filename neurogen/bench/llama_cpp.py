@@ -36,16 +36,18 @@ class Chain:
         weakref.finalize(self, llama_cpp.llama_sampler_free, self._chain)
         for sampler in _samplers(rule):
             llama_cpp.llama_sampler_chain_add(self._chain, sampler)
-        self._ids = np.empty(0, np.int32)
+        self._blank = np.empty(0, TOKEN_DATA)
         self._tokens = np.empty(0, TOKEN_DATA)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """int64 [1], the id."""
         vocab = logits.shape[1]
-        if len(self._ids) != vocab:
-            self._ids, self._tokens = np.arange(vocab, dtype=np.int32), np.empty(vocab, TOKEN_DATA)
+        if len(self._blank) != vocab:
+            self._blank, self._tokens = np.zeros(vocab, TOKEN_DATA), np.empty(vocab, TOKEN_DATA)
+            self._blank["id"] = np.arange(vocab)
         tokens = self._tokens
-        tokens["id"], tokens["logit"], tokens["p"] = self._ids, logits[0].float().numpy(), 0
+        tokens.view(np.uint8)[:] = self._blank.view(np.uint8)  # as bytes: NumPy copies records field by field
+        tokens["logit"] = logits[0].float().numpy()
         data = ctypes.cast(tokens.ctypes.data, llama_cpp.llama_token_data_p)
         array = llama_cpp.llama_token_data_array(data=data, size=vocab, selected=-1, sorted=False)
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))

@@ -65,7 +65,7 @@ def _real(vocab: int) -> tuple[Tensor, str]:
         return rows[:, :vocab].contiguous(), f"{source}, the first {vocab:,} of {width:,} ids"
     if vocab == width:
         return rows, source
-    return widened(rows, vocab), f"{source}, widened from {width:,} ids by improbable tokens"
+    return widened(rows, vocab), f"{source}, widened from {width:,} to {vocab:,} ids by improbable tokens"
 
 
 def _rows_of_a_model(vocab: int) -> tuple[Tensor, str]:

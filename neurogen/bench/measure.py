@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,16 @@ from torch import Tensor
 from neurogen.bench.cells import Cell
 from neurogen.bench.clock import Turns, take_turns
 from neurogen.bench.logits import make_logits
+from neurogen.bench.machine import Machine, this_machine
 from neurogen.bench.peers import Draw, peers_for
-from neurogen.bench.results import Machine, Quartiles, Result, Timing, this_machine
+from neurogen.bench.results import Quartiles, Result, Timing
 from neurogen.bench.rule import rule_of
 from neurogen.errors import DeviceError
 from neurogen.sampler import Sampler
 
-__all__ = ["SECONDS", "describe_machine", "draw_of", "measure", "measure_all"]
+__all__ = ["SECONDS", "describe_machine", "draw_of", "measure", "measure_all", "set_threads"]
 
-SECONDS = 0.5
+SECONDS = 0.3
 """Time for one cell, shared by the sampler and its peers; warming up and slow peers come on top."""
 
 OWN = "neurogen"
@@ -41,7 +43,7 @@ def measure(
         cell: what to measure on.
         device: where; None is the CPU.
         seconds: time for the turns.
-        peers: some of `neurogen.bench.peers.PEERS`; None is all that there are here.
+        peers: some of `neurogen.bench.results.PEERS`; None is all that there are here.
 
     Raises:
         DeviceError: the memory of the device does not suffice.
@@ -84,6 +86,17 @@ def measure_all(
         yield measure(sampler, cell, device=device, seconds=seconds, peers=peers)
 
 
+@contextmanager
+def set_threads(count: int | None) -> Iterator[None]:
+    """Let torch, and therefore the samplers, use so many threads meanwhile; None leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def draw_of(sampler: Sampler, logits: Tensor) -> Draw:
     """The sampler as an engine calls it on such logits: seeds and positions are tensors that lie there already.
 
@@ -100,10 +113,10 @@ def draw_of(sampler: Sampler, logits: Tensor) -> Draw:
     return partial(sampler.sample, **arguments)
 
 
-def describe_machine(device: torch.device | None = None) -> Machine:
+def describe_machine(device: torch.device | None = None, busy: float | None = None) -> Machine:
     """This machine, with the threads that torch, and therefore the samplers, use now."""
     on_cuda = device is not None and device.type == "cuda"
-    return this_machine(torch.get_num_threads(), torch.cuda.get_device_name(device) if on_cuda else None)
+    return this_machine(torch.get_num_threads(), torch.cuda.get_device_name(device) if on_cuda else None, busy)
 
 
 def _timing(turns: Turns) -> Timing:

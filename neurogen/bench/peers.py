@@ -12,22 +12,22 @@ peers of the same purpose are not known either: torch draws with its temperature
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neurogen.bench.results import FLOOR
+from neurogen.bench.results import FLOOR, PEERS
 from neurogen.bench.rule import Rule
 from neurogen.errors import ParameterError
 
-__all__ = ["PEERS", "TEMPERATURE_ONLY", "Draw", "peers_for", "torch_peer", "transformers_peer"]
+__all__ = ["TEMPERATURE_ONLY", "Draw", "peers_for", "torch_peer", "transformers_peer"]
 
 Draw = Callable[[Tensor], Tensor]
 
-PEERS = (FLOOR, "torch", "transformers", "llama.cpp", "flashinfer")
 TEMPERATURE_ONLY = "temperature only: softmax and multinomial"
 
 
@@ -132,7 +132,7 @@ def transformers_peer(rule: Rule) -> Draw | None:
 
 def _llama_cpp(rule: Rule, batch: int, device: torch.device) -> tuple[Draw, str] | None:
     """One row at a time is all that a chain can do, so larger batches would not compare."""
-    if not rule.exact or batch != 1 or device.type != "cpu" or importlib.util.find_spec("llama_cpp") is None:
+    if not rule.exact or batch != 1 or device.type != "cpu" or not _importable("llama_cpp"):
         return None
     from neurogen.bench.llama_cpp import Chain
 
@@ -140,8 +140,18 @@ def _llama_cpp(rule: Rule, batch: int, device: torch.device) -> tuple[Draw, str]
 
 
 def _flashinfer(rule: Rule, device: torch.device) -> tuple[Draw, str] | None:
-    if not rule.exact or device.type != "cuda" or importlib.util.find_spec("flashinfer") is None:
+    if not rule.exact or device.type != "cuda" or not _importable("flashinfer"):
         return None
     from neurogen.bench.flashinfer import flashinfer_peer
 
     return _with_note(flashinfer_peer(rule))
+
+
+@cache
+def _importable(package: str) -> bool:
+    """Whether it is installed, and whole: both load libraries when they are imported."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import log10
@@ -26,7 +27,9 @@ COLORS = {
     "flashinfer": "#b8860b",
 }
 MARKERS = "os^Dv*"
-PANEL = (5.4, 4.2)
+PANEL = (5.4, 4.5)
+TITLE_COLUMNS = 80
+FEW_DECADES = 1e3
 SIZES = {1.0: "", 1e3: "k", 1e6: "M"}
 TIMES = {1.0: " \N{MICRO SIGN}s", 1e3: " ms", 1e6: " s"}
 
@@ -61,7 +64,10 @@ def draw_plot(report: Report, picture: Path) -> None:
         _draw_panel(axes, panel, results)
     for axes in grid.T.flat[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle(_title(report), x=0.01, ha="left", fontsize=9, color="#555555")
+    for axes in grid.flat:
+        _label_ticks(axes)
+    title = "\n".join(textwrap.wrap(_title(report), TITLE_COLUMNS * columns))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#555555")
     temporary = picture.with_name(f".{picture.name}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=120)
@@ -79,15 +85,13 @@ def _columns(panels: Sequence[Panel]) -> int:
 def _draw_panel(axes: Axes, panel: Panel, results: Sequence[Result]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _label_ticks(axes)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     batches = sorted({result.cell.batch for result in results})
     markers = {batch: MARKERS[number % len(MARKERS)] for number, batch in enumerate(batches)}
-    peers = dict.fromkeys(peer for result in results for peer in result.peers)
-    for peer in peers:
-        _draw_line(axes, peer, COLORS.get(peer, "#555555"), _times(results, peer), markers)
     _draw_line(axes, panel.sampler.split("(")[0], OWN, _times(results, None), markers, bold=True)
+    for peer in dict.fromkeys(peer for result in results for peer in result.peers):
+        _draw_line(axes, peer, COLORS.get(peer, "#555555"), _times(results, peer), markers)
     axes.set_title(panel.sampler, loc="left", fontweight="bold", fontsize=11)
     axes.set_title(f"{panel.kind}, {panel.dtype}", loc="right", fontsize=9, color="#555555")
     axes.set_xlabel("logits (batch * vocab)")
@@ -97,11 +101,12 @@ def _draw_panel(axes: Axes, panel: Panel, results: Sequence[Result]) -> None:
 
 
 def _label_ticks(axes: Axes) -> None:
-    """Plain words in place of powers of ten: 32k logits, 5 ms."""
+    """Plain words in place of powers of ten: 32k logits, 5 ms; three a decade where there are few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis, units in ((axes.xaxis, SIZES), (axes.yaxis, TIMES)):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if axis is axes.xaxis else (1,)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))
         axis.set_major_formatter(FuncFormatter(partial(_in_units, units)))
         axis.set_minor_formatter(NullFormatter())
 
@@ -135,7 +140,7 @@ def _draw_line(
         return
     ends = [every[0][0], every[-1][0]]
     line = [10 ** (fitted[1] + fitted[0] * log10(size)) for size in ends]
-    style = {"linewidth": 2.4 if bold else 1.3, "linestyle": "-" if bold else "--"}
+    style = {"linewidth": 2.4 if bold else 1.3, "linestyle": "-" if bold else "--", "zorder": 2.5 if bold else 2}
     axes.plot(ends, line, color=color, label=f"{name}, slope {fitted[0]:.2f}", **style)  # type: ignore[arg-type]
 
 
@@ -151,7 +156,7 @@ def _draw_legend(axes: Axes, markers: Mapping[int, str]) -> None:
     if len(markers) > 1:
         for batch, marker in markers.items():
             axes.scatter([], [], color="#555555", marker=marker, s=26, label=f"batch {batch}")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, borderaxespad=0)
 
 
 def _title(report: Report) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import statistics
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-import neurogen
 from neurogen.bench.cells import Cell
+from neurogen.bench.machine import Machine
 
-__all__ = ["FLOOR", "Machine", "Quartiles", "Report", "Result", "Timing", "cpu_name", "this_machine"]
+__all__ = ["FLOOR", "PEERS", "Quartiles", "Report", "Result", "Timing"]
 
 FLOOR = "floor"
-PACKAGES = ("numpy", "transformers", "llama-cpp-python", "flashinfer-python")
+PEERS = (FLOOR, "torch", "transformers", "llama.cpp", "flashinfer")
+"""All that there are; see `neurogen.bench.peers`."""
 
 
 class _Record(BaseModel):
@@ -115,27 +113,6 @@ class Result(_Record):
         return 1 / self.ratio_to(peer)
 
 
-class Machine(_Record):
-    """Where and with what it was measured.
-
-    Attributes:
-        neurogen, torch, numba, python: versions.
-        packages: versions of the peers that are installed.
-        cpu: its name, and what tells it from others of that name.
-        threads: threads that torch and the samplers use.
-        device: name of the CUDA device, where one was used.
-    """
-
-    neurogen: str
-    torch: str
-    numba: str
-    python: str
-    packages: dict[str, str]
-    cpu: str
-    threads: int
-    device: str | None = None
-
-
 class Report(_Record):
     """A whole run.
 
@@ -146,48 +123,3 @@ class Report(_Record):
 
     machine: Machine
     results: list[Result]
-
-
-def this_machine(threads: int, device: str | None = None) -> Machine:
-    """Describe this machine.
-
-    Args:
-        threads: how many torch uses.
-        device: name of the CUDA device, if one is used.
-    """
-    return Machine(
-        neurogen=neurogen.__version__,
-        torch=_version("torch") or "-",
-        numba=_version("numba") or "-",
-        python=platform.python_version(),
-        packages={name: version for name in PACKAGES if (version := _version(name))},
-        cpu=cpu_name(),
-        threads=threads,
-        device=device,
-    )
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name; on Linux with family and model, since virtual machines say little more than the maker."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    said = dict(_pairs(lines))
-    name = said.get("model name") or platform.processor() or platform.machine() or "unknown"
-    if "cpu family" in said and "model" in said:
-        return f"{name} (family {said['cpu family']}, model {said['model']})"
-    return name
-
-
-def _pairs(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        name, _, value = line.partition(":")
-        yield name.strip(), value.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

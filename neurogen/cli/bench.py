@@ -6,7 +6,7 @@ all of them that are measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,6 @@ from neurogen.errors import DataError, ParameterError
 from neurogen.registry import default_registry
 
 if TYPE_CHECKING:
-    import torch
-
     from neurogen.bench.results import Report
     from neurogen.sampler import Sampler
 
@@ -43,6 +41,7 @@ class Wanted:
     Attributes:
         vocab, batch, dtype, kind: of the cells; empty where not given.
         seconds: time for a cell.
+        threads: for samplers and peers; None is as many as torch takes.
         worst_cases: inputs that make samplers slow, in place of kinds.
     """
 
@@ -51,6 +50,7 @@ class Wanted:
     dtype: Sequence[Any]
     kind: Sequence[Any]
     seconds: float
+    threads: int | None
     worst_cases: bool
 
     def cells(self, kinds: Sequence[Any]) -> list[Cell]:
@@ -105,7 +105,10 @@ class Seconds(click.ParamType[float]):
     help="Logits and parameters that make samplers slow: nearly equal, all equal, k = vocab/2, p = 0.999.",
 )
 @click.option(
-    "--seconds", type=Seconds(), default=0.5, show_default=True, help="Time for a cell; slow peers take more."
+    "--seconds", type=Seconds(), default=0.3, show_default=True, help="Time for a cell; slow peers take more."
+)
+@click.option(
+    "--threads", type=WholeNumber(1), metavar="N", help="For samplers and peers.  [default: as many as torch takes]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--plot", metavar="FILE.png", help="Also draw time against the number of logits.")
@@ -135,14 +138,14 @@ def command(
     if plot is not None:
         _check_plot(Path(plot), [cell for _, cell in pairs])
     report = _measured(pairs, wanted, device, shown=not quiet)
+    if plot is not None:  # before the table, of which a pipe may want the first lines alone
+        _draw(report, plot, quiet=quiet)
     if as_json:
         click.echo(report.model_dump_json(indent=2))
     else:
         from neurogen.cli.bench_output import print_report
 
         print_report(report)
-    if plot is not None:
-        _draw(report, plot, quiet=quiet)
 
 
 def _pairs(samplers: Sequence[Sampler], wanted: Wanted) -> Pairs:
@@ -167,13 +170,20 @@ def _worst(sampler: Sampler, wanted: Wanted) -> Iterator[tuple[Sampler, Cell]]:
     """Each sampler as it is, for comparison, and then on what is hard for it."""
     for cell in wanted.cells(["normal", "flat", "equal"]):
         yield sampler, cell
-        for name, value in (("k", max(1, cell.vocab // 2)), ("p", WORST_P)):
-            if name in sampler.params.model_dump() and cell.kind != "equal":
-                yield _variant(sampler, {name: value}), cell
+        hard = {"k": max(1, cell.vocab // 2), "p": WORST_P} if cell.kind != "equal" else {}
+        variants = (_variant(sampler, name, value) for name, value in hard.items())
+        yield from ((variant, cell) for variant in variants if variant is not None)
 
 
-def _variant(sampler: Sampler, changes: Mapping[str, Any]) -> Sampler:
-    variant = type(sampler)(**{**sampler.params.model_dump(), **changes})
+def _variant(sampler: Sampler, parameter: str, value: float) -> Sampler | None:
+    """The sampler with one parameter changed; None where it has none of that name, or another meaning for it."""
+    values = sampler.params.model_dump()
+    if parameter not in values:
+        return None
+    try:
+        variant = type(sampler)(**{**values, parameter: value})
+    except ParameterError:
+        return None
     variant.origin = sampler.origin
     return variant
 
@@ -192,17 +202,20 @@ def _check_plot(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> Report:
-    from neurogen.bench.measure import describe_machine, measure_all
+    from neurogen.bench.machine import busy_cores
+    from neurogen.bench.measure import describe_machine, measure_all, set_threads
     from neurogen.bench.results import Report
-    from neurogen.cli.bench_output import watched
+    from neurogen.cli.bench_output import warn_if_disturbed, watched
     from neurogen.models import resolve_device
 
-    target: torch.device
     target, _ = resolve_device(device)
-    peers = WORST_PEERS if wanted.worst_cases else None
-    results = measure_all(pairs, device=target, seconds=wanted.seconds, peers=peers)
-    with watched(results, len(pairs), shown=shown) as seen:
-        return Report(results=list(seen), machine=describe_machine(target))
+    with set_threads(wanted.threads):
+        machine = describe_machine(target, busy_cores())
+        warn_if_disturbed(machine)
+        peers = WORST_PEERS if wanted.worst_cases else None
+        results = measure_all(pairs, device=target, seconds=wanted.seconds, peers=peers)
+        with watched(results, len(pairs), shown=shown) as seen:
+            return Report(results=list(seen), machine=machine)
 
 
 def _draw(report: Report, path: str, *, quiet: bool) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
 
-from neurogen.bench.results import FLOOR, Machine, Quartiles, Report, Result
-from neurogen.cli.common import echo_table
+from neurogen.bench.machine import Machine
+from neurogen.bench.results import FLOOR, PEERS, Quartiles, Report, Result
+from neurogen.cli.common import echo_table, listed, tell
 
-__all__ = ["print_report", "watched"]
+__all__ = ["print_report", "warn_if_disturbed", "watched"]
 
 HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR")
 
@@ -30,9 +32,23 @@ def watched(results: Iterator[Result], total: int, *, shown: bool) -> Iterator[I
         yield bar.track(results, total=total)
 
 
+def warn_if_disturbed(machine: Machine) -> None:
+    """Say so where other programs want the same cores: threads that wait for each other then wait for those."""
+    if machine.disturbed:
+        way = "fewer --threads" if machine.threads > 1 else "another machine"
+        tell(
+            f"Other programs use {machine.busy:.1f} of the {os.cpu_count()} cores here, and this measures with "
+            f"{_threads(machine)}: times will jump. End them, or take {way}."
+        )
+
+
+def _threads(machine: Machine) -> str:
+    return f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
+
+
 def print_report(report: Report) -> None:
     """The table, where it was measured, and what its words mean."""
-    peers = list(dict.fromkeys(peer for result in report.results for peer in result.peers if peer != FLOOR))
+    peers = [peer for peer in PEERS if peer != FLOOR and any(peer in result.peers for result in report.results)]
     header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
     echo_table(header, [_row(result, peers) for result in report.results])
     click.echo()
@@ -84,7 +100,7 @@ def _notes(report: Report, peers: Sequence[str]) -> Iterator[str]:
     yield _machine(report.machine)
     yield (
         "MEDIAN: a call of sample(). OVER FLOOR: its time over that of torch.amax on the same logits. "
-        f"VS {' and '.join(peers).upper() or 'A PEER'}: times faster than it, below 1 slower. "
+        f"VS {listed(peer.upper() for peer in peers) or 'A PEER'}: times faster than it, below 1 slower. "
         "In brackets the quartiles."
     )
     for peer in peers:
@@ -95,10 +111,9 @@ def _notes(report: Report, peers: Sequence[str]) -> Iterator[str]:
 
 
 def _machine(machine: Machine) -> str:
-    threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
     where = f"{machine.device}, " if machine.device else ""
     others = "".join(f", {name} {version}" for name, version in machine.packages.items())
     return (
-        f"{where}{machine.cpu}, {threads}; neurogen {machine.neurogen}, torch {machine.torch}, "
+        f"{where}{machine.cpu}, {_threads(machine)}; neurogen {machine.neurogen}, torch {machine.torch}, "
         f"numba {machine.numba}{others}, Python {machine.python}."
     )
