@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -31,6 +33,7 @@ from neurogen.bench.plot import draw_plot, slope
 from neurogen.bench.results import Quartiles, Report
 from neurogen.bench.rule import Rule, rule_of
 from neurogen.cli import main
+from neurogen.cli.bench_output import print_report
 from neurogen.registry import ENTRY_POINT_GROUP
 
 CPU = torch.device("cpu")
@@ -283,6 +286,15 @@ def test_an_unknown_sampler_is_measured_beside_plain_drawing(registry: Registry)
     assert result.peer_notes["torch"] == "temperature only: softmax and multinomial"
 
 
+def test_a_cell_beyond_the_memory_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr("neurogen.bench.measure.make_logits", full)
+    with pytest.raises(neurogen.errors.DeviceError, match="does not fit into the memory of cpu"):
+        measure(neurogen.load_sampler("topk"), Cell())
+
+
 def test_a_sampler_with_memory_gets_one() -> None:
     class Counting(Reverse):
         name = "counting"
@@ -348,6 +360,21 @@ def test_the_table_has_a_row_for_every_cell_and_says_where_it_was_measured() -> 
     assert cpu_name() in result.stdout
     assert f"torch {torch.__version__}" in result.stdout
     assert "normal: 3 * N(0, 1)." in lines
+
+
+def test_a_narrow_terminal_gets_medians_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Report.model_validate(reported("greedy", *QUICK))
+    shown = []
+    for columns in (100, 200):
+        monkeypatch.setattr("shutil.get_terminal_size", lambda columns=columns: os.terminal_size((columns, 24)))
+        stdout = io.StringIO()
+        stdout.isatty = lambda: True  # type: ignore[method-assign]
+        with contextlib.redirect_stdout(stdout):
+            print_report(report)
+        shown.append(stdout.getvalue())
+    assert " to " not in shown[0]
+    assert "--json has the quartiles" in shown[0]
+    assert " to " in shown[1]
 
 
 def test_json_holds_machine_cells_times_and_ratios() -> None:
@@ -509,6 +536,17 @@ def test_a_ratio_may_grow_more_on_another_processor() -> None:
 def few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurogen.bench.check.CELLS", (Cell(vocab=300),))
     monkeypatch.setattr("neurogen.bench.check.SECONDS", SECONDS)
+
+
+@pytest.mark.usefixtures("few_cells")
+def test_an_update_keeps_the_other_samplers_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    for name in ("topk", "greedy"):
+        assert CliRunner().invoke(check_command, ["--figures", str(file), "--update", name]).exit_code == 0
+    assert [figure["sampler"] for figure in json.loads(file.read_text())["figures"]] == ["topk", "greedy"]
+    unknown = CliRunner().invoke(check_command, ["--figures", str(file), "minp"])
+    assert unknown.exit_code == 1
+    assert f"{file} holds no figures of minp. Add them with --update." in unknown.output
 
 
 @pytest.mark.usefixtures("few_cells")

@@ -22,8 +22,8 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
 VOCABS = (32_000, 128_256, 262_144)
 BATCHES = (1, 8, 64)
 
-MAX_LOGITS = 1 << 28
-"""Of one cell: 1 GiB in float32, of which peers that sort make several copies."""
+MAX_LOGITS = 1 << 26
+"""Of one cell: 256 MiB in float32, of which peers that sort make eight copies or so."""
 
 
 class Cell(BaseModel):

@@ -8,7 +8,7 @@ best counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,9 @@ def allowed_growth(committed: Machine, here: Machine) -> float:
 @click.command()
 @click.argument("samplers", nargs=-1)
 @click.option("--figures", "file", type=click.Path(path_type=Path), default=FIGURES, show_default=True)
-@click.option(
-    "--update", is_flag=True, help="Measure and write the figures; SAMPLERS are those of the file by default."
-)
+@click.option("--update", is_flag=True, help="Measure and write the figures, of SAMPLERS and of those in the file.")
 def command(samplers: Sequence[str], file: Path, update: bool) -> None:
-    """Compare the samplers' ratios with the committed figures."""
+    """Compare the ratios of SAMPLERS, or of all in the file, with the committed figures."""
     from neurogen.bench.measure import set_threads
 
     try:
@@ -182,7 +180,7 @@ def _measured(name: str, params: dict[str, Any], cell: Cell) -> Result:
 def _update(file: Path, samplers: Sequence[str]) -> None:
     from neurogen.bench.measure import describe_machine
 
-    names = samplers or _names_in(file) or [plugin.name for plugin in default_registry().load_all() if not plugin.error]
+    names = list(dict.fromkeys([*_names_in(file), *samplers])) or _installed()
     measured = [_figure(_measured(name, {}, cell)) for name in names for cell in CELLS]
     written = Figures(machine=describe_machine(), figures=measured)
     try:
@@ -192,8 +190,12 @@ def _update(file: Path, samplers: Sequence[str]) -> None:
     click.echo(f"Wrote {len(measured)} figures to {file}.")
 
 
-def _names_in(file: Path) -> Iterable[str]:
-    return dict.fromkeys(figure.sampler for figure in read_figures(file).figures) if file.exists() else ()
+def _names_in(file: Path) -> list[str]:
+    return [figure.sampler for figure in read_figures(file).figures] if file.exists() else []
+
+
+def _installed() -> list[str]:
+    return [plugin.name for plugin in default_registry().load_all() if plugin.sampler_class is not None]
 
 
 def _figure(result: Result) -> Figure:

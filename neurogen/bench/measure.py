@@ -55,10 +55,12 @@ def measure(
         beside = peers_for(rule_of(sampler), cell.batch, device, peers)
         calls = {name: partial(draw, logits) for name, (draw, _) in beside.items()}
         turns = take_turns({OWN: partial(draw_of(sampler, logits), logits), **calls}, device, seconds)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise DeviceError(
-            f"The cell {cell} does not fit into the memory of {device}, with the copies that peers make: lower --batch "
-            "or --vocab."
+            f"The cell {cell} does not fit into the memory of {device}, with the copies that peers make. Take a "
+            "smaller batch or vocab."
         ) from error
     own = turns.pop(OWN)
     return Result(
@@ -72,6 +74,11 @@ def measure(
         to_peers={name: _ratios(own, peer) for name, peer in turns.items()},
         peer_notes={name: note for name, (_, note) in beside.items() if note},
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own for CUDA alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def measure_all(

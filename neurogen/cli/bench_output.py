@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from neurogen.bench.results import FLOOR, PEERS, Quartiles, Report, Result
 from neurogen.cli.common import echo_table, listed, tell
 
 __all__ = ["print_report", "warn_if_disturbed", "watched"]
+
+WIDE = 150
+"""Columns of a terminal that shows quartiles too."""
 
 HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR")
 
@@ -28,7 +32,8 @@ def watched(results: Iterator[Result], total: int, *, shown: bool) -> Iterator[I
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Drawn between cells alone: a thread that redraws it would disturb what is measured.
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         yield bar.track(results, total=total)
 
 
@@ -50,15 +55,16 @@ def print_report(report: Report) -> None:
     """The table, where it was measured, and what its words mean."""
     peers = [peer for peer in PEERS if peer != FLOOR and any(peer in result.peers for result in report.results)]
     header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
-    echo_table(header, [_row(result, peers) for result in report.results])
+    quartiles = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= WIDE
+    echo_table(header, [_row(result, peers, quartiles=quartiles) for result in report.results])
     click.echo()
-    for note in _notes(report, peers):
+    for note in _notes(report, peers, quartiles=quartiles):
         click.echo(note)
 
 
-def _row(result: Result, peers: Sequence[str]) -> Sequence[str]:
+def _row(result: Result, peers: Sequence[str], *, quartiles: bool) -> Sequence[str]:
     cell = result.cell
-    floor = _ratio(result.to_peers[FLOOR]) if FLOOR in result.to_peers else "-"
+    floor = _ratio(result.to_peers[FLOOR], quartiles) if FLOOR in result.to_peers else "-"
     return (
         result.label,
         cell.kind,
@@ -67,7 +73,7 @@ def _row(result: Result, peers: Sequence[str]) -> Sequence[str]:
         str(cell.batch),
         _time(result.microseconds),
         floor,
-        *(_speedup(result, peer) for peer in peers),
+        *(_speedup(result, peer, quartiles) for peer in peers),
     )
 
 
@@ -75,16 +81,17 @@ def _time(microseconds: float) -> str:
     return f"{_short(microseconds)} us"
 
 
-def _ratio(ratio: Quartiles) -> str:
-    return f"{_short(ratio.median)} ({_short(ratio.q1)} to {_short(ratio.q3)})"
+def _ratio(ratio: Quartiles, quartiles: bool) -> str:
+    return _short(ratio.median) + (f" ({_short(ratio.q1)} to {_short(ratio.q3)})" if quartiles else "")
 
 
-def _speedup(result: Result, peer: str) -> str:
+def _speedup(result: Result, peer: str, quartiles: bool) -> str:
     """How many times faster the sampler is; the quartiles swap their places."""
     if peer not in result.to_peers:
         return "-"
     ratio = result.to_peers[peer]
-    return _ratio(Quartiles(median=1 / ratio.median, q1=1 / ratio.q3, q3=1 / ratio.q1)) + _mark(result, peer)
+    faster = Quartiles(median=1 / ratio.median, q1=1 / ratio.q3, q3=1 / ratio.q1)
+    return _ratio(faster, quartiles) + _mark(result, peer)
 
 
 def _mark(result: Result, peer: str) -> str:
@@ -96,15 +103,16 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
-def _notes(report: Report, peers: Sequence[str]) -> Iterator[str]:
+def _notes(report: Report, peers: Sequence[str], *, quartiles: bool) -> Iterator[str]:
+    more = "In brackets the quartiles." if quartiles else "--json has the quartiles, and a wider terminal."
     yield _machine(report.machine)
     yield (
         "MEDIAN: a call of sample(). OVER FLOOR: its time over that of torch.amax on the same logits. "
         f"VS {listed(peer.upper() for peer in peers) or 'A PEER'}: times faster than it, below 1 slower. "
-        "In brackets the quartiles."
+        f"{more}"
     )
     for peer in peers:
-        notes = {_note for result in report.results if (_note := result.peer_notes.get(peer))}
+        notes = {result.peer_notes[peer] for result in report.results if peer in result.peer_notes}
         yield from (f"* {peer}: {note}." for note in sorted(notes))
     for kind, source in dict.fromkeys((result.cell.kind, result.logits) for result in report.results):
         yield f"{kind}: {source}."
