@@ -2,13 +2,14 @@
 
 Compared are the ratios to one read of the memory and to plain torch, on one thread, since times say little of another
 machine. A ratio may grow by a half; on another processor than that of the figures, whose vector units and caches
-differ, to three times what it was. Machines are noisy: what looks slower is measured up to three times again, and the
-best counts.
+differ, to three times what it was. Machines are noisy: a time is that of the quickest turn, what looks slower is
+measured up to three times again after all the others, and the best counts. Committed figures are the best of three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ CELLS = (
 PEERS = (FLOOR, "torch")
 GROWTH, GROWTH_ELSEWHERE = 1.5, 3.0
 REPEATS = 3
-SECONDS = 0.5
+SECONDS = 0.3
+PAUSE_SECONDS = 2.0
 
 Measure = Callable[["Figure"], dict[str, float]]
 
@@ -88,19 +90,34 @@ def read_figures(file: Path) -> Figures:
         ) from None
 
 
-def check(figure: Figure, measure: Measure, allowed: float) -> tuple[float, int]:
-    """Measure once, and again while it looks slower than allowed.
+def check(
+    figures: Sequence[Figure], measure: Measure, allowed: float, pause: float = PAUSE_SECONDS
+) -> Iterator[tuple[Figure, float, int]]:
+    """Measure all, and then again those that look slower than allowed: what disturbs a machine often ends meanwhile.
 
-    Returns:
-        how much the ratios have grown at worst, in the best ratios of all repeats, and how many there were.
+    Yields:
+        a figure, how much its ratios have grown at worst, in the best ratios of all its measurements, and how many
+        these were; as soon as it is settled.
     """
-    best = measure(figure)
-    repeats = 0
-    while worst_growth(figure, best) > allowed and repeats < REPEATS:
-        repeats += 1
-        again = measure(figure)
-        best = {peer: min(ratio, again[peer]) for peer, ratio in best.items()}
-    return worst_growth(figure, best), repeats
+    best: dict[int, dict[str, float]] = {}
+    waiting = list(enumerate(figures))
+    for repeat in range(REPEATS + 1):
+        again = []
+        for number, figure in waiting:
+            best[number] = _better(best.get(number), measure(figure))
+            growth = worst_growth(figure, best[number])
+            if growth <= allowed or repeat == REPEATS:
+                yield figure, growth, repeat + 1
+            else:
+                again.append((number, figure))
+        if not again:
+            return
+        waiting = again
+        time.sleep(pause)
+
+
+def _better(one: dict[str, float] | None, other: dict[str, float]) -> dict[str, float]:
+    return other if one is None else {peer: min(ratio, other[peer]) for peer, ratio in one.items()}
 
 
 def worst_growth(figure: Figure, ratios: dict[str, float]) -> float:
@@ -137,9 +154,8 @@ def _check_all(committed: Figures, file: Path, samplers: Sequence[str]) -> None:
     if not chosen:
         raise DataError(f"{file} holds no figures of {', '.join(samplers)}. Add them with --update.")
     slower = []
-    for figure in chosen:
-        growth, repeats = check(figure, _ratios, allowed)
-        again = f", best of {repeats + 1}" if repeats else ""
+    for figure, growth, measurements in check(chosen, _ratios, allowed):
+        again = f", best of {measurements}" if measurements > 1 else ""
         click.echo(
             f"{'SLOWER' if growth > allowed else 'ok':7}{growth:5.2f} times the committed ratios  {figure}{again}"
         )
@@ -166,9 +182,11 @@ def _told_allowance(committed: Figures) -> float:
 
 
 def _ratios(figure: Figure) -> dict[str, float]:
-    return {
-        peer: ratio.median for peer, ratio in _measured(figure.sampler, figure.params, figure.cell).to_peers.items()
-    }
+    return _least_ratios(_measured(figure.sampler, figure.params, figure.cell))
+
+
+def _least_ratios(result: Result) -> dict[str, float]:
+    return {peer: result.own.least / timing.least for peer, timing in result.peers.items()}
 
 
 def _measured(name: str, params: dict[str, Any], cell: Cell) -> Result:
@@ -181,7 +199,7 @@ def _update(file: Path, samplers: Sequence[str]) -> None:
     from neurogen.bench.measure import describe_machine
 
     names = list(dict.fromkeys([*_names_in(file), *samplers])) or _installed()
-    measured = [_figure(_measured(name, {}, cell)) for name in names for cell in CELLS]
+    measured = [_figure(name, cell) for name in names for cell in CELLS]
     written = Figures(machine=describe_machine(), figures=measured)
     try:
         file.write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -198,9 +216,12 @@ def _installed() -> list[str]:
     return [plugin.name for plugin in default_registry().load_all() if plugin.sampler_class is not None]
 
 
-def _figure(result: Result) -> Figure:
-    ratios = {peer: float(f"{ratio.median:.3g}") for peer, ratio in result.to_peers.items()}
-    return Figure(sampler=result.sampler, params=result.params, cell=result.cell, ratios=ratios)
+def _figure(name: str, cell: Cell) -> Figure:
+    """The best of several measurements, as `check` takes it: else a disturbed one would excuse what comes later."""
+    results = [_measured(name, {}, cell) for _ in range(REPEATS)]
+    best = {peer: min(_least_ratios(result)[peer] for result in results) for peer in PEERS}
+    ratios = {peer: float(f"{ratio:.3g}") for peer, ratio in best.items()}
+    return Figure(sampler=name, params=results[0].params, cell=cell, ratios=ratios)
 
 
 if __name__ == "__main__":

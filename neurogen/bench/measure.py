@@ -127,7 +127,8 @@ def describe_machine(device: torch.device | None = None, busy: float | None = No
 
 
 def _timing(turns: Turns) -> Timing:
-    return Timing(microseconds=Quartiles.of(list(turns.times.values())), turns=len(turns.times), calls=turns.calls)
+    times = list(turns.times.values())
+    return Timing(microseconds=Quartiles.of(times), least=min(times), turns=len(times), calls=turns.calls)
 
 
 def _ratios(own: Turns, peer: Turns) -> Quartiles:

@@ -47,10 +47,12 @@ class Timing(_Record):
 
     Attributes:
         microseconds: a call.
+        least: the same in the quickest turn.
         turns, calls: how often it was measured, and the calls a turn.
     """
 
     microseconds: Quartiles
+    least: float
     turns: int
     calls: int
 
