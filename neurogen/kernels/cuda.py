@@ -1,331 +1,243 @@
-"""Rows of logits on CUDA: one block of threads works on one row.
+"""Sampler kernels on CUDA: how they are made, and launched on torch's current stream.
 
-A kernel is a function marked `kernel`; its building blocks are device functions that all threads of a block call
-together (they contain barriers, so never inside a branch that threads of one block take differently):
+A kernel works on one row a block. That of a truncation sampler is made by `truncation` from its definition, which says
+what is kept of a row:
 
-    row -> block_top -> block_keep_largest | block_keep_nucleus -> block_draw | block_normalise | block_mark
+    logits -> row -> largest | nucleus | heavier | ... -> draw | normalise | mark
 
-Masses are recomputed from the logits at every pass instead of being stored. What is kept of a row is a *cut*: the key
-of the last token kept and the last id kept among those with that key. Sums are of integers and therefore do not depend
-on the order in which threads arrive; the same scalar functions as on the CPU make them (`numerics`).
-
-    thread     0     1     2   ...  255     0     1   ...      reads are coalesced
-    row      x[0]  x[1]  x[2]  ... x[255] x[256] x[257] ...    vocab logits, float32 or 16 bits, any strides
-
-Launch configuration: BLOCK threads (any number of at least one is correct), at most MAX_GRID blocks, 6 KiB of static
-shared memory. Nothing is allocated, nothing waits for the host, so a launch can be captured in a CUDA graph.
+Launch configuration: a block for each row, up to MAX_GRID; BLOCK threads, or half as many where the batch has more rows
+than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct. Static
+shared memory stays below 48 KiB. Nothing is allocated but what is returned, nothing waits for the host and nothing is
+remembered between launches, so that a launch can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, cuda
+from numba import cuda, types
 from torch import Tensor
 
-from neurogen.kernels.numerics import (
-    NEGATIVE_INFINITY,
-    exact_mul,
-    is_valid,
-    is_warm,
-    key_of,
-    mass_bits,
-    mass_of,
-    mul_high,
-    nucleus_mass,
-    random_bits,
-    scale_of,
-    to_float32,
-    value_of,
-)
+from neurogen.kernels.cuda_block import device
+from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
+from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
+from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
+from neurogen.kernels.host import Calls, calls
+from neurogen.kernels.numerics import is_warm, random_bits
 
 __all__ = [
     "BLOCK",
     "NOTHING",
-    "block_draw",
-    "block_fill",
-    "block_first",
-    "block_keep_all",
-    "block_keep_largest",
-    "block_keep_nucleus",
-    "block_mark",
-    "block_normalise",
-    "block_top",
-    "kernel",
+    "Kernel",
+    "Row",
+    "argmax",
+    "everything",
+    "heavier",
+    "largest",
     "launch",
-    "random_bits",
+    "nucleus",
+    "truncation",
 ]
 
-BLOCK = 256
+BLOCK = 1024
 MAX_GRID = 65_535
-NOTHING = NEGATIVE_INFINITY
-"""`block_top` of a row without a valid distribution."""
 
-DIGIT_BITS = 8
-DIGITS = 1 << DIGIT_BITS
-LEVELS = 32 // DIGIT_BITS
-PARTS = 256
-
-if not config.ENABLE_CUDASIM:
-    from numba.cuda import libdevice
-    from numba.cuda.extending import overload
-
-    @overload(exact_mul, target="cuda", strict=False)
-    def _exact_mul_cuda(a: Any, b: Any) -> Any:
-        return lambda a, b: libdevice.fmul_rn(a, b)  # the only multiplication NVVM and ptxas never fuse
+STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
+"""How a kernel reads logits of each dtype, see `numerics.to_float32`."""
+ELEMENTS = {
+    torch.int64: types.int64,
+    torch.float64: types.float64,
+    torch.float32: types.float32,
+    torch.bool: types.uint8,
+}
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """A CUDA kernel, compiled for the card and the argument types at its first launch."""
-    return cuda.jit(function)
+class Kernel:
+    """A kernel and its compiled forms: one for each card and combination of dtypes, made at the first launch with it.
 
-
-def device(function: Callable[..., Any]) -> Any:
-    """A function called from kernels."""
-    return cuda.jit(device=True)(function)
-
-
-@device
-def block_fill(out, value):  # type: ignore[no-untyped-def]
-    """Write one value to all of an array, shared or global. No barrier."""
-    for i in range(cuda.threadIdx.x, out.shape[0], cuda.blockDim.x):
-        out[i] = value
-
-
-@device
-def _sum(values):  # type: ignore[no-untyped-def]
-    """The sum of a small shared array, made by every thread for itself: reads of one address are one broadcast."""
-    total = np.int64(0)
-    for value in values:
-        total += value
-    return total
-
-
-@device
-def block_top(row, bfloat16):  # type: ignore[no-untyped-def]
-    """The largest logit of a row, or `NOTHING` when it holds NaN or +inf, or only -inf. Reads the row once."""
-    best = cuda.shared.array(1, np.uint32)
-    wrong = cuda.shared.array(1, np.int32)
-    if cuda.threadIdx.x == 0:
-        best[0] = 0
-        wrong[0] = 0
-    cuda.syncthreads()
-    own = np.uint32(0)
-    for i in range(cuda.threadIdx.x, row.shape[0], cuda.blockDim.x):
-        x = to_float32(row[i], bfloat16)
-        if is_valid(x):
-            own = max(own, key_of(x))
-        else:
-            wrong[0] = 1  # whoever writes it writes the same
-    cuda.atomic.max(best, 0, own)
-    cuda.syncthreads()
-    key = best[0]
-    invalid = wrong[0]
-    cuda.syncthreads()
-    return NOTHING if invalid else value_of(key)
-
-
-@device
-def block_first(row, bfloat16, x):  # type: ignore[no-untyped-def]
-    """The lowest id whose logit is `x`. Reads the row once."""
-    first = cuda.shared.array(1, np.int64)
-    if cuda.threadIdx.x == 0:
-        first[0] = row.shape[0]
-    cuda.syncthreads()
-    own = np.int64(row.shape[0])
-    key = key_of(x)
-    for i in range(cuda.threadIdx.x, row.shape[0], cuda.blockDim.x):
-        if own == row.shape[0] and key_of(to_float32(row[i], bfloat16)) == key:
-            own = np.int64(i)
-    cuda.atomic.min(first, 0, own)
-    cuda.syncthreads()
-    token = first[0]
-    cuda.syncthreads()
-    return token
-
-
-@device
-def _survives(x, i, cut_key, cut_id):  # type: ignore[no-untyped-def]
-    """Whether a token is kept: above the cut, or at its key and not after its last id. -inf never is."""
-    if x == NEGATIVE_INFINITY:
-        return False
-    key = key_of(x)
-    return key > cut_key or (key == cut_key and i <= cut_id)
-
-
-@device
-def block_keep_all(row, bfloat16, top, temperature):  # type: ignore[no-untyped-def]
-    """The cut below everything; at temperature 0 (or what a kernel takes for it) the argmax alone."""
-    if is_warm(temperature):
-        return np.uint32(0), np.int64(-1)
-    return key_of(top), block_first(row, bfloat16, top)
-
-
-@device
-def block_keep_largest(row, bfloat16, top, temperature, k):  # type: ignore[no-untyped-def]
-    """The cut after the k largest logits; k <= 0 keeps all. Reads the row four times, a fifth time for a tie."""
-    if 0 < k < row.shape[0] and is_warm(temperature):
-        return _block_cut(row, bfloat16, top, temperature, True, np.int64(k), np.float64(1.0))
-    return block_keep_all(row, bfloat16, top, temperature)
-
-
-@device
-def block_keep_nucleus(row, bfloat16, top, temperature, p):  # type: ignore[no-untyped-def]
-    """The cut where the mass reaches p; p >= 1 keeps all. Reads the row four times, a fifth time for a tie."""
-    if p < 1 and is_warm(temperature):
-        return _block_cut(row, bfloat16, top, temperature, False, np.int64(0), p)
-    return block_keep_all(row, bfloat16, top, temperature)
-
-
-@device
-def _block_cut(row, bfloat16, top, temperature, count, k, p):  # type: ignore[no-untyped-def]
-    """The smallest prefix, in order of tokens, that holds k tokens (`count`) or the share p of the mass.
-
-    A radix selection over monotone keys, a digit of eight bits at a time: a histogram of the tokens (or masses) that
-    share the digits found so far shows in which digit the prefix ends.
+    Attributes:
+        function: called as function(logits, offset, row_stride, vocab, batch, arrays). Row r of the logits begins at
+            logits[r * row_stride]; `offset` is where the first stands in memory, modulo four logits. `arrays` has the
+            row parameters and the outputs, each from its first element on.
     """
-    histogram = cuda.shared.array(DIGITS, np.int64)
-    scale = scale_of(temperature)
-    bits = mass_bits(row.shape[0])
-    prefix = np.uint32(0)
-    above = np.int64(0)
-    inside = np.int64(0)
-    wanted = np.int64(k)
-    for level in range(LEVELS):
-        shift = np.uint32(32 - DIGIT_BITS * (level + 1))
-        block_fill(histogram, np.int64(0))
-        cuda.syncthreads()
-        for i in range(cuda.threadIdx.x, row.shape[0], cuda.blockDim.x):
-            x = to_float32(row[i], bfloat16)
-            if x != NEGATIVE_INFINITY:
-                key = key_of(x)
-                if level == 0 or (key ^ prefix) >> np.uint32(shift + np.uint32(DIGIT_BITS)) == 0:
-                    weight = np.int64(1) if count else mass_of(x, top, scale, bits)
-                    cuda.atomic.add(histogram, np.int64((key >> shift) & np.uint32(DIGITS - 1)), weight)
-        cuda.syncthreads()
-        if level == 0:
-            total = _sum(histogram)
-            if not count:
-                wanted = nucleus_mass(p, total)
-            wanted = min(wanted, total)
-        digit = np.int64(DIGITS - 1)
-        while above + histogram[digit] < wanted:
-            above += histogram[digit]
-            digit -= 1
-        inside = histogram[digit]
-        cuda.syncthreads()
-        prefix |= np.uint32(np.uint32(digit) << shift)
-    unit = np.int64(1) if count else mass_of(value_of(prefix), top, scale, bits)
-    kept = (wanted - above + unit - 1) // unit
-    if kept * unit >= inside:
-        return prefix, np.int64(row.shape[0])
-    return prefix, _block_nth(row, bfloat16, prefix, kept)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._forms: dict[Any, Any] = {}
+
+    def signature(self, logits: torch.dtype, *tensors: torch.dtype) -> Any:
+        """The Numba signature of the form for these dtypes."""
+        arrays = types.Tuple([types.CPointer(ELEMENTS[dtype]) for dtype in tensors])
+        size = types.int64
+        return types.void(types.CPointer(STORED[logits]), size, size, size, size, arrays)
+
+    def form(self, device: int, *dtypes: torch.dtype) -> Any:
+        """The compiled form for these dtypes on the current card, whose number is `device`."""
+        key = (device, dtypes)
+        if key not in self._forms:
+            self._forms[key] = cuda.jit(self.signature(*dtypes), launch_bounds=BLOCK)(self.function)
+        return self._forms[key]
 
 
-@device
-def _block_nth(row, bfloat16, key, n):  # type: ignore[no-untyped-def]
-    """The id of the n-th (from 1) logit that has this key. Reads the row once, then ever smaller parts of it."""
-    counts = cuda.shared.array(PARTS, np.int64)
-    low = np.int64(0)
-    high = np.int64(row.shape[0])
-    left = np.int64(n)
-    while high - low > 1:
-        size = (high - low + PARTS - 1) // PARTS
-        block_fill(counts, np.int64(0))
-        cuda.syncthreads()
-        for i in range(low + cuda.threadIdx.x, high, cuda.blockDim.x):
-            if key_of(to_float32(row[i], bfloat16)) == key:
-                cuda.atomic.add(counts, (i - low) // size, np.int64(1))
-        cuda.syncthreads()
-        part = np.int64(0)
-        while left > counts[part]:
-            left -= counts[part]
-            part += 1
-        cuda.syncthreads()
-        low += part * size
-        high = min(high, low + size)
-    return low
+def truncation(keep: Callable[..., Any], *names: str) -> Calls:
+    """The kernels of a sampler that keeps some tokens of a row and draws from them by probability.
 
-
-@device
-def _block_part_masses(row, bfloat16, top, temperature, cut_key, cut_id, low, high, size, masses):  # type: ignore[no-untyped-def]
-    """Sum the kept masses of ids low to high, in parts of `size`, into masses [PARTS]. Ends with a barrier."""
-    scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
-    bits = mass_bits(row.shape[0])
-    block_fill(masses, np.int64(0))
-    cuda.syncthreads()
-    for i in range(low + cuda.threadIdx.x, high, cuda.blockDim.x):
-        x = to_float32(row[i], bfloat16)
-        if _survives(x, i, cut_key, cut_id):
-            cuda.atomic.add(masses, (i - low) // size, mass_of(x, top, scale, bits))
-    cuda.syncthreads()
-
-
-@device
-def block_draw(row, bfloat16, top, temperature, cut_key, cut_id, random):  # type: ignore[no-untyped-def]
-    """Inverse CDF in id order over what the cut keeps, with one random number (see `numerics.random_bits`).
-
-    Reads the row once, then ever smaller parts of it. All threads return the same id.
-    """
-    masses = cuda.shared.array(PARTS, np.int64)
-    low = np.int64(0)
-    high = np.int64(row.shape[0])
-    target = np.int64(-1)
-    while target < 0 or high - low > 1:
-        size = (high - low + PARTS - 1) // PARTS
-        _block_part_masses(row, bfloat16, top, temperature, cut_key, cut_id, low, high, size, masses)
-        if target < 0:
-            total = _sum(masses)
-            target = np.int64(mul_high(random, np.uint64(total)))
-        part = np.int64(0)
-        while target >= masses[part]:
-            target -= masses[part]
-            part += 1
-        cuda.syncthreads()
-        low += part * size
-        high = min(high, low + size)
-    return low
-
-
-@device
-def block_normalise(row, bfloat16, top, temperature, cut_key, cut_id, out):  # type: ignore[no-untyped-def]
-    """Write the probabilities of what the cut keeps, float32 [vocab]. Reads the row twice."""
-    masses = cuda.shared.array(PARTS, np.int64)
-    vocab = np.int64(row.shape[0])
-    size = (vocab + PARTS - 1) // PARTS
-    _block_part_masses(row, bfloat16, top, temperature, cut_key, cut_id, np.int64(0), vocab, size, masses)
-    total = _sum(masses)
-    scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
-    bits = mass_bits(vocab)
-    for i in range(cuda.threadIdx.x, vocab, cuda.blockDim.x):
-        x = to_float32(row[i], bfloat16)
-        mass = mass_of(x, top, scale, bits) if _survives(x, i, cut_key, cut_id) else np.int64(0)
-        out[i] = np.float32(np.float64(mass) / np.float64(total))
-    cuda.syncthreads()
-
-
-@device
-def block_mark(row, bfloat16, cut_key, cut_id, out):  # type: ignore[no-untyped-def]
-    """Write which tokens the cut keeps, bool [vocab]. Reads the row once."""
-    for i in range(cuda.threadIdx.x, row.shape[0], cuda.blockDim.x):
-        out[i] = _survives(to_float32(row[i], bfloat16), i, cut_key, cut_id)
-
-
-def launch(function: Any, logits: Tensor, *tensors: Tensor) -> None:
-    """Launch a kernel with a block for each row of `logits`, on torch's current stream; does not wait.
-
-    The kernel is called as `function(logits, bfloat16, *arrays)` and strides over rows by the size of the grid.
+    Each reads a row once for its largest logit, then as often as `keep` says, and then as often as `draw`, `normalise`
+    or `mark` say: at a usual row twice in all for `largest` and `nucleus`, and hardly more for the others.
 
     Args:
-        function: made by `kernel`.
-        logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Halves arrive as their uint16 bits.
+        keep: called as keep(row, *parameters) inside a kernel by all threads of a block, so it is compiled by Numba;
+            returns what `largest`, `nucleus`, `heavier` or `everything` return. Not called at temperature 0, where the
+            argmax is kept, nor for a row without a valid distribution.
+        *names: the sampler's parameters that `keep` takes, at most three.
+
+    Returns:
+        The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
+    """
+    cut_of = _keeper(keep, len(names))
+
+    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        temperature, seed, position, ids = arrays[-4], arrays[-3], arrays[-2], arrays[-1]
+        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+            token = np.int64(-1)
+            if row.top != NOTHING:
+                if is_warm(temperature[r]):
+                    token = draw(row, cut_of(row, arrays, r), random_bits(seed[r], position[r], 0))
+                else:
+                    token = first_top(row)
+            if cuda.threadIdx.x == 0:
+                ids[r] = token
+            cuda.syncthreads()
+
+    def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        temperature, out = arrays[-2], arrays[-1]
+        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+            if row.top != NOTHING and is_warm(temperature[r]):
+                normalise(row, cut_of(row, arrays, r), out, r * vocab)
+            else:
+                _only_argmax(row, out, r * vocab, np.float32(0), np.float32(1))
+            cuda.syncthreads()
+
+    def support(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        temperature, out = arrays[-2], arrays[-1]
+        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+            if row.top != NOTHING and is_warm(temperature[r]):
+                mark(row, cut_of(row, arrays, r), out, r * vocab)
+            else:
+                _only_argmax(row, out, r * vocab, False, True)
+            cuda.syncthreads()
+
+    return calls(launch, Kernel(sample), Kernel(probs), Kernel(support), (*names, "temperature"))
+
+
+def _keeper(keep: Callable[..., Any], parameters: int) -> Callable[..., Any]:
+    """keep(row, *parameters of row r) as a function of (row, arrays, r): Numba does not spread a tuple of its own."""
+    kept = keep if hasattr(keep, "py_func") else device(keep)
+    spread: dict[int, Callable[..., Any]] = {
+        0: lambda row, arrays, r: kept(row),
+        1: lambda row, arrays, r: kept(row, arrays[0][r]),
+        2: lambda row, arrays, r: kept(row, arrays[0][r], arrays[1][r]),
+        3: lambda row, arrays, r: kept(row, arrays[0][r], arrays[1][r], arrays[2][r]),
+    }
+    return device(spread[parameters])  # type: ignore[no-any-return]
+
+
+@device
+def _only_argmax(row, out, first, zero, one):  # type: ignore[no-untyped-def]
+    """`one` at the argmax and `zero` elsewhere; all `zero` in a row without a valid distribution."""
+    fill(out, first, row.vocab, zero)
+    if row.top != NOTHING:
+        token = first_top(row)
+        if cuda.threadIdx.x == 0:
+            out[first + token] = one
+
+
+def argmax() -> Calls:
+    """The kernels of a sampler that takes the largest logit, the lowest id among equals. Each reads a row once."""
+
+    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+            token = argmax_of(logits, offset, r * row_stride, vocab, space)
+            if cuda.threadIdx.x == 0:
+                arrays[-1][r] = token
+
+    def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        _write(logits, offset, row_stride, vocab, batch, arrays[-1], np.float32(0), np.float32(1))
+
+    def support(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        _write(logits, offset, row_stride, vocab, batch, arrays[-1], False, True)
+
+    return calls(launch, Kernel(sample), Kernel(probs), Kernel(support), ())
+
+
+@device
+def _write(logits, offset, row_stride, vocab, batch, out, zero, one):  # type: ignore[no-untyped-def]
+    """`one` at the argmax of each row, `zero` elsewhere."""
+    space = open_space()
+    for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+        token = argmax_of(logits, offset, r * row_stride, vocab, space)
+        fill(out, r * vocab, vocab, zero)
+        if cuda.threadIdx.x == 0 and token >= 0:
+            out[r * vocab + token] = one
+
+
+# Launching.
+
+
+def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
+    """Launch a kernel with a block for each row of `logits`, on torch's current stream; does not wait.
+
+    Args:
+        kernel: see `Kernel.function` for what it is called with.
+        logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Rows that are not contiguous are
+            copied first.
         *tensors: row parameters and outputs on the same device.
     """
-    bits = logits if logits.dtype == torch.float32 else logits.view(torch.uint16)
-    arrays = [cuda.as_cuda_array(tensor, sync=False) for tensor in (bits, *tensors)]
-    stream = cuda.external_stream(torch.cuda.current_stream(logits.device).cuda_stream)
-    with cuda.gpus[logits.device.index or 0]:
-        function[min(logits.shape[0], MAX_GRID), BLOCK, stream](arrays[0], logits.dtype == torch.bfloat16, *arrays[1:])
+    batch, vocab = logits.shape
+    if batch == 0:
+        return
+    if logits.stride(1) != 1 and vocab > 1:
+        logits = logits.contiguous()
+    tensors = tuple(tensor.contiguous() for tensor in tensors)
+    pointer, device = logits.data_ptr(), logits.device.index or 0
+    stream = torch.cuda.current_stream(logits.device).cuda_stream
+    with cuda.gpus[device]:
+        form = kernel.form(device, logits.dtype, *(tensor.dtype for tensor in tensors))
+        run = _configured(form, min(batch, MAX_GRID), _block(batch, device), stream)
+        run(
+            pointer,
+            pointer // logits.element_size() % 4,
+            logits.stride(0),
+            vocab,
+            batch,
+            tuple(tensor.data_ptr() for tensor in tensors),
+        )
+
+
+@lru_cache(maxsize=1024)
+def _configured(form: Any, grid: int, block: int, stream: int) -> Any:
+    """A kernel ready to be called on a stream of torch's, given by its handle."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a small batch does not fill the card is no news
+        return form[grid, block, cuda.external_stream(stream)]
+
+
+def _block(batch: int, device: int) -> int:
+    return BLOCK if batch <= _multiprocessors(device) else BLOCK // 2
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,178 @@
+"""What the threads of one block do together on CUDA: sums, maxima and prefix sums in integers, and reads four wide.
+
+Every function here is called by all threads of a block at once (they contain barriers or shuffles). Sums are of
+integers, so they do not depend on the order in which threads arrive.
+
+Importing this module makes the functions of `numerics` that are not plain Python known to the CUDA compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import config, cuda
+
+from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add
+
+__all__ = [
+    "WARP",
+    "block_before",
+    "block_largest",
+    "block_sum",
+    "device",
+    "four_at",
+    "lane_of",
+    "mass",
+    "warp_of",
+    "warp_sum",
+    "warps",
+]
+
+WARP = 32
+ALL_LANES = 0xFFFFFFFF
+
+SINGLE_TO_DOUBLE = np.uint64(29)  # float64 has 52 bits of mantissa, float32 has 23
+REBIAS = np.int64(1023 - 127)
+EXPONENT_SHIFT = np.uint64(52)
+ROUND = np.float64(1.5 * 2**52)  # adding it rounds |t| < 2**51 to the nearest integer, which is then in its low bits
+ROUND_BITS = np.int64(0x4338000000000000)
+
+if config.ENABLE_CUDASIM:
+
+    def device(function: Callable[..., Any]) -> Any:
+        """A function called from kernels: the simulator calls it as it is."""
+        return function
+
+    def four_at(logits: Any, index: Any) -> Any:
+        """Four stored logits from `index` on."""
+        return logits[index], logits[index + 1], logits[index + 2], logits[index + 3]
+
+else:
+    from llvmlite import ir  # type: ignore[import-untyped]
+    from numba.cuda import libdevice, types
+    from numba.cuda.extending import intrinsic, overload
+
+    def device(function: Callable[..., Any]) -> Any:
+        """A function called from kernels, compiled into each of them."""
+        return cuda.jit(device=True, forceinline=True)(function)
+
+    @overload(exact_mul, target="cuda", strict=False)
+    def _exact_mul_cuda(a: Any, b: Any) -> Any:
+        return lambda a, b: libdevice.fmul_rn(a, b)  # the only multiplication NVVM and ptxas never fuse
+
+    @overload(fused_mul_add, target="cuda", strict=False)
+    def _fused_mul_add_cuda(a: Any, b: Any, c: Any) -> Any:
+        return lambda a, b, c: libdevice.fmaf_rn(a, b, c)
+
+    @intrinsic
+    def four_at(typing_context: Any, logits: Any, index: Any) -> Any:
+        """Four stored logits from `index` on, read at once: they stand at a multiple of their size."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer, offset = arguments
+            element = context.get_value_type(logits.dtype)
+            address = builder.gep(pointer, [offset], source_etype=element)
+            wide = ir.VectorType(element, 4)
+            in_global = builder.addrspacecast(address, ir.PointerType(wide, addrspace=1))
+            four = builder.load(in_global, align=logits.dtype.bitwidth // 2)
+            lanes = [builder.extract_element(four, ir.IntType(32)(lane)) for lane in range(4)]
+            return context.make_tuple(builder, signature.return_type, lanes)
+
+        return types.UniTuple(logits.dtype, 4)(logits, index), generate
+
+
+@device
+def lane_of():  # type: ignore[no-untyped-def]
+    """This thread's place in its warp."""
+    return cuda.threadIdx.x % WARP
+
+
+@device
+def warp_of():  # type: ignore[no-untyped-def]
+    """This thread's warp."""
+    return cuda.threadIdx.x // WARP
+
+
+@device
+def warps():  # type: ignore[no-untyped-def]
+    """Warps in the block; its threads are a multiple of WARP, and at most WARP**2."""
+    return cuda.blockDim.x // WARP
+
+
+@device
+def warp_sum(value):  # type: ignore[no-untyped-def]
+    """The sum of an int64 over the lanes of a warp, known to all of them."""
+    step = WARP // 2
+    while step > 0:
+        value += cuda.shfl_xor_sync(ALL_LANES, value, step)
+        step //= 2
+    return value
+
+
+@device
+def _warp_largest(value):  # type: ignore[no-untyped-def]
+    step = WARP // 2
+    while step > 0:
+        value = max(value, cuda.shfl_xor_sync(ALL_LANES, value, step))
+        step //= 2
+    return value
+
+
+@device
+def block_sum(sums, value):  # type: ignore[no-untyped-def]
+    """The sum of an int64 over all threads, known to all. `sums`: shared int64 [WARP], free to use. A barrier."""
+    value = warp_sum(value)
+    cuda.syncthreads()
+    if lane_of() == 0:
+        sums[warp_of()] = value
+    cuda.syncthreads()
+    return warp_sum(sums[lane_of()] if lane_of() < warps() else np.int64(0))
+
+
+@device
+def block_largest(sums, value):  # type: ignore[no-untyped-def]
+    """The largest of an int64 >= 0 over all threads, known to all. A barrier."""
+    value = _warp_largest(value)
+    cuda.syncthreads()
+    if lane_of() == 0:
+        sums[warp_of()] = value
+    cuda.syncthreads()
+    return _warp_largest(sums[lane_of()] if lane_of() < warps() else np.int64(0))
+
+
+@device
+def _warp_up_to(value):  # type: ignore[no-untyped-def]
+    """The sum of an int64 over the lanes up to this one."""
+    step = 1
+    while step < WARP:
+        below = cuda.shfl_up_sync(ALL_LANES, value, step)
+        if lane_of() >= step:
+            value += below
+        step *= 2
+    return value
+
+
+@device
+def block_before(sums, value):  # type: ignore[no-untyped-def]
+    """The sum of an int64 over the threads before this one. A barrier."""
+    up_to = _warp_up_to(value)
+    cuda.syncthreads()
+    if lane_of() == WARP - 1:
+        sums[warp_of()] = up_to
+    cuda.syncthreads()
+    earlier = warp_sum(sums[lane_of()] if lane_of() < warp_of() else np.int64(0))
+    return earlier + up_to - value
+
+
+@device
+def mass(x, top, scale, bits):  # type: ignore[no-untyped-def]
+    """`numerics.mass_of`, the same integer without a conversion, which costs a card as much as four additions.
+
+    The float32 becomes a float64 2**bits times as large by its bits; adding 1.5 * 2**52 leaves the nearest integer in
+    the low ones. 0 becomes a number far below 1/2.
+    """
+    v = np.uint64(exponential(x, top, scale, np.float32(-bits)).view(np.uint32))
+    wide = (v << SINGLE_TO_DOUBLE) + (np.uint64(REBIAS + bits) << EXPONENT_SHIFT)
+    return np.int64(np.float64(wide.view(np.float64) + ROUND).view(np.int64) - ROUND_BITS)

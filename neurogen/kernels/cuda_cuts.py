@@ -1,0 +1,226 @@
+"""Truncations of a row on CUDA: which tokens a sampler keeps. The definitions of plugins are made of these.
+
+Every truncation here keeps a prefix in the order of tokens (logit descending, then id ascending) and returns its cut.
+The usual row is read once: a bound that the groups' maxima give lists enough tokens in shared memory, and the cut is
+found among those. Where they do not fit or do not suffice, a histogram over the row finds a narrower place to list.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import cuda
+
+from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
+from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, mass_listed
+from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, bin_of, clear, locate, part_weights, reader
+from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
+
+__all__ = ["everything", "heavier", "largest", "nucleus"]
+
+AIM = GROUPS * 3 // 4
+"""A nucleus is looked for above this many of the groups' maxima: 1.4 * GROUPS tokens where their order is random."""
+
+DIGIT_BITS = LISTED.bit_length() - 1  # a digit of a key has as many values as a histogram has bins
+DIGITS = -(-32 // DIGIT_BITS)
+WIDTH = np.float32(4.0)
+"""The histogram over logits spans the distance from the largest of the groups' maxima to the smallest so many times."""
+BIN, LEFT = 0, 1  # places in `found`
+
+
+@device
+def everything(row):  # type: ignore[no-untyped-def]
+    """Keep all tokens above -inf. Reads nothing."""
+    return LOWEST, row.vocab
+
+
+@device
+def largest(row, k):  # type: ignore[no-untyped-def]
+    """Keep the k largest logits, the lower id first among equals; k <= 0 keeps all.
+
+    The k-th largest of the groups' maxima is a lower bound of the k-th largest logit, and hardly more than k logits
+    reach it where k is well below GROUPS. Reads the row once for those; more often for a larger k, or where more than
+    LISTED logits tie (see `_crossing`).
+    """
+    if k <= 0 or k >= row.vocab:
+        return LOWEST, row.vocab
+    wanted = np.int64(k)
+    if wanted <= GROUPS:
+        bound = _nth_maximum(row, wanted)
+        count, _ = collect(row, bound, False)
+        if count <= wanted:
+            return bound, row.vocab  # exactly k, or all that are above -inf
+        if count <= LISTED:
+            return cut_listed(row, count, wanted, True)
+    return _crossing(row, wanted, True)
+
+
+@device
+def nucleus(row, p):  # type: ignore[no-untyped-def]
+    """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
+
+    Reads the row once where the nucleus has no more tokens than are listed, about 1.4 * GROUPS; more often for a
+    flatter row (see `_crossing`).
+    """
+    if p >= 1:
+        return LOWEST, row.vocab
+    count, total = collect(row, _nth_maximum(row, np.int64(AIM)), True)
+    wanted = nucleus_mass(p, total)
+    if count <= LISTED and mass_listed(row, count) >= wanted:
+        return cut_listed(row, count, wanted, False)
+    return _crossing(row, wanted, False)
+
+
+@device
+def heavier(row, share):  # type: ignore[no-untyped-def]
+    """Keep the tokens with at least `share` of the most probable token's probability; share <= 0 keeps all.
+
+    This is min-p (Nguyen et al., 2024, "Turning Up the Heat"). A mass never falls with the logit, so the lowest key
+    that is heavy enough is found without the row, by one thread: reads nothing.
+    """
+    wanted = nucleus_mass(share, np.int64(1) << row.bits)
+    if share <= 0 or wanted <= 1:
+        return LOWEST, row.vocab
+    found = row.space.found
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        low, high = np.int64(key_of(NEGATIVE_INFINITY)), np.int64(key_of(row.top))
+        while high - low > 1:
+            middle = (low + high) >> np.int64(1)
+            if mass(value_of(np.uint32(middle)), row.top, row.scale, row.bits) >= wanted:
+                high = middle
+            else:
+                low = middle
+        found[BIN] = high
+    cuda.syncthreads()
+    return np.uint32(found[BIN]), row.vocab
+
+
+@device
+def _nth_maximum(row, n):  # type: ignore[no-untyped-def]
+    """A key that at least n of the groups' maxima reach, and where none tie exactly n; at least LOWEST."""
+    maxima = row.space.maxima
+    low, span = np.int64(LOWEST), np.int64(1)
+    while low + span <= np.int64(key_of(row.top)):
+        span *= 2
+    while span > 1:
+        span //= 2
+        count = 0
+        start = 0
+        while start < GROUPS:
+            i = start + cuda.threadIdx.x
+            start += cuda.blockDim.x
+            reaches = np.int64(maxima[i]) >= low + span if i < GROUPS else False
+            count += cuda.syncthreads_count(np.int32(reaches))
+        if count >= n:
+            low += span
+        if count == n:
+            break
+    return np.uint32(low)
+
+
+# Where a prefix ends in a row that has not been listed.
+
+
+@device
+def _crossing(row, wanted, counted):  # type: ignore[no-untyped-def]
+    """The cut of the smallest prefix that holds `wanted` tokens (`counted`), or as many as there are, or `wanted` mass.
+
+    Reads the row twice: for a histogram over logits, and to list the tokens of the bin in which the prefix ends. Only
+    where those do not fit, because very many logits are nearly equal, three times for the digits of the key.
+    """
+    inverse = _bins_per_logit(row, counted)
+    if inverse > 0:
+        _histogram(row, inverse, np.uint32(0), np.uint32(0), counted)
+        place, left, _ = _reach(row, wanted)
+        if place < LISTED - 1:
+            count = collect_bin(row, inverse, place)
+            if count <= LISTED:
+                return cut_listed(row, count, left, counted)
+    return _crossing_key(row, wanted, counted)
+
+
+@device
+def _crossing_key(row, wanted, counted):  # type: ignore[no-untyped-def]
+    """As `_crossing`, digit by digit of the key. Where tokens tie at the cut, reads once more for the last id kept."""
+    key, left, inside = np.uint32(0), np.int64(wanted), np.int64(0)
+    for digit in range(DIGITS):
+        shift = np.uint32((DIGITS - 1 - digit) * DIGIT_BITS)
+        _histogram(row, np.float32(0), key, shift, counted)
+        place, left, inside = _reach(row, left)
+        key |= np.uint32(np.uint32(LISTED - 1 - place) << shift)
+    unit = np.int64(1) if counted else mass(value_of(key), row.top, row.scale, row.bits)
+    kept = (left + unit - 1) // unit
+    if kept * unit >= inside:
+        return key, row.vocab
+    part_weights(row, (key, np.int32(0)), True)
+    return key, np.int32(locate(row, (key, np.int32(0)), True, kept))
+
+
+@device
+def _bins_per_logit(row, counted):  # type: ignore[no-untyped-def]
+    """How many bins of the histogram a logit spans; 0 where it would be of no use."""
+    span = np.int64(0)
+    i = cuda.threadIdx.x
+    while i < GROUPS:
+        span = max(span, np.int64(key_of(row.top)) - np.int64(row.space.maxima[i]))
+        i += cuda.blockDim.x
+    span = block_largest(row.space.sums, span)
+    width = WIDTH * np.float32(row.top - value_of(np.uint32(np.int64(key_of(row.top)) - span)))
+    if not counted:
+        width = min(width, np.float32(row.bits) / row.scale)  # below that, all masses are 1
+    return np.float32(LISTED) / width if 0 < width < np.inf else np.float32(0)
+
+
+@reader
+def _read_histogram(row, state, x, i):  # type: ignore[no-untyped-def]
+    """Adds up what goes to the same bin while it does, so that equal logits do not all wait for one place."""
+    inverse, key, shift, counted, place, weight = state
+    own = bin_of(x, row.top, inverse, key, shift)
+    if own != place:
+        if place >= 0:
+            cuda.atomic.add(row.space.masses, place, weight)
+        place, weight = own, np.int64(0)
+    if place >= 0:
+        weight += np.int64(1) if counted else mass(x, row.top, row.scale, row.bits)
+    return inverse, key, shift, counted, place, weight
+
+
+@device
+def _histogram(row, inverse, key, shift, counted):  # type: ignore[no-untyped-def]
+    """Fill the LISTED bins in `masses`: over logits or over a digit of the key, see `bin_of`. Reads the row once."""
+    empty(row.space)
+    clear(row.space.masses, LISTED)
+    cuda.syncthreads()
+    place, weight = np.int32(-1), np.int64(0)
+    part = warp_of()
+    while part < PARTS:
+        _, _, _, _, place, weight = _read_histogram(row, part, (inverse, key, shift, counted, place, weight))
+        part += warps()
+    if place >= 0:
+        cuda.atomic.add(row.space.masses, place, weight)
+    cuda.syncthreads()
+
+
+@device
+def _reach(row, wanted):  # type: ignore[no-untyped-def]
+    """The bin in which the weights reach `wanted` or all there is, what is wanted of that bin, and what it holds."""
+    space = row.space
+    each = (LISTED + cuda.blockDim.x - 1) // cuda.blockDim.x
+    first = min(cuda.threadIdx.x * each, LISTED)
+    last = min(first + each, LISTED)
+    own = np.int64(0)
+    i = first
+    while i < last:
+        own += space.masses[i]
+        i += 1
+    wanted = min(wanted, block_sum(space.sums, own))
+    wanted -= block_before(space.sums, own)
+    if 0 < wanted <= own:
+        i = first
+        while wanted > space.masses[i]:
+            wanted -= space.masses[i]
+            i += 1
+        space.found[BIN], space.found[LEFT] = np.int64(i), wanted
+    cuda.syncthreads()
+    place = np.int32(space.found[BIN])
+    return place, space.found[LEFT], space.masses[place]

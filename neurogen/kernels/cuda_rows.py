@@ -1,0 +1,411 @@
+"""A row of logits on CUDA, read by one block of threads; what is found of it stands in shared memory.
+
+A row is cut into PARTS runs of ids, and a part is read by one warp, four logits a thread at a time and four such reads
+in flight. So a part has its ids in order, and the sums of parts say where in the row a number lies:
+
+    part       0                               1                       ...   a warp each
+    lane       0     1     2   ...  31     0   1   ...                       four logits each, 128 logits a warp
+    row      x[0:4] x[4:8]  ...  x[124:128] ...                              float32, or the bits of a half
+
+    at_row     reads the row once: the largest logit, of the row and of each of PARTS * WARP groups
+    part_weights, locate   read it once, and one part again: the token at which masses (or tokens) in order of id
+               reach a number
+
+A *cut* is where a truncation ends: the key of the last token kept, and the last id kept among those with that key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from neurogen.kernels.cuda_block import (
+    WARP,
+    block_before,
+    block_largest,
+    block_sum,
+    device,
+    four_at,
+    lane_of,
+    mass,
+    warp_of,
+    warp_sum,
+    warps,
+)
+from neurogen.kernels.numerics import (
+    NEGATIVE_INFINITY,
+    is_valid,
+    is_warm,
+    key_of,
+    mass_bits,
+    scale_of,
+    to_float32,
+    value_of,
+)
+
+__all__ = [
+    "GROUPS",
+    "LISTED",
+    "LOWEST",
+    "NOTHING",
+    "PARTS",
+    "Row",
+    "Space",
+    "argmax_of",
+    "at_row",
+    "bin_of",
+    "clear",
+    "first_top",
+    "locate",
+    "logit_at",
+    "open_space",
+    "part_weights",
+    "reader",
+    "survives",
+]
+
+PARTS = 32
+LISTED = 2048
+"""Tokens that can be listed in shared memory, 16 bytes each; as many bins has a histogram there."""
+PART_BITS = PARTS.bit_length() - 1
+GROUPS = PARTS * WARP
+
+NOTHING = NEGATIVE_INFINITY
+"""The largest logit of a row without a valid distribution."""
+
+LOWEST = np.uint32(0x80000000 - 0x7F7FFFFF)
+"""The key of the lowest finite logit."""
+NEVER = np.uint32(0xFFFFFFFF)
+"""Above all keys."""
+ID_BITS = np.int64(31)
+LAST_OF_31 = np.int64(0x7FFFFFFF)
+
+COUNT, BOUND, FOUND = 0, 1, 0  # places in `marks` and `found`
+
+
+class Space(NamedTuple):
+    """The shared memory of a block.
+
+    Attributes:
+        codes: uint64 [LISTED], the tokens listed: see `code_of`.
+        masses: int64 [LISTED], theirs; or a histogram.
+        maxima: uint32 [GROUPS], the key of the largest logit of each group of tokens.
+        parts: int64 [PARTS], the weight of each part.
+        sums: int64 [WARP], for reductions.
+        found: int64 [2], what one thread tells the others.
+        marks: uint32 [2]: tokens listed (more than LISTED: that did not fit), and the key from which on all are.
+    """
+
+    codes: Any
+    masses: Any
+    maxima: Any
+    parts: Any
+    sums: Any
+    found: Any
+    marks: Any
+
+
+class Row(NamedTuple):
+    """One row, as `largest`, `nucleus` and their like take it.
+
+    Attributes:
+        logits: all logits of the batch as stored: float32, uint16 (bfloat16) or int16 (float16).
+        start: where in them the row begins.
+        vocab: int32.
+        head: logits before the first that stands at a multiple of four logits in memory, at most three.
+        top: the largest logit, float32, or `NOTHING`.
+        scale: `scale_of(temperature)`; 1 at temperature 0.
+        bits: `mass_bits(vocab)`.
+        space: shared memory.
+    """
+
+    logits: Any
+    start: Any
+    vocab: Any
+    head: Any
+    top: Any
+    scale: Any
+    bits: Any
+    space: Any
+
+
+@device
+def open_space():  # type: ignore[no-untyped-def]
+    """The shared memory of a block; once in a kernel."""
+    codes = cuda.shared.array(LISTED, np.uint64)
+    masses = cuda.shared.array(LISTED, np.int64)
+    maxima = cuda.shared.array(GROUPS, np.uint32)
+    parts = cuda.shared.array(PARTS, np.int64)
+    sums = cuda.shared.array(WARP, np.int64)
+    found = cuda.shared.array(2, np.int64)
+    marks = cuda.shared.array(2, np.uint32)
+    return Space(codes, masses, maxima, parts, sums, found, marks)
+
+
+# Reading.
+
+
+@device
+def logit_at(row, i):  # type: ignore[no-untyped-def]
+    """The logit of a token as float32."""
+    return to_float32(row.logits[row.start + i])
+
+
+@device
+def clear(values, count):  # type: ignore[no-untyped-def]
+    """Set the first `count` of a shared int64 array to 0. No barrier."""
+    i = cuda.threadIdx.x
+    while i < count:
+        values[i] = np.int64(0)
+        i += cuda.blockDim.x
+
+
+@device
+def _slots(row):  # type: ignore[no-untyped-def]
+    """Whole groups of four logits that stand at multiples of four in memory, in a row and in a part of it."""
+    whole = np.int32((row.vocab - row.head) >> 2)
+    return whole, np.int32((whole + PARTS - 1) >> PART_BITS)
+
+
+@device
+def _first_id(row, part):  # type: ignore[no-untyped-def]
+    """The first id of a part; that of part PARTS is the vocab."""
+    whole, each = _slots(row)
+    if part == 0:
+        return np.int32(0)
+    if part == PARTS:
+        return row.vocab
+    return np.int32(row.head + 4 * min(part * each, whole))
+
+
+def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1) -> Any:
+    """A device function read(row, part, state) that folds the logits of a part, as one warp shares them.
+
+    Args:
+        fold: called as fold(row, state, x, i) with float32 logits in order of their ids within each thread; returns
+            the next state, of the same types. The id i is an int32.
+        fold_four: the same for four logits at once, fold_four(row, state, a, b, c, d, i).
+        in_flight: 4 to have four reads of four logits under way at once, for a fold that is short.
+    """
+    folded = device(fold)
+
+    def each_of_four(row, state, a, b, c, d, i):  # type: ignore[no-untyped-def]
+        state = folded(row, state, a, i)
+        state = folded(row, state, b, np.int32(i + 1))
+        state = folded(row, state, c, np.int32(i + 2))
+        return folded(row, state, d, np.int32(i + 3))
+
+    folded_four = device(fold_four or each_of_four)
+
+    @device
+    def fold_stored(row, state, four, i):  # type: ignore[no-untyped-def]
+        a, b, c, d = four
+        return folded_four(row, state, to_float32(a), to_float32(b), to_float32(c), to_float32(d), np.int32(i))
+
+    @device
+    def read(row, part, state):  # type: ignore[no-untyped-def]
+        whole, each = _slots(row)
+        if part == 0 and lane_of() < row.head:
+            state = folded(row, state, logit_at(row, lane_of()), np.int32(lane_of()))
+        i = np.int32(row.head + 4 * (part * each + lane_of()))
+        stop = np.int32(row.head + 4 * min((part + 1) * each, whole))
+        if in_flight == 4:
+            while i + 12 * WARP < stop:
+                at = row.start + i
+                first, second = four_at(row.logits, at), four_at(row.logits, at + 4 * WARP)
+                third, fourth = four_at(row.logits, at + 8 * WARP), four_at(row.logits, at + 12 * WARP)
+                state = fold_stored(row, state, first, i)
+                state = fold_stored(row, state, second, i + 4 * WARP)
+                state = fold_stored(row, state, third, i + 8 * WARP)
+                state = fold_stored(row, state, fourth, i + 12 * WARP)
+                i = np.int32(i + 16 * WARP)
+        while i < stop:
+            state = fold_stored(row, state, four_at(row.logits, row.start + i), i)
+            i = np.int32(i + 4 * WARP)
+        i = np.int32(row.head + 4 * whole + lane_of())
+        if part == PARTS - 1 and i < row.vocab:
+            state = folded(row, state, logit_at(row, i), i)
+        return state
+
+    return read
+
+
+def _top(row, state, x, i):  # type: ignore[no-untyped-def]
+    """The largest logit, and whether all are valid."""
+    best, valid = state
+    return max(best, x), valid and is_valid(x)
+
+
+_read_top = reader(_top, in_flight=4)
+
+
+@device
+def _open_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no-untyped-def]
+    """A row that has not been read."""
+    vocab = np.int32(vocab)
+    head = min(np.int32(-(offset + start) & 3), vocab)
+    scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
+    return Row(logits, np.int64(start), vocab, head, NOTHING, scale, np.int64(mass_bits(vocab)), space)
+
+
+@device
+def at_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no-untyped-def]
+    """The row that begins at logits[start], and its largest logit. Reads it once.
+
+    Args:
+        offset: where logits[0] stands in memory, modulo four logits.
+    """
+    row = _open_row(logits, offset, start, vocab, temperature, space)
+    own, valid = NOTHING, True
+    part = warp_of()
+    while part < PARTS:
+        best, valid = _read_top(row, part, (NOTHING, valid))
+        space.maxima[part * WARP + lane_of()] = key_of(best)
+        own = max(own, best)
+        part += warps()
+    key = block_largest(space.sums, np.int64(key_of(own)))
+    if cuda.threadIdx.x == 0:
+        space.marks[COUNT], space.marks[BOUND] = np.uint32(0), NEVER
+    top = value_of(np.uint32(key)) if cuda.syncthreads_and(np.int32(valid)) else NOTHING
+    return Row(row.logits, row.start, row.vocab, row.head, top, row.scale, row.bits, space)
+
+
+@reader
+def _read_first(row, state, x, i):  # type: ignore[no-untyped-def]
+    """The first id of the largest logit."""
+    return min(state, i) if x == row.top else state
+
+
+@device
+def first_top(row):  # type: ignore[no-untyped-def]
+    """The lowest id of the largest logit. Reads the parts that hold it."""
+    key = key_of(row.top)
+    own = row.vocab
+    part = warp_of()
+    while part < PARTS:
+        if row.space.maxima[part * WARP + lane_of()] == key:
+            own = _read_first(row, part, own)
+        part += warps()
+    return row.vocab - block_largest(row.space.sums, np.int64(row.vocab - own))
+
+
+def _argmax(row, state, x, i):  # type: ignore[no-untyped-def]
+    """The largest logit, its first id, and whether all logits are valid."""
+    best, first, valid = state
+    larger = x > best
+    return x if larger else best, i if larger else first, valid and is_valid(x)
+
+
+_read_argmax = reader(_argmax, in_flight=4)
+
+
+@device
+def argmax_of(logits, offset, start, vocab, space):  # type: ignore[no-untyped-def]
+    """The lowest id of the largest logit; -1 in a row without a valid distribution. Reads the row once."""
+    row = _open_row(logits, offset, start, vocab, np.float64(0.0), space)
+    state = (NOTHING, np.int32(-1), True)
+    part = warp_of()
+    while part < PARTS:
+        state = _read_argmax(row, part, state)
+        part += warps()
+    best, first, valid = state
+    # The key counted from that of -inf, and then the id, the lower the better: 31 bits each, or one more.
+    rank = (np.int64(key_of(best)) - np.int64(LOWEST) + 1) << ID_BITS | (LAST_OF_31 - np.int64(first))
+    rank = block_largest(space.sums, rank if first >= 0 else np.int64(0))
+    found = cuda.syncthreads_and(np.int32(valid)) and rank > 0
+    return LAST_OF_31 - (rank & LAST_OF_31) if found else np.int64(-1)
+
+
+# Where in a row.
+
+
+@device
+def bin_of(x, top, inverse, key, shift):  # type: ignore[no-untyped-def]
+    """The bin of LISTED that a logit goes to, the largest logits to bin 0; -1 if it goes to none, as -inf does.
+
+    Over logits where `inverse`, the bins per logit, is above 0: all from some distance to the top go to the last bin.
+    Else over one digit of the key, from the bit `shift` upwards, for those that agree with `key` above that digit.
+    """
+    if x == NEGATIVE_INFINITY:
+        return np.int32(-1)
+    if inverse > 0:
+        distance = np.float32(np.float32(top - x) * inverse)
+        return np.int32(distance) if distance < LISTED - 1 else np.int32(LISTED - 1)
+    digit = np.uint32(np.uint32(key_of(x) >> shift) - np.uint32(key >> shift))
+    return np.int32(LISTED - 1 - np.int32(digit)) if digit < LISTED else np.int32(-1)
+
+
+@device
+def survives(x, i, cut):  # type: ignore[no-untyped-def]
+    """Whether a token is kept: above the cut, or at its key and not after its last id."""
+    key = key_of(x)
+    return key > cut[0] or (key == cut[0] and i <= cut[1])
+
+
+@device
+def _weight(row, cut, count, x, i):  # type: ignore[no-untyped-def]
+    """The mass of a token that a cut keeps; or, to count, 1 for a token at the key of the cut."""
+    if count:
+        return np.int64(1) if key_of(x) == cut[0] else np.int64(0)
+    return mass(x, row.top, row.scale, row.bits) if survives(x, i, cut) else np.int64(0)
+
+
+def _weights(row, state, x, i):  # type: ignore[no-untyped-def]
+    cut, count, total = state
+    return cut, count, total + _weight(row, cut, count, x, i)
+
+
+_read_weights = reader(_weights)
+
+
+@device
+def part_weights(row, cut, count):  # type: ignore[no-untyped-def]
+    """The weight (see `_weight`) of every part, in `parts`, and of the row. Reads the row once."""
+    own = np.int64(0)
+    cuda.syncthreads()
+    part = warp_of()
+    while part < PARTS:
+        _, _, weight = _read_weights(row, part, (cut, count, np.int64(0)))
+        weight = warp_sum(weight)
+        if lane_of() == 0:
+            row.space.parts[part] = weight
+            own += weight
+        part += warps()
+    return block_sum(row.space.sums, own)
+
+
+@device
+def locate(row, cut, count, wanted):  # type: ignore[no-untyped-def]
+    """The first id at which the weights, in order of ids, reach `wanted`: at least 1 and at most that of the row.
+
+    After `part_weights`. Reads one part of the row again: a run of ids a thread, and the thread in whose run it is
+    goes through that a second time.
+    """
+    space = row.space
+    part = 0
+    while part < PARTS - 1 and wanted > space.parts[part]:
+        wanted -= space.parts[part]
+        part += 1
+    first, last = _first_id(row, part), _first_id(row, part + 1)
+    each = (last - first + cuda.blockDim.x - 1) // cuda.blockDim.x
+    first = np.int32(min(first + cuda.threadIdx.x * each, last))
+    last = np.int32(min(first + each, last))
+    own = np.int64(0)
+    i = first
+    while i < last:
+        own += _weight(row, cut, count, logit_at(row, i), i)
+        i = np.int32(i + 1)
+    wanted -= block_before(space.sums, own)
+    if 0 < wanted <= own:
+        i = first
+        while i < last - 1:
+            wanted -= _weight(row, cut, count, logit_at(row, i), i)
+            if wanted <= 0:
+                break
+            i = np.int32(i + 1)
+        space.found[FOUND] = np.int64(i)
+    cuda.syncthreads()
+    return space.found[FOUND]
