@@ -3,11 +3,13 @@
 Ids, probabilities and supports must equal the CPU's bit for bit, since both come from the same integer masses.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 
 import neurogen
 from neurogen import Param, Sampler, SamplerParams, TruncationSampler, reference
-from neurogen.kernels import cpu
+from neurogen.kernels import cpu, cuda, cuda_compile
 from neurogen.kernels.numerics import mass_bits, mass_of, scale_of
 
 SIMULATE = Path(__file__).with_name("simulate_kernels.py")
@@ -193,8 +195,14 @@ def assert_equal_bit_for_bit(
     assert np.array_equal(sampler.support(logits, check=False, **params).numpy(), result[f"{name}.support"])
 
 
-@pytest.mark.parametrize("case_name", CASES)
-@pytest.mark.parametrize("name", ["greedy", "topk", "topp", "temperature", "minp"])
+NAMES = ["greedy", "topk", "topp", "temperature", "minp"]
+HALVES = {"float16", "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "case_name"),  # min-p is compiled for the CPU here, which takes long: in float32 alone
+    [(name, case) for case in CASES for name in NAMES if name != "minp" or case not in HALVES],
+)
 def test_simulated_kernels_equal_the_cpu_bit_for_bit(
     name: str, case_name: str, simulated: dict[str, dict[str, np.ndarray]], samplers: dict[str, neurogen.Sampler]
 ) -> None:
@@ -246,3 +254,108 @@ def test_masses_made_of_bits_are_the_masses() -> None:
             with np.errstate(over="ignore"):
                 masses = [same(value, top, scale, np.int64(bits)) for value in x]
                 assert masses == [mass_of(value, top, scale, np.int64(bits)) for value in x]
+
+
+# Launching, without a card.
+
+
+class Launches:
+    """Stands in for what numba and torch know of a card, and keeps what would have been launched."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[Any, ...]] = []
+        self.compiled: list[Any] = []
+        monkeypatch.setattr(cuda.cuda, "gpus", [nullcontext()])
+        monkeypatch.setattr(cuda.cuda, "external_stream", lambda handle: f"stream {handle}")
+        monkeypatch.setattr(cuda.cuda, "jit", self.jit)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+        monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 10)
+
+    def jit(self, signature: Any, launch_bounds: Any) -> Any:
+        def compile_function(function: Any) -> Any:
+            self.compiled.append(signature)
+            return self
+
+        return compile_function
+
+    def __getitem__(self, configuration: Any) -> Any:
+        return lambda *arguments: self.made.append((*configuration, *arguments))
+
+
+def test_a_launch_hands_over_pointers_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    kernel = cuda.Kernel(lambda *arguments: None)
+    storage = torch.zeros(1000)
+    logits = storage[3:].as_strided((4, 200), (210, 1))
+    k, ids = torch.tensor([1, 0, 2, 0, 3, 0, 4, 0])[::2], torch.empty(4, dtype=torch.int64)
+    for _ in range(2):
+        cuda.launch(kernel, logits, k, ids)
+    grid, block, stream, pointer, offset, stride, vocab, batch, arrays = launches.made[0]
+    assert (grid, block, stream) == (4, cuda.BLOCK, "stream 7")
+    assert (pointer, stride, vocab, batch) == (logits.data_ptr(), 210, 200, 4)
+    assert offset == (storage.data_ptr() // 4 + 3) % 4
+    assert arrays[0] != k.data_ptr(), "what is not contiguous is copied"
+    assert arrays[1] == ids.data_ptr()
+    assert len(launches.compiled) == 1
+    cuda.launch(kernel, logits.bfloat16(), k, ids)
+    assert len(launches.compiled) == 2
+
+
+def test_a_large_batch_shares_multiprocessors_and_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    kernel = cuda.Kernel(lambda *arguments: None)
+    cuda.launch(kernel, torch.zeros(70_000, 2), torch.zeros(70_000))
+    assert launches.made[0][:2] == (cuda.MAX_GRID, cuda.BLOCK // 2)
+    columns = torch.zeros(8, 3).t()
+    cuda.launch(kernel, columns, torch.zeros(3))
+    assert launches.made[1][3] != columns.data_ptr()
+    assert launches.made[1][5:8] == (8, 8, 3)
+    cuda.launch(kernel, torch.zeros(0, 8), torch.zeros(0))
+    assert len(launches.made) == 2
+
+
+# Compilation, without a card.
+
+QUICK = [
+    ("neurogen_greedy.cuda", "sample", torch.float32),
+    ("neurogen_greedy.cuda", "sample", torch.float16),
+    ("neurogen_topk.cuda", "sample", torch.bfloat16),
+]
+EVERY = [(module, name) for module in cuda_compile.MODULES for name in ("sample", "probs", "support")]
+FUSED = re.compile(r"\bfma\.rn\.f32\b")
+
+
+@pytest.fixture
+def compiler() -> None:
+    pytest.importorskip("numba.cuda.cudadrv.nvvm", reason="numba-cuda with NVVM is needed to compile (extra cuda)")
+
+
+def check_kernel(module: str, name: str, dtype: torch.dtype, cc: tuple[int, int]) -> None:
+    """It compiles, multiplies as the CPU does, fits a card without spilling; prints a line of the table."""
+    kernel, arrays = next(rest for own, *rest in cuda_compile.kernels_of(module) if own == name)
+    ptx = cuda_compile.ptx_of(kernel, dtype, arrays, cc)
+    assert f".target sm_{cc[0]}{cc[1]}" in ptx
+    assert ".visible .entry" in ptx
+    assert ".local" not in ptx, "an array that is not in registers"
+    assert re.search(r"\bld\.global\.v4\.", ptx), "logits are read four at a time"
+    masses = len(re.findall(r"\bmul\.rn\.f32\b", ptx))
+    fused = len(FUSED.findall(ptx))
+    assert fused == 6 * masses, "each mass has one product that is never fused, and six fused multiply-adds"
+    usage = cuda_compile.usage_of(ptx, cc)
+    print(f"{module} {name} {dtype} sm_{cc[0]}{cc[1]}: {usage}")  # noqa: T201
+    assert usage is None or usage.fits
+
+
+@pytest.mark.parametrize(("module", "name", "dtype"), QUICK)
+def test_a_kernel_compiles_and_fits_a_card(module: str, name: str, dtype: torch.dtype, compiler: None) -> None:
+    check_kernel(module, name, dtype, (9, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cc", cuda_compile.ARCHITECTURES, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+@pytest.mark.parametrize("dtype", cuda_compile.STORED, ids=str)
+@pytest.mark.parametrize(("module", "name"), EVERY)
+def test_every_kernel_compiles_and_fits_every_card(
+    module: str, name: str, dtype: torch.dtype, cc: tuple[int, int], compiler: None
+) -> None:
+    check_kernel(module, name, dtype, cc)

@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 BLOCK = 1024
+LAUNCH_BOUNDS = (BLOCK, 1)
+"""A block of BLOCK threads a multiprocessor: told less, the compiler makes room for two by spilling registers."""
 MAX_GRID = 65_535
 
 STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
@@ -80,7 +82,7 @@ class Kernel:
         """The compiled form for these dtypes on the current card, whose number is `device`."""
         key = (device, dtypes)
         if key not in self._forms:
-            self._forms[key] = cuda.jit(self.signature(*dtypes), launch_bounds=BLOCK)(self.function)
+            self._forms[key] = cuda.jit(self.signature(*dtypes), launch_bounds=LAUNCH_BOUNDS)(self.function)
         return self._forms[key]
 
 
@@ -104,7 +106,8 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
         temperature, seed, position, ids = arrays[-4], arrays[-3], arrays[-2], arrays[-1]
-        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
             row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
             token = np.int64(-1)
             if row.top != NOTHING:
@@ -115,28 +118,33 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
             if cuda.threadIdx.x == 0:
                 ids[r] = token
             cuda.syncthreads()
+            r += cuda.gridDim.x
 
     def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
         temperature, out = arrays[-2], arrays[-1]
-        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
             row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
             if row.top != NOTHING and is_warm(temperature[r]):
                 normalise(row, cut_of(row, arrays, r), out, r * vocab)
             else:
                 _only_argmax(row, out, r * vocab, np.float32(0), np.float32(1))
             cuda.syncthreads()
+            r += cuda.gridDim.x
 
     def support(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
         temperature, out = arrays[-2], arrays[-1]
-        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
             row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
             if row.top != NOTHING and is_warm(temperature[r]):
                 mark(row, cut_of(row, arrays, r), out, r * vocab)
             else:
                 _only_argmax(row, out, r * vocab, False, True)
             cuda.syncthreads()
+            r += cuda.gridDim.x
 
     return calls(launch, Kernel(sample), Kernel(probs), Kernel(support), (*names, "temperature"))
 
@@ -168,10 +176,12 @@ def argmax() -> Calls:
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
-        for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
             token = argmax_of(logits, offset, r * row_stride, vocab, space)
             if cuda.threadIdx.x == 0:
                 arrays[-1][r] = token
+            r += cuda.gridDim.x
 
     def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         _write(logits, offset, row_stride, vocab, batch, arrays[-1], np.float32(0), np.float32(1))
@@ -186,11 +196,13 @@ def argmax() -> Calls:
 def _write(logits, offset, row_stride, vocab, batch, out, zero, one):  # type: ignore[no-untyped-def]
     """`one` at the argmax of each row, `zero` elsewhere."""
     space = open_space()
-    for r in range(cuda.blockIdx.x, batch, cuda.gridDim.x):
+    r = np.int64(cuda.blockIdx.x)
+    while r < batch:
         token = argmax_of(logits, offset, r * row_stride, vocab, space)
         fill(out, r * vocab, vocab, zero)
         if cuda.threadIdx.x == 0 and token >= 0:
             out[r * vocab + token] = one
+        r += cuda.gridDim.x
 
 
 # Launching.

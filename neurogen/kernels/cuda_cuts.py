@@ -12,7 +12,18 @@ from numba import cuda
 
 from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, mass_listed
-from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, bin_of, clear, locate, part_weights, reader
+from neurogen.kernels.cuda_rows import (
+    GROUPS,
+    LISTED,
+    LOWEST,
+    PARTS,
+    bin_of,
+    clear,
+    locate,
+    part_weights,
+    reader,
+    share_of,
+)
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
 
 __all__ = ["everything", "heavier", "largest", "nucleus"]
@@ -39,19 +50,14 @@ def largest(row, k):  # type: ignore[no-untyped-def]
 
     The k-th largest of the groups' maxima is a lower bound of the k-th largest logit, and hardly more than k logits
     reach it where k is well below GROUPS. Reads the row once for those; more often for a larger k, or where more than
-    LISTED logits tie (see `_crossing`).
+    LISTED logits tie (see `_cut`).
     """
     if k <= 0 or k >= row.vocab:
         return LOWEST, row.vocab
-    wanted = np.int64(k)
-    if wanted <= GROUPS:
-        bound = _nth_maximum(row, wanted)
-        count, _ = collect(row, bound, False)
-        if count <= wanted:
-            return bound, row.vocab  # exactly k, or all that are above -inf
-        if count <= LISTED:
-            return cut_listed(row, count, wanted, True)
-    return _crossing(row, wanted, True)
+    count = np.int64(LISTED + 1)
+    if k <= GROUPS:
+        count, _ = collect(row, _nth_maximum(row, np.int64(k)), False)
+    return _cut(row, count, count > LISTED, np.int64(k), True)
 
 
 @device
@@ -59,15 +65,13 @@ def nucleus(row, p):  # type: ignore[no-untyped-def]
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
 
     Reads the row once where the nucleus has no more tokens than are listed, about 1.4 * GROUPS; more often for a
-    flatter row (see `_crossing`).
+    flatter row (see `_cut`).
     """
     if p >= 1:
         return LOWEST, row.vocab
     count, total = collect(row, _nth_maximum(row, np.int64(AIM)), True)
     wanted = nucleus_mass(p, total)
-    if count <= LISTED and mass_listed(row, count) >= wanted:
-        return cut_listed(row, count, wanted, False)
-    return _crossing(row, wanted, False)
+    return _cut(row, count, count > LISTED or mass_listed(row, count) < wanted, wanted, False)
 
 
 @device
@@ -77,7 +81,7 @@ def heavier(row, share):  # type: ignore[no-untyped-def]
     This is min-p (Nguyen et al., 2024, "Turning Up the Heat"). A mass never falls with the logit, so the lowest key
     that is heavy enough is found without the row, by one thread: reads nothing.
     """
-    wanted = nucleus_mass(share, np.int64(1) << row.bits)
+    wanted = nucleus_mass(share, np.int64(1) << np.int64(row.bits))
     if share <= 0 or wanted <= 1:
         return LOWEST, row.vocab
     found = row.space.found
@@ -122,38 +126,51 @@ def _nth_maximum(row, n):  # type: ignore[no-untyped-def]
 
 
 @device
-def _crossing(row, wanted, counted):  # type: ignore[no-untyped-def]
+def _cut(row, count, missing, wanted, counted):  # type: ignore[no-untyped-def]
     """The cut of the smallest prefix that holds `wanted` tokens (`counted`), or as many as there are, or `wanted` mass.
 
-    Reads the row twice: for a histogram over logits, and to list the tokens of the bin in which the prefix ends. Only
-    where those do not fit, because very many logits are nearly equal, three times for the digits of the key.
+    Where the tokens listed are `missing` some of it, reads the row twice: for a histogram over logits, and to list the
+    tokens of the bin in which the prefix ends. Only where those do not fit, because very many logits are nearly equal,
+    three times for the digits of the key, and once more for the last id kept where tokens tie at the cut.
     """
-    inverse = _bins_per_logit(row, counted)
-    if inverse > 0:
-        _histogram(row, inverse, np.uint32(0), np.uint32(0), counted)
-        place, left, _ = _reach(row, wanted)
-        if place < LISTED - 1:
-            count = collect_bin(row, inverse, place)
-            if count <= LISTED:
-                return cut_listed(row, count, left, counted)
-    return _crossing_key(row, wanted, counted)
-
-
-@device
-def _crossing_key(row, wanted, counted):  # type: ignore[no-untyped-def]
-    """As `_crossing`, digit by digit of the key. Where tokens tie at the cut, reads once more for the last id kept."""
-    key, left, inside = np.uint32(0), np.int64(wanted), np.int64(0)
-    for digit in range(DIGITS):
-        shift = np.uint32((DIGITS - 1 - digit) * DIGIT_BITS)
-        _histogram(row, np.float32(0), key, shift, counted)
-        place, left, inside = _reach(row, left)
-        key |= np.uint32(np.uint32(LISTED - 1 - place) << shift)
+    left, key, inside = np.int64(wanted), np.uint32(0), np.int64(0)
+    if missing:
+        count, left, key, inside = _narrow(row, wanted, counted)
+    if count <= LISTED:
+        return cut_listed(row, count, min(left, count) if counted else left, counted)
     unit = np.int64(1) if counted else mass(value_of(key), row.top, row.scale, row.bits)
     kept = (left + unit - 1) // unit
     if kept * unit >= inside:
         return key, row.vocab
     part_weights(row, (key, np.int32(0)), True)
     return key, np.int32(locate(row, (key, np.int32(0)), True, kept))
+
+
+@device
+def _narrow(row, wanted, counted):  # type: ignore[no-untyped-def]
+    """Find the bin over logits in which the prefix ends, and list its tokens; or else the key, digit by digit.
+
+    Returns:
+        How many are listed, or more than LISTED where they do not fit; what is wanted of them, or of those with the
+        key; the key, and the weight that has it.
+    """
+    inverse = _bins_per_logit(row, counted)
+    key, left, inside = np.uint32(0), np.int64(wanted), np.int64(0)
+    digit = DIGITS if inverse > 0 else DIGITS - 1
+    while digit >= 0:
+        shift = np.uint32(digit * DIGIT_BITS)
+        _histogram(row, inverse, key, shift, counted)
+        place, left, inside = _reach(row, left)
+        if inverse == 0:
+            key |= np.uint32(np.uint32(LISTED - 1 - place) << shift)
+        else:
+            if place < LISTED - 1:
+                count = collect_bin(row, inverse, place)
+                if count <= LISTED:
+                    return count, left, key, inside
+            inverse, left = np.float32(0), np.int64(wanted)
+        digit -= 1
+    return np.int64(LISTED + 1), left, key, inside
 
 
 @device
@@ -205,7 +222,7 @@ def _histogram(row, inverse, key, shift, counted):  # type: ignore[no-untyped-de
 def _reach(row, wanted):  # type: ignore[no-untyped-def]
     """The bin in which the weights reach `wanted` or all there is, what is wanted of that bin, and what it holds."""
     space = row.space
-    each = (LISTED + cuda.blockDim.x - 1) // cuda.blockDim.x
+    each = share_of(LISTED)
     first = min(cuda.threadIdx.x * each, LISTED)
     last = min(first + each, LISTED)
     own = np.int64(0)

@@ -30,6 +30,7 @@ from neurogen.kernels.cuda_block import (
     device,
     four_at,
     lane_of,
+    logit_of,
     mass,
     warp_of,
     warp_sum,
@@ -42,7 +43,6 @@ from neurogen.kernels.numerics import (
     key_of,
     mass_bits,
     scale_of,
-    to_float32,
     value_of,
 )
 
@@ -64,6 +64,7 @@ __all__ = [
     "open_space",
     "part_weights",
     "reader",
+    "share_of",
     "survives",
 ]
 
@@ -151,7 +152,7 @@ def open_space():  # type: ignore[no-untyped-def]
 @device
 def logit_at(row, i):  # type: ignore[no-untyped-def]
     """The logit of a token as float32."""
-    return to_float32(row.logits[row.start + i])
+    return logit_of(row.logits[row.start + i])
 
 
 @device
@@ -203,7 +204,7 @@ def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None
     @device
     def fold_stored(row, state, four, i):  # type: ignore[no-untyped-def]
         a, b, c, d = four
-        return folded_four(row, state, to_float32(a), to_float32(b), to_float32(c), to_float32(d), np.int32(i))
+        return folded_four(row, state, logit_of(a), logit_of(b), logit_of(c), logit_of(d), np.int32(i))
 
     @device
     def read(row, part, state):  # type: ignore[no-untyped-def]
@@ -248,7 +249,7 @@ def _open_row(logits, offset, start, vocab, temperature, space):  # type: ignore
     vocab = np.int32(vocab)
     head = min(np.int32(-(offset + start) & 3), vocab)
     scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
-    return Row(logits, np.int64(start), vocab, head, NOTHING, scale, np.int64(mass_bits(vocab)), space)
+    return Row(logits, np.int64(start), vocab, head, NOTHING, scale, np.int32(mass_bits(vocab)), space)
 
 
 @device
@@ -339,6 +340,15 @@ def bin_of(x, top, inverse, key, shift):  # type: ignore[no-untyped-def]
 
 
 @device
+def share_of(count):  # type: ignore[no-untyped-def]
+    """So many of `count` for each thread that all are reached: a power of two, since a division takes registers."""
+    each = 1
+    while each * cuda.blockDim.x < count:
+        each *= 2
+    return each
+
+
+@device
 def survives(x, i, cut):  # type: ignore[no-untyped-def]
     """Whether a token is kept: above the cut, or at its key and not after its last id."""
     key = key_of(x)
@@ -390,7 +400,7 @@ def locate(row, cut, count, wanted):  # type: ignore[no-untyped-def]
         wanted -= space.parts[part]
         part += 1
     first, last = _first_id(row, part), _first_id(row, part + 1)
-    each = (last - first + cuda.blockDim.x - 1) // cuda.blockDim.x
+    each = share_of(last - first)
     first = np.int32(min(first + cuda.threadIdx.x * each, last))
     last = np.int32(min(first + each, last))
     own = np.int64(0)

@@ -1,0 +1,154 @@
+"""Compiles CUDA kernels without a card, and says what they ask of one: `python -m neurogen.kernels.cuda_compile`.
+
+Needs NVVM (the extra `cuda`) and, for registers, shared memory and spills, the program `ptxas` or the package
+cuda-core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from numba import cuda
+
+from neurogen.kernels.cuda import BLOCK, LAUNCH_BOUNDS, STORED, Kernel
+
+__all__ = ["ARCHITECTURES", "MODULES", "Usage", "kernels_of", "ptx_of", "table", "usage_of"]
+
+MODULES = (
+    "neurogen_greedy.cuda",
+    "neurogen_topk.cuda",
+    "neurogen_topp.cuda",
+    "neurogen.kernels.temperature.cuda",
+)
+ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
+TAILS = {"sample": (torch.int64, torch.int64, torch.int64), "probs": (torch.float32,), "support": (torch.bool,)}
+WHOLE_PARAMETERS = {"k"}  # int64; all others are float64
+REGISTER_FILE = 65_536
+SHARED_MEMORY = 48 * 1024
+
+
+class Usage(NamedTuple):
+    """What a kernel asks of a multiprocessor."""
+
+    registers: int
+    shared: int
+    spilled: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether a block of BLOCK threads can be launched, and nothing is spilled."""
+        return (
+            not self.spilled and -(-self.registers // 8) * 8 * BLOCK <= REGISTER_FILE and self.shared <= SHARED_MEMORY
+        )
+
+
+def kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ...]]]:
+    """(name, kernel, dtypes of the arrays) of every kernel of a backend module."""
+    calls = importlib.import_module(module)
+    for name, tail in TAILS.items():
+        call = getattr(calls, name)
+        rows = tuple(torch.int64 if parameter in WHOLE_PARAMETERS else torch.float64 for parameter in call.names)
+        yield name, call.kernel, rows + tail if module != "neurogen_greedy.cuda" or name == "sample" else tail
+
+
+def ptx_of(kernel: Kernel, logits: torch.dtype, arrays: Iterable[torch.dtype], cc: tuple[int, int]) -> str:
+    """The PTX of a kernel for a compute capability."""
+    with _pretended_card(cc):
+        ptx, _ = cuda.compile(
+            kernel.function,
+            kernel.signature(logits, *arrays),
+            cc=cc,
+            device=False,
+            abi="numba",
+            output="ptx",
+            launch_bounds=LAUNCH_BOUNDS,
+        )
+    return str(ptx)
+
+
+@contextmanager
+def _pretended_card(cc: tuple[int, int]) -> Iterator[None]:
+    """Numba asks the current card for its compute capability even where it is told one."""
+    from numba.cuda import dispatcher
+
+    original = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = original
+
+
+def usage_of(ptx: str, cc: tuple[int, int]) -> Usage | None:
+    """What the assembler reports of a kernel; None where there is none to ask."""
+    report = _report_of_program(ptx, cc) if shutil.which("ptxas") else _report_of_library(ptx, cc)
+    if report is None:
+        return None
+    shared = re.search(r"(\d+) bytes smem", report)
+    return Usage(
+        int(re.findall(r"Used (\d+) registers", report)[0]),
+        int(shared[1]) if shared else 0,
+        sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", report)),
+    )
+
+
+def _report_of_program(ptx: str, cc: tuple[int, int]) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.ptx"
+        file.write_text(ptx)
+        arch = f"-arch=sm_{cc[0]}{cc[1]}"
+        command = ["ptxas", "-v", arch, str(file), "-o", str(file.with_suffix(".cubin"))]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def _report_of_library(ptx: str, cc: tuple[int, int]) -> str | None:
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+    except ImportError:
+        return None
+    options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    linker.link("cubin")
+    return str(linker.get_info_log())
+
+
+def table(
+    modules: Iterable[str] = MODULES,
+    architectures: Iterable[tuple[int, int]] = ARCHITECTURES,
+    dtypes: Iterable[torch.dtype] = tuple(STORED),
+) -> Iterator[tuple[str, str, str, str, str, Usage | None]]:
+    """(module, kernel, dtype, architecture, PTX, usage) of every kernel."""
+    for cc in architectures:
+        for module in modules:
+            for name, kernel, arrays in kernels_of(module):
+                for dtype in dtypes:
+                    ptx = ptx_of(kernel, dtype, arrays, cc)
+                    stored = str(dtype).removeprefix("torch.")
+                    yield module, name, stored, f"sm_{cc[0]}{cc[1]}", ptx, usage_of(ptx, cc)
+
+
+def main() -> int:
+    """Print the table; the exit status tells whether every kernel fits."""
+    line = "{:<36} {:<8} {:<9} {:<7} {:>9} {:>8} {:>7}"
+    print(line.format("module", "kernel", "logits", "arch", "registers", "shared", "spills"))  # noqa: T201
+    fit = True
+    for module, name, dtype, arch, _, usage in table():
+        numbers = usage or ("?", "?", "?")
+        print(line.format(module, name, dtype, arch, *numbers), flush=True)  # noqa: T201
+        fit = fit and (usage is None or usage.fits)
+    return 0 if fit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
