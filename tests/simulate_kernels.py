@@ -23,10 +23,10 @@ import numpy as np
 import neurogen_greedy.cuda as greedy
 import neurogen_topk.cuda as topk
 import neurogen_topp.cuda as topp
-from neurogen.kernels import cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_rows
+from neurogen.kernels import cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows
 from neurogen.kernels.temperature import cuda as temperature
 
-KERNEL_MODULES: tuple[Any, ...] = (cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_rows)
+KERNEL_MODULES: tuple[Any, ...] = (cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows)
 
 
 def keep_heavier(row: cuda.Row, share: float) -> Any:

@@ -271,7 +271,7 @@ class Launches:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
         monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 10)
 
-    def jit(self, signature: Any, launch_bounds: Any) -> Any:
+    def jit(self, signature: Any, **options: Any) -> Any:
         def compile_function(function: Any) -> Any:
             self.compiled.append(signature)
             return self

@@ -12,18 +12,8 @@ from numba import cuda
 
 from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, mass_listed
-from neurogen.kernels.cuda_rows import (
-    GROUPS,
-    LISTED,
-    LOWEST,
-    PARTS,
-    bin_of,
-    clear,
-    locate,
-    part_weights,
-    reader,
-    share_of,
-)
+from neurogen.kernels.cuda_parts import bin_of, locate, part_weights, share_of
+from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
 
 __all__ = ["everything", "heavier", "largest", "nucleus"]

@@ -7,7 +7,8 @@ from numba import cuda
 
 from neurogen.kernels.cuda_block import device, mass
 from neurogen.kernels.cuda_list import LAST_ID, find, id_of, is_listed, keep_listed
-from neurogen.kernels.cuda_rows import locate, logit_at, part_weights, survives
+from neurogen.kernels.cuda_parts import locate, part_weights, survives
+from neurogen.kernels.cuda_rows import logit_at
 from neurogen.kernels.numerics import mul_high
 
 __all__ = ["draw", "fill", "mark", "normalise"]

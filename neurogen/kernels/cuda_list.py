@@ -11,7 +11,8 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_block import block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_rows import BOUND, COUNT, FOUND, LISTED, LOWEST, NEVER, PARTS, bin_of, reader
+from neurogen.kernels.cuda_parts import bin_of
+from neurogen.kernels.cuda_rows import BOUND, COUNT, FOUND, LISTED, LOWEST, NEVER, PARTS, reader
 from neurogen.kernels.numerics import key_of, value_of
 
 __all__ = [

@@ -7,11 +7,9 @@ in flight. So a part has its ids in order, and the sums of parts say where in th
     lane       0     1     2   ...  31     0   1   ...                       four logits each, 128 logits a warp
     row      x[0:4] x[4:8]  ...  x[124:128] ...                              float32, or the bits of a half
 
-    at_row     reads the row once: the largest logit, of the row and of each of PARTS * WARP groups
-    part_weights, locate   read it once, and one part again: the token at which masses (or tokens) in order of id
-               reach a number
-
-A *cut* is where a truncation ends: the key of the last token kept, and the last id kept among those with that key.
+    at_row       reads the row once: the largest logit, of the row and of each of PARTS * WARP groups
+    first_top    reads the threads' runs that hold it again
+    argmax_of    reads the row once, and keeps the id too
 """
 
 from __future__ import annotations
@@ -24,16 +22,12 @@ from numba import cuda
 
 from neurogen.kernels.cuda_block import (
     WARP,
-    block_before,
     block_largest,
-    block_sum,
     device,
     four_at,
     lane_of,
     logit_of,
-    mass,
     warp_of,
-    warp_sum,
     warps,
 )
 from neurogen.kernels.numerics import (
@@ -47,25 +41,25 @@ from neurogen.kernels.numerics import (
 )
 
 __all__ = [
+    "BOUND",
+    "COUNT",
+    "FOUND",
     "GROUPS",
     "LISTED",
     "LOWEST",
+    "NEVER",
     "NOTHING",
     "PARTS",
     "Row",
     "Space",
     "argmax_of",
     "at_row",
-    "bin_of",
     "clear",
+    "first_id",
     "first_top",
-    "locate",
     "logit_at",
     "open_space",
-    "part_weights",
     "reader",
-    "share_of",
-    "survives",
 ]
 
 PARTS = 32
@@ -172,7 +166,7 @@ def _slots(row):  # type: ignore[no-untyped-def]
 
 
 @device
-def _first_id(row, part):  # type: ignore[no-untyped-def]
+def first_id(row, part):  # type: ignore[no-untyped-def]
     """The first id of a part; that of part PARTS is the vocab."""
     whole, each = _slots(row)
     if part == 0:
@@ -318,104 +312,3 @@ def argmax_of(logits, offset, start, vocab, space):  # type: ignore[no-untyped-d
     rank = block_largest(space.sums, rank if first >= 0 else np.int64(0))
     found = cuda.syncthreads_and(np.int32(valid)) and rank > 0
     return LAST_OF_31 - (rank & LAST_OF_31) if found else np.int64(-1)
-
-
-# Where in a row.
-
-
-@device
-def bin_of(x, top, inverse, key, shift):  # type: ignore[no-untyped-def]
-    """The bin of LISTED that a logit goes to, the largest logits to bin 0; -1 if it goes to none, as -inf does.
-
-    Over logits where `inverse`, the bins per logit, is above 0: all from some distance to the top go to the last bin.
-    Else over one digit of the key, from the bit `shift` upwards, for those that agree with `key` above that digit.
-    """
-    if x == NEGATIVE_INFINITY:
-        return np.int32(-1)
-    if inverse > 0:
-        distance = np.float32(np.float32(top - x) * inverse)
-        return np.int32(distance) if distance < LISTED - 1 else np.int32(LISTED - 1)
-    digit = np.uint32(np.uint32(key_of(x) >> shift) - np.uint32(key >> shift))
-    return np.int32(LISTED - 1 - np.int32(digit)) if digit < LISTED else np.int32(-1)
-
-
-@device
-def share_of(count):  # type: ignore[no-untyped-def]
-    """So many of `count` for each thread that all are reached: a power of two, since a division takes registers."""
-    each = 1
-    while each * cuda.blockDim.x < count:
-        each *= 2
-    return each
-
-
-@device
-def survives(x, i, cut):  # type: ignore[no-untyped-def]
-    """Whether a token is kept: above the cut, or at its key and not after its last id."""
-    key = key_of(x)
-    return key > cut[0] or (key == cut[0] and i <= cut[1])
-
-
-@device
-def _weight(row, cut, count, x, i):  # type: ignore[no-untyped-def]
-    """The mass of a token that a cut keeps; or, to count, 1 for a token at the key of the cut."""
-    if count:
-        return np.int64(1) if key_of(x) == cut[0] else np.int64(0)
-    return mass(x, row.top, row.scale, row.bits) if survives(x, i, cut) else np.int64(0)
-
-
-def _weights(row, state, x, i):  # type: ignore[no-untyped-def]
-    cut, count, total = state
-    return cut, count, total + _weight(row, cut, count, x, i)
-
-
-_read_weights = reader(_weights)
-
-
-@device
-def part_weights(row, cut, count):  # type: ignore[no-untyped-def]
-    """The weight (see `_weight`) of every part, in `parts`, and of the row. Reads the row once."""
-    own = np.int64(0)
-    cuda.syncthreads()
-    part = warp_of()
-    while part < PARTS:
-        _, _, weight = _read_weights(row, part, (cut, count, np.int64(0)))
-        weight = warp_sum(weight)
-        if lane_of() == 0:
-            row.space.parts[part] = weight
-            own += weight
-        part += warps()
-    return block_sum(row.space.sums, own)
-
-
-@device
-def locate(row, cut, count, wanted):  # type: ignore[no-untyped-def]
-    """The first id at which the weights, in order of ids, reach `wanted`: at least 1 and at most that of the row.
-
-    After `part_weights`. Reads one part of the row again: a run of ids a thread, and the thread in whose run it is
-    goes through that a second time.
-    """
-    space = row.space
-    part = 0
-    while part < PARTS - 1 and wanted > space.parts[part]:
-        wanted -= space.parts[part]
-        part += 1
-    first, last = _first_id(row, part), _first_id(row, part + 1)
-    each = share_of(last - first)
-    first = np.int32(min(first + cuda.threadIdx.x * each, last))
-    last = np.int32(min(first + each, last))
-    own = np.int64(0)
-    i = first
-    while i < last:
-        own += _weight(row, cut, count, logit_at(row, i), i)
-        i = np.int32(i + 1)
-    wanted -= block_before(space.sums, own)
-    if 0 < wanted <= own:
-        i = first
-        while i < last - 1:
-            wanted -= _weight(row, cut, count, logit_at(row, i), i)
-            if wanted <= 0:
-                break
-            i = np.int32(i + 1)
-        space.found[FOUND] = np.int64(i)
-    cuda.syncthreads()
-    return space.found[FOUND]
