@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
@@ -215,13 +216,12 @@ class Sampler:
                 "dense first, with logits.to_dense().",
                 "logits",
             )
-        dtype = str(logits.dtype).removeprefix("torch.")
-        if dtype not in self.dtypes:
+        if _name_of(logits.dtype) not in self.dtypes:
             raise ParameterError(
-                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {dtype}.", "logits"
+                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {_name_of(logits.dtype)}.",
+                "logits",
             )
-        checked: Tensor = logits.detach()
-        return checked
+        return logits.detach() if logits.requires_grad else logits
 
     def _check_state(self, state: State | None) -> None:
         if self.stateful and state is None:
@@ -260,6 +260,8 @@ class Sampler:
     def _check_ids(self, ids: Tensor, logits: Tensor) -> None:
         vocab = logits.shape[1]
         chosen = ids.tolist()
+        if min(chosen) >= 0 and max(chosen) < vocab:
+            return
         for row, token in enumerate(chosen):
             if not NO_TOKEN <= token < vocab:
                 raise ContractError(
@@ -349,6 +351,11 @@ class TruncationSampler(Sampler):
         return logits.masked_fill(removed, -torch.inf)
 
 
+@cache
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _per_row(name: str, value: Any, logits: Tensor) -> Tensor:
     import torch
 
@@ -364,6 +371,14 @@ def _per_row(name: str, value: Any, logits: Tensor) -> Tensor:
     number = value.item() if hasattr(value, "item") else value
     if not isinstance(number, int) or isinstance(number, bool) or number not in INT64:
         raise ParameterError(f"{name} must be an int of 64 bits or an int64 tensor [{batch}], got {value!r}.", name)
+    return _filled(number, batch, device)
+
+
+@lru_cache(maxsize=CACHED_BATCHES)
+def _filled(number: int, batch: int, device: torch.device) -> Tensor:
+    """One number for every row, int64 [batch]; kept for the next call, since making it costs as much as a small row."""
+    import torch
+
     return torch.full((batch,), number, dtype=torch.int64, device=device)
 
 

@@ -52,7 +52,7 @@ def sample_in_new_process(packages: Path, before: str = "", **environment: str) 
         import json, torch, neurogen, neurogen_topk.cpu
         logits = torch.arange(12.0).reshape(2, 6).sin()
         ids = neurogen.load_sampler("topk", k=1).sample(logits).tolist()
-        stats = neurogen_topk.cpu._sample.stats
+        stats = neurogen_topk.cpu.sample.kernel.stats
         files = [neurogen.__file__, neurogen_topk.__file__]
         print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), ids, files]))
     """
@@ -182,8 +182,8 @@ torch.set_num_threads(4)
 logits = torch.randn(6, 40_000, generator=torch.Generator().manual_seed(1)) * 3
 sampler = neurogen.load_sampler("topk", k=50, temperature=1.0)
 expected = sampler.sample(logits, seed=torch.arange(6), position=3).tolist()
-from neurogen.kernels import cpu
-assert cpu._pool is not None, "the batch was not split: this shows nothing"
+from neurogen.kernels import cpu_threads
+assert cpu_threads._jobs is not None, "the batch was not split: this shows nothing"
 """
 
 

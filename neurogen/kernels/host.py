@@ -73,5 +73,7 @@ class Calls(NamedTuple):
 def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...]) -> Calls:
     """The functions of a backend module from its three kernels."""
     return Calls(
-        Choose(sample, run, names), Describe(probs, run, names, torch.float32), Describe(support, run, names, torch.bool)
+        Choose(sample, run, names),
+        Describe(probs, run, names, torch.float32),
+        Describe(support, run, names, torch.bool),
     )

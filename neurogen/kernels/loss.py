@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba.extending import register_jitable
+from numba import types
+from numba.extending import overload, register_jitable
 from torch import Tensor
 
-from neurogen.kernels import cpu
-from neurogen.kernels.cpu import kernel, open_row
+from neurogen.kernels.cpu import kernel, next_row, run
 from neurogen.kernels.numerics import (
     EXP2_1,
     EXP2_2,
@@ -28,6 +28,7 @@ from neurogen.kernels.numerics import (
     LOG2_E,
     ONE,
     ROUND_TO_INTEGER,
+    to_float32,
 )
 
 __all__ = ["MEASURES", "softmax_rows"]
@@ -45,6 +46,25 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 FAR = np.float32(1e4)
 BLOCK = 512
 """Values that are added in float32 before the rest is in float64."""
+
+
+def _decoded(flat: Any, start: Any, vocab: Any, buffer: Any) -> Any:
+    """One row as float32: a view where it is stored so, else decoded into `buffer`."""
+    raise NotImplementedError("_decoded is called from kernels only")
+
+
+@overload(_decoded, strict=False)
+def _decoded_overload(flat: Any, start: Any, vocab: Any, buffer: Any) -> Any:
+    if flat.dtype == types.float32:
+        return lambda flat, start, vocab, buffer: flat[start : start + vocab]
+    return _decode
+
+
+def _decode(flat, start, vocab, buffer):  # type: ignore[no-untyped-def]
+    stored = flat[start : start + vocab]  # a loop that starts at an offset does not vectorise
+    for i in range(vocab):
+        buffer[i] = to_float32(stored[i])
+    return buffer[:vocab]
 
 
 @register_jitable
@@ -123,10 +143,11 @@ def _gradient(exponentials: Any, scale: Any, out: Any) -> None:
 
 
 @kernel
-def _softmax(flat, row_stride, vocab, bfloat16, start, stop, targets, gradient, shares, measures):  # type: ignore[no-untyped-def]
+def _softmax(flat, row_stride, vocab, rows, targets, gradient, shares, measures):  # type: ignore[no-untyped-def]
     buffer, exponentials = np.empty(vocab, np.float32), np.empty(vocab, np.float32)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
+    r = next_row(rows, -1)
+    while r >= 0:
+        row = _decoded(flat, r * row_stride, vocab, buffer)
         target = targets[r]
         top = _top(row)
         _exponentials(row, top, exponentials)
@@ -140,6 +161,7 @@ def _softmax(flat, row_stride, vocab, bfloat16, start, stop, targets, gradient, 
         if share > 0:
             _gradient(exponentials, np.float32(share / total), gradient[r])
             gradient[r, target] -= np.float32(share)
+        r = next_row(rows, r)
 
 
 def softmax_rows(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tensor:
@@ -155,5 +177,5 @@ def softmax_rows(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Te
     """
     measures = torch.empty((logits.shape[0], len(MEASURES)), dtype=torch.float64)
     shares = torch.tensor([0.0 if gradient is None else 1 / max(logits.shape[0], 1)], dtype=torch.float64)
-    cpu.run(_softmax, logits, targets, torch.empty((0, 0)) if gradient is None else gradient, shares, measures)
+    run(_softmax, logits, targets, torch.empty((0, 0)) if gradient is None else gradient, shares, measures)
     return measures

@@ -1,60 +1,9 @@
-"""Plain temperature sampling on the CPU. Each kernel reads a row for its maximum and once more for the masses."""
+"""Plain temperature sampling on the CPU."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from neurogen.kernels.cpu import everything, truncation
 
-from neurogen.kernels import cpu
-from neurogen.kernels.cpu import draw, fill_masses, kernel, mark, normalise, open_row
-from neurogen.kernels.numerics import random_bits
-from neurogen.parameters import RowParams
+__all__ = ["probs", "sample", "support"]
 
-
-@kernel
-def _sample(flat, row_stride, vocab, bfloat16, start, stop, temperature, seed, position, ids):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        ids[r] = draw(masses, random_bits(seed[r], position[r], 0))
-
-
-@kernel
-def _probs(flat, row_stride, vocab, bfloat16, start, stop, temperature, out):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        normalise(masses, out[r])
-
-
-@kernel
-def _support(flat, row_stride, vocab, bfloat16, start, stop, temperature, out):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        fill_masses(row, temperature[r], masses)
-        mark(masses, out[r])
-
-
-def sample(logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
-    """One token a row, int64 [batch]; -1 for a row without a valid distribution."""
-    ids = torch.empty(logits.shape[0], dtype=torch.int64)
-    cpu.run(_sample, logits, params.temperature, seed, position, ids)
-    return ids
-
-
-def probs(logits: Tensor, params: RowParams) -> Tensor:
-    """The distribution that `sample` draws from, float32 [batch, vocab]; zeros in an invalid row."""
-    out = torch.empty(logits.shape, dtype=torch.float32)
-    cpu.run(_probs, logits, params.temperature, out)
-    return out
-
-
-def support(logits: Tensor, params: RowParams) -> Tensor:
-    """The tokens that `sample` can draw, bool [batch, vocab]; none in an invalid row."""
-    out = torch.empty(logits.shape, dtype=torch.bool)
-    cpu.run(_support, logits, params.temperature, out)
-    return out
+sample, probs, support = truncation(everything)

@@ -1,67 +1,17 @@
-"""Top-k sampling on the CPU.
-
-Each kernel reads a row for its maximum and once more for the masses. Then it looks for
-the k-th largest logit: once for each of the three digits of its key, and once to remove what lies below.
-"""
+"""Top-k sampling on the CPU."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
-from neurogen import RowParams
-from neurogen.kernels import cpu
-from neurogen.kernels.cpu import draw, fill_masses, keep_largest, kernel, mark, normalise, open_row
-from neurogen.kernels.numerics import random_bits
+from neurogen.kernels.cpu import Row, largest, truncation
+
+__all__ = ["probs", "sample", "support"]
 
 
-@kernel
-def _sample(flat, row_stride, vocab, bfloat16, start, stop, k, temperature, seed, position, ids):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        if fill_masses(row, temperature[r], masses):
-            keep_largest(row, masses, k[r])
-        ids[r] = draw(masses, random_bits(seed[r], position[r], 0))
+def keep(row: Row, k: int) -> Any:
+    """The k largest logits (Fan et al., 2018, "Hierarchical Neural Story Generation")."""
+    return largest(row, k)
 
 
-@kernel
-def _probs(flat, row_stride, vocab, bfloat16, start, stop, k, temperature, out):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        if fill_masses(row, temperature[r], masses):
-            keep_largest(row, masses, k[r])
-        normalise(masses, out[r])
-
-
-@kernel
-def _support(flat, row_stride, vocab, bfloat16, start, stop, k, temperature, out):  # type: ignore[no-untyped-def]
-    buffer, masses = np.empty(vocab, np.float32), np.empty(vocab, np.int64)
-    for r in range(start, stop):
-        row = open_row(flat, r * row_stride, vocab, bfloat16, buffer)
-        if fill_masses(row, temperature[r], masses):
-            keep_largest(row, masses, k[r])
-        mark(masses, out[r])
-
-
-def sample(logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
-    """One token a row, int64 [batch]; -1 for a row without a valid distribution."""
-    ids = torch.empty(logits.shape[0], dtype=torch.int64)
-    cpu.run(_sample, logits, params.k, params.temperature, seed, position, ids)
-    return ids
-
-
-def probs(logits: Tensor, params: RowParams) -> Tensor:
-    """The distribution that `sample` draws from, float32 [batch, vocab]; zeros in an invalid row."""
-    out = torch.empty(logits.shape, dtype=torch.float32)
-    cpu.run(_probs, logits, params.k, params.temperature, out)
-    return out
-
-
-def support(logits: Tensor, params: RowParams) -> Tensor:
-    """The tokens that `sample` can draw, bool [batch, vocab]; none in an invalid row."""
-    out = torch.empty(logits.shape, dtype=torch.bool)
-    cpu.run(_support, logits, params.k, params.temperature, out)
-    return out
+sample, probs, support = truncation(keep, "k")

@@ -1,0 +1,309 @@
+"""Truncations of a row on the CPU: which tokens a sampler keeps. The definitions of plugins are made of these.
+
+Every truncation here keeps a prefix in the order of tokens (logit descending, then id ascending). It lists candidates
+that hold the prefix for certain, and finds where it ends among them by their integer keys and masses. What it returns is
+how many tokens it kept, now listed in `row.ids` and `row.masses` in order of their ids; or EVERYTHING.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.extending import register_jitable
+
+from neurogen.kernels.cpu_rows import (
+    CHUNK,
+    EVERYTHING,
+    Row,
+    collect,
+    load_chunk,
+    mass_at,
+    rank_value,
+    weigh,
+    weigh_listed,
+)
+from neurogen.kernels.numerics import (
+    NEGATIVE_INFINITY,
+    key_of,
+    mass_of,
+    mul_high,
+    nucleus_mass,
+    to_float32,
+    value_of,
+)
+
+__all__ = ["Row", "draw", "everything", "heavier", "largest", "mark", "normalise", "nucleus"]
+
+DIGIT_BITS = 8
+DIGITS = 1 << DIGIT_BITS
+SAMPLED_CHUNKS = 16
+SAFETY = 0.85  # leave so much of what may lie below a threshold there by estimate, for the sample may mislead
+LOWER = 2  # halvings that a threshold is lowered by where it was too high
+
+
+@register_jitable
+def everything(row: Any) -> Any:
+    """Keep all tokens above -inf."""
+    return EVERYTHING
+
+
+@register_jitable
+def largest(row: Any, k: Any) -> Any:
+    """Keep the k largest logits, the lower id first among equals; k <= 0 keeps all.
+
+    The k-th largest of the chunks' maxima is a lower bound of the k-th largest logit, and a sharp one for a k far below
+    their number: then hardly more than k chunks are read. For a larger k the bound is estimated from a sample of the
+    row.
+    """
+    if k <= 0 or k >= len(row.logits):
+        return EVERYTHING
+    if 2 * k <= len(row.maxima):
+        rank, _ = _radix(row.maxima, row.masses, len(row.maxima), np.int64(k), True)
+        threshold = rank_value(rank)
+    else:
+        threshold = _estimated_kth(row, k)
+    count = collect(row, threshold, k)
+    if count < k:
+        count = collect(row, NEGATIVE_INFINITY, k)
+    return _cut(row, count, np.int64(k), True)
+
+
+@register_jitable
+def nucleus(row: Any, p: Any) -> Any:
+    """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
+
+    Reads the row once for its mass, and then the chunks that hold a logit above a threshold. That is estimated from a
+    sample of the row; the masses listed tell whether it was low enough, and if not it is lowered.
+    """
+    if p >= 1:
+        return EVERYTHING
+    total = weigh(row)
+    wanted = nucleus_mass(p, total)
+    exponent = _estimated_exponent(row, SAFETY * (1.0 - p) * np.float64(total))
+    while True:
+        count = collect(row, _logit_at(row, exponent), len(row.logits))
+        if weigh_listed(row, count) >= wanted:
+            return _cut(row, count, wanted, False)
+        exponent -= LOWER
+
+
+@register_jitable
+def heavier(row: Any, share: Any) -> Any:
+    """Keep the tokens with at least `share` of the most probable token's probability; share <= 0 keeps all.
+
+    A mass never falls with the logit, so the lowest key that is heavy enough is found without the row.
+    """
+    unit = np.int64(1) << row.bits
+    wanted = nucleus_mass(share, unit)
+    if share <= 0 or wanted <= 1:
+        return EVERYTHING
+    low, high = np.int64(key_of(NEGATIVE_INFINITY)), np.int64(key_of(row.top))
+    while high - low > 1:
+        middle = (low + high) >> np.int64(1)
+        if mass_of(value_of(np.uint32(middle)), row.top, row.scale, row.bits) >= wanted:
+            high = middle
+        else:
+            low = middle
+    count = collect(row, value_of(np.uint32(high)), len(row.logits))
+    kept = 0
+    for i in range(count):
+        if row.keys[i] >= np.uint32(high):
+            row.ids[kept] = row.ids[i]
+            row.keys[kept] = row.keys[i]
+            kept += 1
+    weigh_listed(row, kept)
+    return kept
+
+
+# Where a prefix ends.
+
+
+@register_jitable
+def _radix(keys: Any, weights: Any, count: Any, wanted: Any, counted: Any) -> Any:
+    """The key at which a prefix in descending order of keys reaches `wanted`, and what lies above that key.
+
+    A radix selection: a histogram of the leading digit shows in which digit the prefix ends, then only keys with that
+    digit count for the next one. Digits are of the distance from the lowest key, so that the first tells keys apart
+    however close they are. All of it in integers: no order of work changes the result.
+
+    Args:
+        keys: uint32 [>= count].
+        weights: int64 [>= count], not read where tokens are `counted`.
+        wanted: at least 1, at most the sum of all weights.
+        counted: every weight is 1.
+    """
+    least, most = _bounds(keys[:count])
+    shift = 0
+    while (most - least) >> np.uint32(shift + DIGIT_BITS) != 0 and shift + DIGIT_BITS < 32:
+        shift += 1
+    histogram = np.empty(DIGITS, np.int64)
+    prefix = np.uint32(0)
+    fixed = np.uint64(32)  # the bits above are those of the prefix
+    above = np.int64(0)
+    while True:
+        histogram[:] = 0
+        for i in range(count):
+            distance = np.uint32(keys[i] - least)
+            if np.uint64(np.uint32(distance ^ prefix)) >> fixed == 0:
+                histogram[(distance >> np.uint32(shift)) & np.uint32(DIGITS - 1)] += 1 if counted else weights[i]
+        digit = DIGITS - 1
+        while above + histogram[digit] < wanted:
+            above += histogram[digit]
+            digit -= 1
+        prefix |= np.uint32(np.uint32(digit) << np.uint32(shift))
+        if shift == 0:
+            return np.uint32(least + prefix), above
+        fixed = np.uint64(shift)
+        shift = max(0, shift - DIGIT_BITS)
+
+
+@register_jitable
+def _bounds(keys: Any) -> Any:
+    least, most = keys[0], keys[0]
+    for i in range(len(keys)):
+        least = min(least, keys[i])
+        most = max(most, keys[i])
+    return least, most
+
+
+@register_jitable
+def _cut(row: Any, count: Any, wanted: Any, counted: Any) -> Any:
+    """Keep of the tokens listed the smallest prefix that holds `wanted` tokens (`counted`) or `wanted` mass."""
+    cut, above = _radix(row.keys, row.masses, count, wanted, counted)
+    left = wanted - above
+    kept = 0
+    for i in range(count):
+        key = row.keys[i]
+        keep = key > cut or (key == cut and left > 0)
+        if key == cut:
+            left -= 1 if counted else row.masses[i]
+        if keep:
+            row.ids[kept] = row.ids[i]
+            row.keys[kept] = key
+            row.masses[kept] = row.masses[i]
+            kept += 1
+    if counted:
+        weigh_listed(row, kept)
+    return kept
+
+
+@register_jitable
+def _logit_at(row: Any, exponent: Any) -> Any:
+    """The logit, about, of a token with 2**exponent of the largest mass; -inf below all masses."""
+    if exponent <= -row.bits:
+        return NEGATIVE_INFINITY
+    return np.float32(np.float64(row.top) + np.float64(exponent) / np.float64(row.scale))
+
+
+@register_jitable
+def _estimated_kth(row: Any, k: Any) -> Any:
+    """A logit that more than k others reach, judging by a few chunks of the row; -inf where these are not enough."""
+    every = max(1, len(row.maxima) // SAMPLED_CHUNKS)
+    size = 0
+    for c in range(every // 2, len(row.maxima), every):
+        load_chunk(row.logits, c * CHUNK, row.scratch)
+        for i in range(CHUNK):
+            row.keys[size + i] = key_of(row.scratch[i])
+        size += CHUNK
+    rank = np.int64(np.float64(k) / SAFETY * np.float64(size) / np.float64(len(row.maxima) * CHUNK)) + 1
+    if rank >= size:
+        return NEGATIVE_INFINITY
+    key, _ = _radix(row.keys, row.masses, size, rank, True)
+    return value_of(key)
+
+
+@register_jitable
+def _estimated_exponent(row: Any, below: Any) -> Any:
+    """The highest power of two under which tokens hold a mass of at most `below`, judging by a few chunks of the row."""
+    every = max(1, len(row.maxima) // SAMPLED_CHUNKS)
+    size = 0
+    for c in range(every // 2, len(row.maxima), every):
+        load_chunk(row.logits, c * CHUNK, row.scratch)
+        _weigh_chunk(row.scratch, row.top, row.scale, row.bits, row.masses[size : size + CHUNK])
+        size += CHUNK
+    allowed = np.int64(below * np.float64(size) / np.float64(len(row.maxima) * CHUNK))
+    sample = row.masses[:size]
+    low, high = np.int64(0), row.bits
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _sum_below(sample, np.int64(1) << middle) <= allowed:
+            low = middle
+        else:
+            high = middle
+    return low - row.bits
+
+
+@register_jitable
+def _weigh_chunk(chunk: Any, top: Any, scale: Any, bits: Any, out: Any) -> None:
+    for i in range(CHUNK):
+        out[i] = mass_of(chunk[i], top, scale, bits)
+
+
+@register_jitable
+def _sum_below(masses: Any, limit: Any) -> Any:
+    total = np.int64(0)
+    for i in range(len(masses)):  # by index: Numba's loops over elements do not become vector code
+        total += masses[i] if masses[i] < limit else np.int64(0)
+    return total
+
+
+# From what is kept to a token, probabilities, or a support.
+
+
+@register_jitable
+def draw(row: Any, kept: Any, random: Any) -> Any:
+    """Inverse CDF in id order with one random number: the first id whose cumulative mass exceeds random / 2**64.
+
+    Where everything is kept, reads the row once for the masses of chunks, and one chunk of it again.
+    """
+    if kept == EVERYTHING:
+        target = np.int64(mul_high(random, np.uint64(weigh(row))))
+        c = 0
+        while target >= row.sums[c]:
+            target -= row.sums[c]
+            c += 1
+        i = c * CHUNK
+        target -= mass_at(row, i)
+        while target >= 0:
+            i += 1
+            target -= mass_at(row, i)
+        return i
+    total = np.int64(0)
+    for i in range(kept):
+        total += row.masses[i]
+    target = np.int64(mul_high(random, np.uint64(total)))
+    i = 0
+    target -= row.masses[0]
+    while target >= 0:
+        i += 1
+        target -= row.masses[i]
+    return np.int64(row.ids[i])
+
+
+@register_jitable
+def normalise(row: Any, kept: Any, out: Any) -> None:
+    """Write a row's probabilities as float32. Where everything is kept, reads the row twice."""
+    if kept == EVERYTHING:
+        share = np.float64(weigh(row))
+        for i in range(len(out)):
+            out[i] = np.float32(np.float64(mass_at(row, i)) / share)
+        return
+    total = np.int64(0)
+    for i in range(kept):
+        total += row.masses[i]
+    out[:] = 0
+    for i in range(kept):
+        out[row.ids[i]] = np.float32(np.float64(row.masses[i]) / np.float64(total))
+
+
+@register_jitable
+def mark(row: Any, kept: Any, out: Any) -> None:
+    """Write which tokens of a row can be drawn."""
+    if kept == EVERYTHING:
+        for i in range(len(out)):
+            out[i] = to_float32(row.logits[i]) > NEGATIVE_INFINITY
+        return
+    out[:] = False
+    for i in range(kept):
+        out[row.ids[i]] = row.masses[i] > 0

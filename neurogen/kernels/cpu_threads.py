@@ -1,0 +1,132 @@
+"""A batch of rows over threads, on the CPU.
+
+Not over Numba's threading layer, which cannot be called from several Python threads at once on every platform, nor after
+a fork. Every thread claims the next row when it has finished one. The calling thread starts at once and does not wait
+for the others to wake up: where they come late, it has done their rows.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+from torch import Tensor
+
+from neurogen.kernels.cpu_cache import kernel
+
+__all__ = ["next_row", "run"]
+
+WORK_PER_THREAD = 1 << 15  # logits; below this a second thread costs more than it saves
+
+CLAIMED, FINISHED, ROWS = 0, 1, 2
+"""What stands in the `rows` that a kernel is given, int64 [3]."""
+
+Job = tuple[Any, tuple[Any, ...]]
+
+
+@intrinsic
+def _fetch_add(context: Any, counters: Any, index: Any, amount: Any) -> Any:
+    """Add to counters[index] atomically, and return what was there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        return builder.atomic_rmw("add", pointer, builder.sext(arguments[2], ir.IntType(64)), "seq_cst")
+
+    return types.int64(types.Array(types.int64, 1, "C"), types.int64, types.int64), generate
+
+
+@register_jitable
+def next_row(rows: Any, finished: Any) -> Any:
+    """Claim a row to work on.
+
+    Args:
+        rows: what the kernel was given.
+        finished: the row that is done, -1 at first.
+
+    Returns:
+        A row that no other thread works on, or -1 when all are claimed.
+    """
+    if finished >= 0:
+        _fetch_add(rows, FINISHED, 1)
+    row = _fetch_add(rows, CLAIMED, 1)
+    return row if row < rows[ROWS] else np.int64(-1)
+
+
+@kernel
+def _wait(rows):  # type: ignore[no-untyped-def]
+    """Until every row is finished: at most as long as one row takes, since all are claimed."""
+    while _fetch_add(rows, FINISHED, 0) < rows[ROWS]:
+        pass
+
+
+def run(function: Any, logits: Tensor, *tensors: Tensor) -> None:
+    """Run a kernel over all rows of `logits`, on as many threads as torch uses and the work is worth.
+
+    The kernel is called as `function(flat, row_stride, vocab, rows, *arrays)`, by every thread, where row r of the logits
+    is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
+
+    Args:
+        function: made by `kernel`.
+        logits: [batch, vocab], float32, float16 or bfloat16, any strides.
+        *tensors: row parameters and outputs, passed as NumPy views.
+    """
+    batch, vocab = logits.shape
+    rows = np.array([0, 0, batch])
+    arguments = (*_flattened(logits), vocab, rows, *[tensor.numpy() for tensor in tensors])
+    helpers = min(batch, batch * vocab // WORK_PER_THREAD, torch.get_num_threads()) - 1
+    if helpers <= 0:
+        function(*arguments)
+        return
+    jobs = _helpers()
+    for _ in range(helpers):
+        jobs.put((function, arguments))
+    function(*arguments)
+    _wait(rows)
+
+
+def _flattened(logits: Tensor) -> tuple[np.ndarray[Any, Any], int]:
+    """The logits' memory as one contiguous array, and the distance between rows in elements."""
+    batch, vocab = logits.shape
+    if not logits.is_contiguous():
+        if logits.stride(1) != 1 and vocab > 1:
+            logits = logits.contiguous()
+        row_stride = logits.stride(0) if batch > 1 else vocab
+        logits = logits.as_strided(((batch - 1) * row_stride + vocab,), (1,))
+    else:
+        row_stride = vocab
+        logits = logits.view(-1)
+    if logits.dtype == torch.float32:
+        return logits.numpy(), row_stride
+    bits = logits.view(torch.int16).numpy()
+    return bits.view(np.uint16) if logits.dtype == torch.bfloat16 else bits, row_stride
+
+
+_jobs: SimpleQueue[Job] | None = None
+_owner = 0
+
+
+def _helpers() -> SimpleQueue[Job]:
+    """The queue that helping threads take jobs from; a process made by fork gets its own."""
+    global _jobs, _owner
+    if _jobs is None or _owner != os.getpid():
+        _jobs, _owner = SimpleQueue(), os.getpid()
+        for number in range(max(1, (os.cpu_count() or 1) - 1)):
+            Thread(target=_help, args=(_jobs,), name=f"neurogen_{number}", daemon=True).start()
+    return _jobs
+
+
+def _help(jobs: SimpleQueue[Job]) -> None:
+    while True:
+        function, arguments = jobs.get()
+        with suppress(Exception):  # of compiling, which the calling thread raises too
+            function(*arguments)
+        del function, arguments  # or the last logits would be kept
