@@ -1,4 +1,4 @@
-"""Everything about the CUDA kernels that takes a card, in one command: `python benchmarks/cuda.py`.
+"""Everything about the CUDA kernels that takes a card, in one command: `python benchmarks/cuda_kernels.py`.
 
 It checks first and measures second: every sampler against the CPU bit for bit, the recorded cases, a CUDA graph, and
 compute-sanitizer where that is installed; then `sample` beside torch, transformers and FlashInfer (where installed),
