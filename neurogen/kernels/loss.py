@@ -71,8 +71,8 @@ def _decode(flat, start, vocab, buffer):  # type: ignore[no-untyped-def]
 def _top(row: Any) -> Any:
     """The largest logit, NaN if there is a positive one: as integers, since a float maximum does not vectorise."""
     best = np.int32(-0x80000000)
-    for x in row:
-        bits = np.float32(x).view(np.int32)
+    for i in range(len(row)):  # by index: Numba's loops over elements do not become vector code
+        bits = np.float32(row[i]).view(np.int32)
         best = max(best, np.int32(bits ^ ((bits >> SIGN_SHIFT) & MAGNITUDE)))
     return np.int32(best ^ ((best >> SIGN_SHIFT) & MAGNITUDE)).view(np.float32)
 
@@ -98,8 +98,8 @@ def _exponentials(row: Any, top: Any, out: Any) -> None:
 def _block_sum(values: Any) -> Any:
     """The sum of a few hundred values, in float32 as many times side by side as the processor has lanes."""
     total = np.float32(0)
-    for value in values:
-        total += value
+    for i in range(len(values)):
+        total += values[i]
     return total
 
 
@@ -127,13 +127,23 @@ def _totals(row: Any, top: Any, exponentials: Any) -> Any:
 @register_jitable
 def _rank(row: Any, target: Any) -> Any:
     """How many tokens stand before `target` in the order of tokens: larger logits, and equal ones of lower id."""
-    x = row[target]
-    before = np.int32(0)
-    for other in row[:target]:
-        before += np.int32(other >= x)
-    for other in row[target + 1 :]:
-        before += np.int32(other > x)
-    return before
+    return _count_from(row[:target], row[target]) + _count_above(row[target + 1 :], row[target])
+
+
+@register_jitable
+def _count_from(values: Any, x: Any) -> Any:
+    count = np.int32(0)
+    for i in range(len(values)):
+        count = np.int32(count + np.int32(values[i] >= x))
+    return count
+
+
+@register_jitable
+def _count_above(values: Any, x: Any) -> Any:
+    count = np.int32(0)
+    for i in range(len(values)):
+        count = np.int32(count + np.int32(values[i] > x))
+    return count
 
 
 @register_jitable
