@@ -18,6 +18,7 @@ import torch
 
 import neurogen
 from neurogen import Param, Sampler, SamplerParams, TruncationSampler, reference
+from neurogen.errors import DeviceError
 from neurogen.kernels import cpu, cuda, cuda_compile
 from neurogen.kernels.numerics import mass_bits, mass_of, scale_of
 
@@ -269,6 +270,7 @@ class Launches:
         monkeypatch.setattr(cuda.cuda, "external_stream", lambda handle: f"stream {handle}")
         monkeypatch.setattr(cuda.cuda, "jit", self.jit)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 10)
 
     def jit(self, signature: Any, **options: Any) -> Any:
@@ -299,6 +301,21 @@ def test_a_launch_hands_over_pointers_and_sizes(monkeypatch: pytest.MonkeyPatch)
     assert len(launches.compiled) == 1
     cuda.launch(kernel, logits.bfloat16(), k, ids)
     assert len(launches.compiled) == 2
+
+
+def test_a_kernel_is_not_compiled_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    kernel, logits, ids = cuda.Kernel(lambda *arguments: None), torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        DeviceError, match=r"torch.float32, torch.int64 cannot be compiled while a CUDA graph is captured"
+    ):
+        cuda.launch(kernel, logits, ids)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    cuda.launch(kernel, logits, ids)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    cuda.launch(kernel, logits, ids)
+    assert len(launches.made) == 2
 
 
 def test_a_large_batch_shares_multiprocessors_and_strides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import torch
 from numba import cuda, types
 from torch import Tensor
 
+from neurogen.errors import DeviceError
 from neurogen.kernels.cuda_block import device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
@@ -82,6 +83,11 @@ class Kernel:
         """The compiled form for these dtypes on the current card, whose number is `device`."""
         key = (device, dtypes)
         if key not in self._forms:
+            if torch.cuda.is_current_stream_capturing():
+                raise DeviceError(
+                    f"A kernel for {', '.join(map(str, dtypes))} cannot be compiled while a CUDA graph is captured. "
+                    "Call the sampler once with such logits before."
+                )
             # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
             compiled = cuda.jit(self.signature(*dtypes), launch_bounds=LAUNCH_BOUNDS, lto=False)
             self._forms[key] = compiled(self.function)
