@@ -23,7 +23,7 @@ from numba import cuda
 
 from neurogen.kernels.cuda import BLOCK, LAUNCH_BOUNDS, STORED, Kernel
 
-__all__ = ["ARCHITECTURES", "MODULES", "Usage", "kernels_of", "ptx_of", "table", "usage_of"]
+__all__ = ["ARCHITECTURES", "MODULES", "Usage", "compile_to_ptx", "kernels_of", "ptx_of", "table", "usage_of"]
 
 MODULES = (
     "neurogen_greedy.cuda",
@@ -63,16 +63,15 @@ def kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ..
 
 
 def ptx_of(kernel: Kernel, logits: torch.dtype, arrays: Iterable[torch.dtype], cc: tuple[int, int]) -> str:
-    """The PTX of a kernel for a compute capability."""
+    """The PTX of the form of a kernel for these dtypes, for a compute capability."""
+    return compile_to_ptx(kernel, kernel.signature(logits, *arrays), cc)
+
+
+def compile_to_ptx(kernel: Kernel, signature: Any, cc: tuple[int, int]) -> str:
+    """The PTX of a kernel for a Numba signature and a compute capability, with the bounds that it is launched with."""
     with _pretended_card(cc):
         ptx, _ = cuda.compile(
-            kernel.function,
-            kernel.signature(logits, *arrays),
-            cc=cc,
-            device=False,
-            abi="numba",
-            output="ptx",
-            launch_bounds=LAUNCH_BOUNDS,
+            kernel.function, signature, cc=cc, device=False, abi="numba", output="ptx", launch_bounds=LAUNCH_BOUNDS
         )
     return str(ptx)
 
