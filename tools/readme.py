@@ -1,6 +1,6 @@
-"""Fills the README's shown output and shown files from the commands and files themselves.
+"""Fills what the README and docs show of output and files from the commands and files themselves.
 
-    python tools/readme.py            rewrite README.md
+    python tools/readme.py            rewrite README.md and docs/*.md
     python tools/readme.py --check    say which blocks are not what they show; exit code 1 if any
 
 A block stands between `<!-- output: COMMAND -->` or `<!-- file: PATH -->` and `<!-- end -->`. Commands with a model are
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"<!-- (output|file): (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 UNSTABLE = ("make run",)
 
@@ -41,13 +41,15 @@ def wrong_blocks(text: str) -> list[str]:
 
 
 def main() -> None:
-    text = README.read_text()
-    if "--check" in sys.argv:
-        wrong = wrong_blocks(text)
-        if wrong:
-            sys.exit(f"README.md does not show what these give: {', '.join(wrong)}. Run `python tools/readme.py`.")
-        return
-    README.write_text(BLOCK.sub(lambda m: f"<!-- {m[1]}: {m[2]} -->\n{shown(m[1], m[2])}<!-- end -->", text))
+    for page in PAGES:
+        text = page.read_text()
+        if "--check" in sys.argv:
+            wrong = wrong_blocks(text)
+            if wrong:
+                blocks = ", ".join(wrong)
+                sys.exit(f"{page.name} does not show what these give: {blocks}. Run `python tools/readme.py`.")
+        else:
+            page.write_text(BLOCK.sub(lambda m: f"<!-- {m[1]}: {m[2]} -->\n{shown(m[1], m[2])}<!-- end -->", text))
 
 
 if __name__ == "__main__":
