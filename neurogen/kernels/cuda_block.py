@@ -94,10 +94,17 @@ else:
             pointer, offset = arguments
             element = context.get_value_type(logits.dtype)
             address = builder.gep(pointer, [offset], source_etype=element)
-            wide = ir.VectorType(element, 4)
+            # Halves as two words, which stay one read; four halves become two.
+            halves = logits.dtype.bitwidth == 16
+            wide = ir.VectorType(ir.IntType(32), 2) if halves else ir.VectorType(element, 4)
             in_global = builder.addrspacecast(address, ir.PointerType(wide, addrspace=1))
             four = builder.load(in_global, align=logits.dtype.bitwidth // 2)
-            lanes = [builder.extract_element(four, ir.IntType(32)(lane)) for lane in range(4)]
+            if halves:
+                words = [builder.extract_element(four, ir.IntType(32)(word)) for word in range(2)]
+                shifted = [builder.lshr(word, ir.IntType(32)(shift)) for word in words for shift in (0, 16)]
+                lanes = [builder.trunc(word, element) for word in shifted]
+            else:
+                lanes = [builder.extract_element(four, ir.IntType(32)(lane)) for lane in range(4)]
             return context.make_tuple(builder, signature.return_type, lanes)
 
         return types.UniTuple(logits.dtype, 4)(logits, index), generate
