@@ -216,10 +216,10 @@ class Sampler:
                 "dense first, with logits.to_dense().",
                 "logits",
             )
-        if _name_of(logits.dtype) not in self.dtypes:
+        dtype = _name_of(logits.dtype)
+        if dtype not in self.dtypes:
             raise ParameterError(
-                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {_name_of(logits.dtype)}.",
-                "logits",
+                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {dtype}.", "logits"
             )
         return logits.detach() if logits.requires_grad else logits
 

@@ -1,30 +1,28 @@
-"""Holds the CUDA kernels, in Numba's simulator, against some recorded cases; a process of its own.
+"""Holds the CUDA kernels, run thread by thread on the CPU, against some recorded cases; a process of its own.
 
 Usage: python simulate_recorded.py CASE [CASE ...]     prints the differences as a JSON array of strings
 """
 
-import importlib
 import json
-import os
 import sys
 from typing import Any
 
-os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
-
 import numpy as np
+import simulate_kernels  # first: it tells Numba to simulate
 
 from neurogen.testing import recorded
 
-MODULES = {"greedy": "neurogen_greedy.cuda", "topk": "neurogen_topk.cuda", "topp": "neurogen_topp.cuda"}
-GRID, BLOCK = 3, 4
+SIZES = {"warp": 4, "parts": 4, "listed": 64, "ranked": 16}
+LAUNCH = {"grid": 3, "block": 8, "warp": SIZES["warp"], "offset": 0, "gap": 0}
 
 
 def choose(row: recorded.Row, logits: np.ndarray, arguments: dict[str, np.ndarray]) -> np.ndarray:
     """One token a row from the kernel itself: the one place that knows how it is called."""
-    kernel = importlib.import_module(MODULES[row.sampler])._sample
+    simulate_kernels.set_sizes(SIZES)
+    call = simulate_kernels.SAMPLERS[row.sampler].sample
     ids = np.full(len(logits), -7, np.int64)
-    columns = [] if row.sampler == "greedy" else list(arguments.values())
-    kernel[GRID, BLOCK](stored(logits, row.dtype), row.dtype == "bfloat16", *columns, ids)
+    columns = tuple(arguments[name] for name in (*call.names, "seed", "position"))
+    simulate_kernels.launch(call.kernel, LAUNCH | {"logits": stored(logits, row.dtype)}, (*columns, ids))
     return ids
 
 
@@ -32,7 +30,7 @@ def stored(logits: np.ndarray, dtype: str) -> Any:
     """The logits as a tensor of this dtype keeps them; exact, since the cases' logits are."""
     if dtype == "bfloat16":
         return (logits.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    return logits.astype(np.float16).view(np.uint16) if dtype == "float16" else logits
+    return logits.astype(np.float16).view(np.int16) if dtype == "float16" else logits
 
 
 def main() -> None:

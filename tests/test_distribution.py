@@ -1,4 +1,4 @@
-"""What is drawn follows the reference's probabilities: G-tests over 200,000 draws, with seeds fixed.
+"""What is drawn follows the reference's probabilities: G-tests over 200,000 and 10,000,000 draws, with seeds fixed.
 
 With the seeds fixed a test either always passes or always fails; the threshold says how unlikely the draws may be.
 """
@@ -16,6 +16,7 @@ from neurogen import Sampler, reference
 DRAWS = 200_000
 ROWS = 20_000  # of one call
 VOCAB = 1000
+MANY_DRAWS, MANY_VOCAB = 10_000_000, 200
 SIGNIFICANCE = 0.001
 
 SHAPES = ("peaked", "normal", "flat")
@@ -25,7 +26,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "temperature": ("topk", {"k": 0, "temperature": 1.3}),
 }
 CASES = [(name, shape) for name in SAMPLERS for shape in SHAPES]
-TESTS = 2 * len(CASES) + 6  # Bonferroni: every G-test and chi-square test of this file
+TESTS = 2 * len(CASES) + 6 + len(SAMPLERS)  # Bonferroni: every G-test and chi-square test of this file
 
 
 def logits_of(shape: str) -> np.ndarray:
@@ -46,12 +47,14 @@ def expected_probs(name: str, row: np.ndarray, **params: Any) -> np.ndarray:
     return reference.probs(x, reference.topp_support(x, params["p"], temperature), temperature)
 
 
-def count_draws(sampler: Sampler, row: np.ndarray, *, by: str, start: int = 0, fixed: int = 0) -> np.ndarray:
+def count_draws(
+    sampler: Sampler, row: np.ndarray, *, by: str, start: int = 0, fixed: int = 0, draws: int = DRAWS
+) -> np.ndarray:
     """How often each token is drawn while the seed, or the position, counts up and the other stays fixed."""
     logits = torch.from_numpy(row).expand(ROWS, len(row))
     counts = np.zeros(len(row), dtype=np.int64)
     other = "position" if by == "seed" else "seed"
-    for first in range(start, start + DRAWS, ROWS):
+    for first in range(start, start + draws, ROWS):
         numbers = {by: torch.arange(first, first + ROWS), other: fixed}
         counts += np.bincount(sampler.sample(logits, **numbers).numpy(), minlength=len(row))
     return counts
@@ -82,6 +85,16 @@ def test_draws_follow_the_reference_probabilities(case: str, shape: str, by: str
     assert counts.sum() == DRAWS
     assert not counts[probs == 0].any()
     assert g_test(counts, probs) > SIGNIFICANCE / TESTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SAMPLERS)
+def test_ten_million_draws_follow_the_reference_probabilities(case: str) -> None:
+    name, params = SAMPLERS[case]
+    row = logits_of("normal")[:MANY_VOCAB]
+    counts = count_draws(neurogen.load_sampler(name, **params), row, by="seed", start=5, fixed=77, draws=MANY_DRAWS)
+    assert counts.sum() == MANY_DRAWS
+    assert g_test(counts, expected_probs(name, row, **params)) > SIGNIFICANCE / TESTS
 
 
 @pytest.mark.parametrize("name", ["topk", "topp"])

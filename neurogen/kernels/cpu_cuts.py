@@ -1,8 +1,8 @@
 """Truncations of a row on the CPU: which tokens a sampler keeps. The definitions of plugins are made of these.
 
 Every truncation here keeps a prefix in the order of tokens (logit descending, then id ascending). It lists candidates
-that hold the prefix for certain, and finds where it ends among them by their integer keys and masses. What it returns is
-how many tokens it kept, now listed in `row.ids` and `row.masses` in order of their ids; or EVERYTHING.
+that hold the prefix for certain, and finds where it ends among them by their integer keys and masses. What it returns
+is how many tokens it kept, now listed in `row.ids` and `row.masses` in order of their ids; or EVERYTHING.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from numba.extending import register_jitable
 from neurogen.kernels.cpu_rows import (
     CHUNK,
     EVERYTHING,
+    ROUGH,
+    ROUGH_SUM,
     Row,
     collect,
     load_chunk,
     mass_at,
     rank_value,
+    rough_mass,
     weigh,
     weigh_listed,
+    weigh_roughly,
 )
 from neurogen.kernels.numerics import (
     NEGATIVE_INFINITY,
@@ -73,19 +77,33 @@ def largest(row: Any, k: Any) -> Any:
 def nucleus(row: Any, p: Any) -> Any:
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
 
-    Reads the row once for its mass, and then the chunks that hold a logit above a threshold. That is estimated from a
-    sample of the row; the masses listed tell whether it was low enough, and if not it is lowered.
+    Reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is estimated
+    from a sample of the row; the masses listed tell whether it was low enough, and if not it is lowered. What is listed
+    is weighed exactly, so the mass of the row is known to some millionths of what is not. Rarely, that leaves open
+    where the nucleus ends: then the row is read once more for its exact mass.
     """
     if p >= 1:
         return EVERYTHING
-    total = weigh(row)
-    wanted = nucleus_mass(p, total)
-    exponent = _estimated_exponent(row, SAFETY * (1.0 - p) * np.float64(total))
+    rough = weigh_roughly(row)
+    exponent = _estimated_exponent(row, SAFETY * (1.0 - p) * rough)
     while True:
         count = collect(row, _logit_at(row, exponent), len(row.logits))
-        if weigh_listed(row, count) >= wanted:
-            return _cut(row, count, wanted, False)
+        listed = weigh_listed(row, count)
+        low, high = _bounds_of_mass(row, rough, count, listed)
+        wanted = nucleus_mass(p, high)
+        if listed >= wanted:
+            cut, above = _radix(row.keys, row.masses, count, wanted, False)
+            if _ends_alike(row, cut, above, nucleus_mass(p, low), wanted):
+                return _keep(row, count, cut, wanted - above, False)
+            break
+        if exponent <= -row.bits:
+            break
         exponent -= LOWER
+    wanted = nucleus_mass(p, weigh(row))
+    if listed < wanted:
+        count = collect(row, NEGATIVE_INFINITY, len(row.logits))
+        weigh_listed(row, count)
+    return _cut(row, count, wanted, False)
 
 
 @register_jitable
@@ -171,7 +189,12 @@ def _bounds(keys: Any) -> Any:
 def _cut(row: Any, count: Any, wanted: Any, counted: Any) -> Any:
     """Keep of the tokens listed the smallest prefix that holds `wanted` tokens (`counted`) or `wanted` mass."""
     cut, above = _radix(row.keys, row.masses, count, wanted, counted)
-    left = wanted - above
+    return _keep(row, count, cut, wanted - above, counted)
+
+
+@register_jitable
+def _keep(row: Any, count: Any, cut: Any, left: Any, counted: Any) -> Any:
+    """Keep of the tokens listed those above the key `cut`, and of those at it the first that hold `left`."""
     kept = 0
     for i in range(count):
         key = row.keys[i]
@@ -186,6 +209,27 @@ def _cut(row: Any, count: Any, wanted: Any, counted: Any) -> Any:
     if counted:
         weigh_listed(row, kept)
     return kept
+
+
+@register_jitable
+def _bounds_of_mass(row: Any, rough: Any, count: Any, listed: Any) -> Any:
+    """Between what the mass of a row lies, of which the tokens listed are known to hold `listed`."""
+    unit = np.float64(np.int64(1) << row.bits)
+    of_listed = 0.0
+    for i in range(count):
+        of_listed += np.float64(rough_mass(value_of(row.keys[i]), row.top, row.scale))
+    rest = max(rough - of_listed, 0.0)
+    slack = ROUGH * rest + ROUGH_SUM * rough
+    rounding = len(row.logits)  # a unit for every token: half of one from rounding, or one given to a token without any
+    low = np.int64(max(rest - slack, 0.0) * unit) - rounding
+    return listed + max(low, np.int64(0)), listed + np.int64((rest + slack) * unit) + rounding
+
+
+@register_jitable
+def _ends_alike(row: Any, cut: Any, above: Any, low: Any, high: Any) -> Any:
+    """Whether prefixes that reach `low` and `high` end with the same token, that for `high` at the key `cut`."""
+    unit = mass_of(value_of(cut), row.top, row.scale, row.bits)
+    return low > above and (low - above - 1) // unit == (high - above - 1) // unit
 
 
 @register_jitable
@@ -215,14 +259,18 @@ def _estimated_kth(row: Any, k: Any) -> Any:
 
 @register_jitable
 def _estimated_exponent(row: Any, below: Any) -> Any:
-    """The highest power of two under which tokens hold a mass of at most `below`, judging by a few chunks of the row."""
+    """The highest power of two under which tokens hold at most `below`, judging by a few chunks of the row.
+
+    Both in units of the top token's mass.
+    """
     every = max(1, len(row.maxima) // SAMPLED_CHUNKS)
     size = 0
     for c in range(every // 2, len(row.maxima), every):
         load_chunk(row.logits, c * CHUNK, row.scratch)
         _weigh_chunk(row.scratch, row.top, row.scale, row.bits, row.masses[size : size + CHUNK])
         size += CHUNK
-    allowed = np.int64(below * np.float64(size) / np.float64(len(row.maxima) * CHUNK))
+    share = np.float64(size) / np.float64(len(row.maxima) * CHUNK)
+    allowed = np.int64(below * share * np.float64(np.int64(1) << row.bits))
     sample = row.masses[:size]
     low, high = np.int64(0), row.bits
     while high - low > 1:

@@ -1,8 +1,8 @@
 """A batch of rows over threads, on the CPU.
 
-Not over Numba's threading layer, which cannot be called from several Python threads at once on every platform, nor after
-a fork. Every thread claims the next row when it has finished one. The calling thread starts at once and does not wait
-for the others to wake up: where they come late, it has done their rows.
+Not over Numba's threading layer, which cannot be called from several Python threads at once on every platform, nor
+after a fork. Every thread claims the next row when it has finished one. The calling thread starts at once and does not
+wait for the others to wake up: where they come late, it has done their rows.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _wait(rows):  # type: ignore[no-untyped-def]
 def run(function: Any, logits: Tensor, *tensors: Tensor) -> None:
     """Run a kernel over all rows of `logits`, on as many threads as torch uses and the work is worth.
 
-    The kernel is called as `function(flat, row_stride, vocab, rows, *arrays)`, by every thread, where row r of the logits
-    is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
+    The kernel is called as `function(flat, row_stride, vocab, rows, *arrays)`, by every thread, where row r of the
+    logits is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
 
     Args:
         function: made by `kernel`.

@@ -57,7 +57,7 @@ if config.ENABLE_CUDASIM:
         return logits[index], logits[index + 1], logits[index + 2], logits[index + 3]
 
 else:
-    from llvmlite import ir  # type: ignore[import-untyped]
+    from llvmlite import ir
     from numba.cuda import libdevice, types
     from numba.cuda.extending import intrinsic, overload
 

@@ -9,7 +9,8 @@ Three ideas make a result independent of device, thread count and order of addit
 Only IEEE additions, multiplications, fused multiply-adds and integer operations are used, and it is written which: a
 CUDA compiler would contract a * b + c on its own, and an older processor would not. `exact_mul` is never fused,
 `fused_mul_add` always. A thread may be set to take subnormal floats for 0 (torch.set_flush_denormal), so what has to be
-exact is done on bits: whether numbers are equal, which is larger, how a half is decoded, whether a temperature is above 0.
+exact is done on bits: whether numbers are equal, which is larger, how a half is decoded, whether a temperature is above
+0.
 
 A stored logit is a float32, the bits of a bfloat16 as uint16, or those of a float16 as int16: its type tells which.
 
@@ -102,8 +103,8 @@ def _exact_mul_cpu(a: Any, b: Any) -> Any:
 def fused_mul_add(a: Any, b: Any, c: Any) -> Any:
     """a * b + c of float32, rounded once.
 
-    Uncompiled, the product is exact in float64, and so is what its addition to c loses. Where it loses anything, the sum
-    is made odd (its last bit set, towards the exact value), so that rounding it to float32 cannot round twice.
+    Uncompiled, the product is exact in float64, and so is what its addition to c loses. Where it loses anything, the
+    sum is made odd (its last bit set, towards the exact value), so that rounding it to float32 cannot round twice.
     """
     product = np.float64(a) * np.float64(b)
     addend = np.float64(c)
@@ -243,9 +244,9 @@ def mass_of(x: Any, top: Any, scale: Any, bits: Any) -> Any:
     """exp((x - top) / temperature) as an integer: in units of 2**-bits, rounded to the nearest.
 
     The top logit has exactly 2**bits; -inf has 0; every finite logit has at least 1, so that a token in the support can
-    always be drawn. What is raised to 1 so, and what rounding adds or takes, is together at most vocab * 2**-bits of the
-    top's mass: below 2**-28 up to a vocab of 131,072, where `bits` is 45, and 2**(2c - 62) for c = ceil(log2(vocab))
-    above, so below 2**-25 up to 262,144.
+    always be drawn. What is raised to 1 so, and what rounding adds or takes, is together at most vocab * 2**-bits of
+    the top's mass: below 2**-28 up to a vocab of 131,072, where `bits` is 45, and 2**(2c - 62) for c =
+    ceil(log2(vocab)) above, so below 2**-25 up to 262,144.
 
     Where t = log2(e) * (x - top) / temperature, the relative error is at most 2**-22 for the exponential and
     3 * |t| * 2**-24 * ln(2) for t: the difference, the scale and their product are each rounded once to 24 bits. Its
