@@ -8,6 +8,7 @@ receive checked tensors. Importing this module imports neither torch nor numba, 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -186,7 +187,7 @@ class Sampler:
                 f"Sampler {self.name!r} ({self.origin}) supports {', '.join(self.backends) or 'no device'}; "
                 f"these logits are on {logits.device}. Move them, or choose another sampler."
             )
-        return importlib.import_module(module)
+        return sys.modules.get(module) or importlib.import_module(module)
 
     def _rows(self, overrides: Mapping[str, Any], logits: Tensor) -> RowParams:
         batch, device = logits.shape[0], logits.device
@@ -245,17 +246,16 @@ class Sampler:
     ) -> None:
         import torch
 
-        wanted = f"{dtype} {list(shape)} on {device}"
         if not isinstance(result, torch.Tensor):
-            raise ContractError(
-                f"{call} of sampler {self.name!r} ({self.origin}) must return a tensor {wanted}, "
-                f"got {type(result).__name__}."
-            )
-        if result.dtype != dtype or result.shape != shape or result.device != device:
-            raise ContractError(
-                f"{call} of sampler {self.name!r} ({self.origin}) must return {wanted}, "
-                f"got {result.dtype} {list(result.shape)} on {result.device}."
-            )
+            got = type(result).__name__
+        elif result.dtype == dtype and result.shape == shape and result.device == device:
+            return
+        else:
+            got = f"{result.dtype} {list(result.shape)} on {result.device}"
+        raise ContractError(
+            f"{call} of sampler {self.name!r} ({self.origin}) must return a tensor {dtype} {list(shape)} on {device}, "
+            f"got {got}."
+        )
 
     def _check_ids(self, ids: Tensor, logits: Tensor) -> None:
         vocab = logits.shape[1]

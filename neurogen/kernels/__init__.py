@@ -6,5 +6,7 @@
     host        what the functions of a backend module do around a kernel
     loss        cross-entropy and health from one softmax, for the trainer
 
-docs/kernels.md has a worked example. Importing this package imports none of them; numba is loaded by the module that is needed.
+docs/kernels.md has a worked example.
+
+Importing this package imports none of them; numba is loaded by the module that is needed.
 """

@@ -36,7 +36,7 @@ class Choose:
     names: tuple[str, ...]
 
     def __call__(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
-        ids = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
+        ids = logits.new_empty(logits.shape[0], dtype=torch.int64)
         self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), seed, position, ids)
         return ids
 
@@ -57,7 +57,7 @@ class Describe:
     dtype: torch.dtype
 
     def __call__(self, logits: Tensor, params: RowParams) -> Tensor:
-        out = torch.empty(logits.shape, dtype=self.dtype, device=logits.device)
+        out = logits.new_empty(logits.shape, dtype=self.dtype)
         self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), out)
         return out
 

@@ -1,4 +1,4 @@
-"""Plain temperature sampling on the CPU."""
+"""Plain temperature sampling on the CPU. Each kernel reads a row twice: for its maximum and for its masses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Top-p (nucleus) sampling on the CPU."""
+"""Top-p (nucleus) sampling on the CPU. Each kernel reads a row twice, and again where the nucleus may be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["probs", "sample", "support"]
 
 
 def keep(row: Row, p: float) -> Any:
-    """The smallest set of tokens that holds the mass p (Holtzman et al., 2020, "The Curious Case ...")."""
+    """The smallest set of tokens whose mass reaches p.
+
+    Holtzman et al., 2020, "The Curious Case of Neural Text Degeneration".
+    """
     return nucleus(row, p)
 
 
