@@ -265,13 +265,22 @@ def check_recorded(
     samplers = {name: load_sampler(name) for name in PARAMETERS}
 
     def choose(row: Row, logits: Floats, arguments: dict[str, NDArray[Any]]) -> Integers:
-        dtype: torch.dtype = getattr(torch, row.dtype)
         columns: dict[str, Any] = {name: torch.from_numpy(column).to(device) for name, column in arguments.items()}
-        there = torch.from_numpy(logits).to(device).to(dtype)
+        there = _as_stored(logits, row.dtype).to(device)
         ids: Integers = samplers[row.sampler].sample(there, check=False, **columns).cpu().numpy()
         return ids
 
     return check_with(choose, order=order, logits_a_call=logits_a_call)
+
+
+def _as_stored(logits: Floats, dtype: str) -> torch.Tensor:
+    """Logits as a CPU tensor of the dtype that holds them exactly; by NumPy, for torch's threads hang after a fork."""
+    import torch
+
+    if dtype == "bfloat16":
+        bits = (logits.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(logits.astype(np.float16) if dtype == "float16" else logits)
 
 
 def check_with(
