@@ -364,10 +364,11 @@ def collect(row: Any, threshold: Any, ties: Any) -> Any:
         ties: at most so many tokens equal to the threshold are listed, those of the lowest ids.
     """
     rank = _rank_from(threshold)
+    tie = max(rank, _rank_of(value_of(key_of(threshold))))  # of +0 for either zero
     vocab = len(row.logits)
     listed = (np.int64(0), np.int64(0))
     for c in range(vocab // CHUNK):
-        if row.maxima[c] > rank or (row.maxima[c] == rank and listed[1] < ties):
+        if row.maxima[c] > tie or (row.maxima[c] >= rank and listed[1] < ties):
             for start in range(c * CHUNK, c * CHUNK + CHUNK, LANES):
                 listed = _list_lanes(row.logits, start, start, threshold, ties, row.ids, listed)
     behind = vocab // CHUNK * CHUNK
