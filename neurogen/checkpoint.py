@@ -70,7 +70,7 @@ def save_checkpoint(
     import torch
 
     accelerator = trainer.accelerator
-    weights = accelerator.get_state_dict(trainer.model)
+    weights = _as_uncompiled(accelerator.get_state_dict(trainer.model))
     optimizer = _optimizer_state(trainer)
     target = run / FOLDER / f"chunk-{chunk:06d}"
     if accelerator.is_main_process:
@@ -137,6 +137,11 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     trainer.step = int(state["step"])
 
 
+def _as_uncompiled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names that they have without torch.compile, which puts its own before them."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in weights.items()}
+
+
 def _optimizer_state(trainer: Trainer) -> dict[str, Any]:
     """The optimizers' state by name of the weight, on the CPU; gathered by all processes, whole on the first."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
@@ -198,7 +203,7 @@ def _write(
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=dict(weights))
     tokenizer.save(folder)

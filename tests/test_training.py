@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from click.testing import CliRunner, Result
 from neurogen import DataError, ParameterError
 from neurogen.checkpoint import checkpoints_of, latest_checkpoint
 from neurogen.cli import main
+from neurogen.models import load_model
 from neurogen.training import TrainingOptions, TrainingRun
 
 UNLIKE = ("tokens_per_second",)
@@ -385,6 +387,24 @@ def test_losses_after_kills_at_random_moments_equal_those_of_an_unbroken_run(
     assert running.returncode == 0, errors
     assert lines(folder) == whole
     assert lines(folder, "samples.jsonl") == lines(tmp_path / "whole", "samples.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_gives_an_ordinary_model_and_can_be_resumed(tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = train(tmp_path / "plain", options | {"max_chunks": 4})
+    first = process(*arguments(tmp_path / "run", options | {"max_chunks": 4, "save_every": 2}), "--compile")
+    _, errors = first.communicate(timeout=400)
+    assert first.returncode == 0, errors
+    for checkpoint in checkpoints_of(tmp_path / "run")[1:]:
+        shutil.rmtree(checkpoint)
+    again = process("train", "--resume", "--out", str(tmp_path / "run"))
+    _, errors = again.communicate(timeout=400)
+    assert again.returncode == 0, errors
+    assert len(lines(tmp_path / "run")) == 4
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    assert losses == pytest.approx([line["loss"] for line in plain], rel=1e-4)
+    load_model(str(tmp_path / "run"))
 
 
 def _chunks_so_far(folder: Path) -> int:
