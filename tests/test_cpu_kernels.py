@@ -187,6 +187,12 @@ assert cpu_threads._jobs is not None, "the batch was not split: this shows nothi
 """
 
 
+def test_a_process_that_ends_right_behind_a_call_ends_well() -> None:
+    """A helping thread that wakes up when the interpreter is being torn down would abort it."""
+    for _ in range(5):
+        assert run_script(SETUP + "for _ in range(20): sampler.sample(logits)\nprint('done')") == "done\n"
+
+
 @needs_fork
 def test_child_of_a_fork_samples_like_its_parent() -> None:
     script = SETUP + textwrap.dedent("""

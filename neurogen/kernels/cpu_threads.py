@@ -7,6 +7,7 @@ wait for the others to wake up: where they come late, it has done their rows.
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import suppress
 from queue import SimpleQueue
@@ -110,23 +111,36 @@ def _flattened(logits: Tensor) -> tuple[np.ndarray[Any, Any], int]:
     return bits.view(np.uint16) if logits.dtype == torch.bfloat16 else bits, row_stride
 
 
-_jobs: SimpleQueue[Job] | None = None
+_jobs: SimpleQueue[Job | None] | None = None
+_threads: list[Thread] = []
 _owner = 0
 
 
-def _helpers() -> SimpleQueue[Job]:
+def _helpers() -> SimpleQueue[Job | None]:
     """The queue that helping threads take jobs from; a process made by fork gets its own."""
-    global _jobs, _owner
+    global _jobs, _threads, _owner
     if _jobs is None or _owner != os.getpid():
         _jobs, _owner = SimpleQueue(), os.getpid()
-        for number in range(max(1, (os.cpu_count() or 1) - 1)):
-            Thread(target=_help, args=(_jobs,), name=f"neurogen_{number}", daemon=True).start()
+        count = max(1, (os.cpu_count() or 1) - 1)
+        _threads = [Thread(target=_help, args=(_jobs,), name=f"neurogen_{i}", daemon=True) for i in range(count)]
+        for thread in _threads:
+            thread.start()
     return _jobs
 
 
-def _help(jobs: SimpleQueue[Job]) -> None:
-    while True:
-        function, arguments = jobs.get()
+@atexit.register
+def _stop() -> None:
+    """Let the helping threads end before the interpreter does: one that wakes up later would abort the process."""
+    if _jobs is not None and _owner == os.getpid():
+        for _ in _threads:
+            _jobs.put(None)
+        for thread in _threads:
+            thread.join()
+
+
+def _help(jobs: SimpleQueue[Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        function, arguments = job
         with suppress(Exception):  # of compiling, which the calling thread raises too
             function(*arguments)
-        del function, arguments  # or the last logits would be kept
+        del job, function, arguments  # or the last logits would be kept
