@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 import neurogen
+from neurogen.bench.clock import cuda_microseconds
 from neurogen.kernels import cuda_compile
 
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -187,22 +189,9 @@ def run_sanitizer() -> str:
 def microseconds(call: Draw) -> float:
     """The median over rounds of many calls between two events."""
     call()
-    estimate = _round(call, 3) * 1000
+    estimate = cuda_microseconds(call, 3)
     launches = max(1, min(MOST_LAUNCHES, math.ceil(ROUND_MS * 1000 / max(estimate, 1.0))))
-    return statistics.median(_round(call, launches) for _ in range(ROUNDS)) * 1000
-
-
-def _round(call: Draw, launches: int) -> float:
-    """Milliseconds a call."""
-    event: Any = torch.cuda.Event
-    start, end = event(enable_timing=True), event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(launches):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / launches
+    return statistics.median(cuda_microseconds(call, launches) for _ in range(ROUNDS))
 
 
 def copy_rate() -> float:
@@ -240,7 +229,7 @@ def measure(name: str, batch: int, vocab: int, dtype: torch.dtype, rate: float) 
     }
     for peer, draw in peers_of(sampler, batch).items():
         try:
-            result[peer] = microseconds(lambda draw=draw: draw(logits))  # type: ignore[misc]
+            result[peer] = microseconds(partial(draw, logits))
         except torch.OutOfMemoryError:
             result[peer] = None
     return result

@@ -12,8 +12,9 @@ from neurogen.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_charts", "read_metrics"]
+__all__ = ["draw_charts", "read_metrics", "save_picture"]
 
 Lines = Sequence[dict[str, Any]]
 
@@ -54,9 +55,18 @@ def draw_charts(metrics: Path, picture: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         panel(axes, lines)
+    save_picture(figure, picture, dpi=110)
+
+
+def save_picture(figure: Figure, picture: Path, *, dpi: int) -> None:
+    """Write a PNG; whoever looks meanwhile sees the one before.
+
+    Raises:
+        DataError: it cannot be written.
+    """
     temporary = picture.with_name(f".{picture.name}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=dpi)
         temporary.replace(picture)
     except OSError as error:
         raise DataError(f"{picture} cannot be written: {error.strerror or error}.") from None

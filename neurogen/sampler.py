@@ -300,8 +300,7 @@ class Sampler:
         result = self._guarded(call, function, logits, rows)
         self._check_result(call, result, dtype, logits.shape, logits.device)
         if check:
-            empty = (~(result > 0).any(dim=-1)).nonzero().flatten().tolist()
-            self._raise_for_rows(empty, logits, call)
+            self._raise_for_rows(_empty_rows(result), logits, call)
         return result  # type: ignore[no-any-return]
 
 
@@ -380,6 +379,16 @@ def _filled(number: int, batch: int, device: torch.device) -> Tensor:
     import torch
 
     return torch.full((batch,), number, dtype=torch.int64, device=device)
+
+
+def _empty_rows(result: Tensor) -> list[int]:
+    """Rows of probabilities or of a support without any token."""
+    import numpy as np
+
+    if result.device.type == "cpu":  # by NumPy: an operation of torch's that uses its threads hangs after a fork
+        kept = (result.detach().numpy() > 0).any(axis=-1)
+        return np.flatnonzero(~kept).tolist()
+    return (~(result > 0).any(dim=-1)).nonzero().flatten().tolist()
 
 
 def _is_valid_row(row: Tensor) -> bool:

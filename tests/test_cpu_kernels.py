@@ -85,6 +85,42 @@ def test_machine_code_is_kept_on_disk_until_the_toolkit_changes(packages: Path, 
     assert sample_in_new_process(packages, **cache) == Compiled(1, 0, [2, 2])
 
 
+@pytest.mark.slow
+def test_definitions_that_differ_in_a_constant_alone_have_machine_code_of_their_own(tmp_path: Path) -> None:
+    """Constants in the code, of the module, and closed over; made in one process, and read by the next."""
+    (tmp_path / "alike.py").write_text(
+        textwrap.dedent("""
+            from numba.extending import register_jitable
+            from neurogen.kernels.cpu import largest, truncation
+
+            SEVEN = 7
+
+            def make(k):
+                return truncation(lambda row: largest(row, k))
+
+            @register_jitable
+            def helped(row):
+                return largest(row, SEVEN)
+
+            ALL = [truncation(lambda row: largest(row, 2)), truncation(lambda row: largest(row, 3)), make(4)]
+            ALL.append(truncation(lambda row: helped(row)))
+        """)
+    )
+    script = """
+        import torch, alike
+        from neurogen import RowParams
+        logits, ids = torch.arange(20.0)[None], torch.zeros(1, dtype=torch.int64)
+        warm = RowParams(temperature=torch.ones(1, dtype=torch.float64))
+        print([int(calls.support(logits, warm).sum()) for calls in alike.ALL])
+    """
+    here = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for _ in range(2):
+        assert run_script(script, **here) == "[2, 3, 4, 7]\n"
+    module = tmp_path / "alike.py"
+    module.write_text(module.read_text().replace("SEVEN = 7", "SEVEN = 6"))
+    assert run_script(script, **here) == "[2, 3, 4, 6]\n"
+
+
 NO_FOLDER_CAN_BE_WRITTEN = "import tempfile; tempfile.TemporaryFile = lambda **_: open('/dev/null/read-only')"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["LEAST_TURNS", "Turns", "take_turns"]
+__all__ = ["LEAST_TURNS", "Turns", "cuda_microseconds", "take_turns"]
 
 LEAST_TURNS = 3
 MOST_TURNS = 61
@@ -54,7 +54,7 @@ def take_turns(contenders: Mapping[str, Call], device: torch.device, seconds: fl
         device: where they work; on CUDA they are timed by events.
         seconds: to be shared out equally.
     """
-    watch = _cuda_microseconds if device.type == "cuda" else _cpu_microseconds
+    watch = cuda_microseconds if device.type == "cuda" else _cpu_microseconds
     turns: dict[str, Turns] = {}
     wanted: dict[str, int] = {}
     for name, call in contenders.items():
@@ -105,7 +105,8 @@ def _cpu_microseconds(call: Call, calls: int) -> float:
     return (time.perf_counter_ns() - started) / calls / 1000
 
 
-def _cuda_microseconds(call: Call, calls: int) -> float:
+def cuda_microseconds(call: Call, calls: int) -> float:
+    """Microseconds a call on torch's current stream, between two events around so many calls."""
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()

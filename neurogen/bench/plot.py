@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from neurogen.bench.results import Report, Result
-from neurogen.errors import DataError
+from neurogen.charts import save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,12 +68,7 @@ def draw_plot(report: Report, picture: Path) -> None:
         _label_ticks(axes)
     title = "\n".join(textwrap.wrap(_title(report), TITLE_COLUMNS * columns))
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color="#555555")
-    temporary = picture.with_name(f".{picture.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=120)
-        temporary.replace(picture)
-    except OSError as error:
-        raise DataError(f"{picture} cannot be written: {error.strerror or error}.") from None
+    save_picture(figure, picture, dpi=120)
 
 
 def _columns(panels: Sequence[Panel]) -> int:

@@ -20,12 +20,13 @@ from neurogen.kernels.cpu_cache import kernel
 from neurogen.kernels.cpu_cuts import draw, everything, heavier, largest, mark, normalise, nucleus
 from neurogen.kernels.cpu_rows import NOTHING, Row, argmax_of, at_row, open_row
 from neurogen.kernels.cpu_threads import next_row, run
-from neurogen.kernels.host import Calls, calls
+from neurogen.kernels.host import Calls, calls, with_row_parameters
 from neurogen.kernels.numerics import is_warm, random_bits
 
 __all__ = [
     "NOTHING",
     "Row",
+    "argmax",
     "argmax_of",
     "at_row",
     "draw",
@@ -55,7 +56,7 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
     """
-    kept_of = _keeper(register_jitable(keep), len(names))
+    kept_of = register_jitable(with_row_parameters(register_jitable(keep), len(names)))
 
     @kernel
     def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
@@ -72,44 +73,47 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
                 ids[r] = argmax_of(row)
             r = next_row(rows, r)
 
-    @kernel
-    def probs(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        temperature, out = arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
-            if row.top == NOTHING or not is_warm(temperature[r]):
-                _only_argmax(row, out[r])
-            else:
-                normalise(row, kept_of(row, arrays, r), out[r])
-            r = next_row(rows, r)
+    def describing(write: Callable[..., None]) -> Any:
+        @kernel
+        def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+            space = open_row(flat, vocab)
+            temperature, out = arrays[-2], arrays[-1]
+            r = next_row(rows, -1)
+            while r >= 0:
+                row = at_row(space, flat, r * row_stride, temperature[r])
+                if row.top == NOTHING or not is_warm(temperature[r]):
+                    _only_argmax(row, out[r])
+                else:
+                    write(row, kept_of(row, arrays, r), out[r])
+                r = next_row(rows, r)
 
-    @kernel
-    def support(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        temperature, out = arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
-            if row.top == NOTHING or not is_warm(temperature[r]):
-                _only_argmax(row, out[r])
-            else:
-                mark(row, kept_of(row, arrays, r), out[r])
-            r = next_row(rows, r)
+        return describe
 
-    return calls(run, sample, probs, support, (*names, "temperature"))
+    return calls(run, sample, describing(normalise), describing(mark), (*names, "temperature"))
 
 
-def _keeper(keep: Callable[..., Any], parameters: int) -> Callable[..., Any]:
-    """keep(row, *parameters of row r) as a function of (row, arrays, r): Numba does not spread a tuple of its own."""
-    spread: dict[int, Callable[..., Any]] = {
-        0: lambda row, arrays, r: keep(row),
-        1: lambda row, arrays, r: keep(row, arrays[0][r]),
-        2: lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r]),
-        3: lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r], arrays[2][r]),
-    }
-    return register_jitable(spread[parameters])  # type: ignore[no-any-return]
+def argmax() -> Calls:
+    """The kernels of a sampler that takes the largest logit, the lowest id among equals. Each reads a row once."""
+    return calls(run, _sample_argmax, _describe_argmax, _describe_argmax, ())
+
+
+@kernel
+def _sample_argmax(flat, row_stride, vocab, rows, seed, position, ids):  # type: ignore[no-untyped-def]
+    space = open_row(flat, vocab)
+    r = next_row(rows, -1)
+    while r >= 0:
+        row = at_row(space, flat, r * row_stride, 1.0)
+        ids[r] = -1 if row.top == NOTHING else argmax_of(row)
+        r = next_row(rows, r)
+
+
+@kernel
+def _describe_argmax(flat, row_stride, vocab, rows, out):  # type: ignore[no-untyped-def]
+    space = open_row(flat, vocab)
+    r = next_row(rows, -1)
+    while r >= 0:
+        _only_argmax(at_row(space, flat, r * row_stride, 1.0), out[r])
+        r = next_row(rows, r)
 
 
 @register_jitable

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
+import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLocator
 
@@ -16,6 +17,8 @@ __all__ = ["kernel"]
 
 TOOLKIT = ("cpu.py", "cpu_cuts.py", "cpu_rows.py", "cpu_threads.py", "cpu_vectors.py", "numerics.py")
 """Files whose functions are compiled into every kernel."""
+
+NUMBERS = (int, float, str, tuple, np.generic)
 
 
 class _OwnFolder(InTreeCacheLocator):  # type: ignore[misc]
@@ -34,9 +37,9 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of machine code, of functions that depend on this toolkit, on disks that may be full or read-only.
 
     Numba keys the cache by the file of the function itself. The toolkit's own files are added to the key: after an
-    update nobody runs a kernel compiled from an older one. So is what a kernel closes over, by its code and its file
-    (Numba would take its identity, which every process has anew). Where nothing can be read or written, a kernel is
-    compiled.
+    update nobody runs a kernel compiled from an older one. So is all that a kernel refers to, by code, constants and
+    file (Numba would take the identity of what it closes over, which every process has anew). Where nothing can be read
+    or written, a kernel is compiled.
     """
 
     _impl_class = _KernelCacheImpl
@@ -64,7 +67,7 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function over a range of rows; where there is room the machine code is kept for the next process."""
+    """Compile a function over rows (see `cpu_threads`); its machine code is kept for other processes if it can be."""
     compiled: Any = njit(nogil=True, error_model="numpy")(function)
     with suppress(RuntimeError):  # Numba's word for "no place to keep it": then it is compiled in every process
         compiled._cache = _KernelCache(function)
@@ -80,15 +83,21 @@ def _stamp(file: Path) -> tuple[float, int]:
     return stat.st_mtime, stat.st_size
 
 
-def _identity(function: FunctionType) -> Iterator[Any]:
-    """What tells a function from another of the same source: its code, and what it closes over."""
+def _identity(function: FunctionType, seen: set[CodeType] | None = None) -> Iterator[Any]:
+    """What tells a function from another: its code, and all that this refers to, in closures and by global names."""
+    seen = set() if seen is None else seen
     code = function.__code__
+    if code in seen:
+        return
+    seen.add(code)
     yield function.__module__, function.__qualname__, code.co_code, code.co_names
+    yield [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
     with suppress(OSError):
         yield _stamp(Path(code.co_filename))
-    for cell in function.__closure__ or ():
-        content = getattr(cell.cell_contents, "py_func", cell.cell_contents)
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    named = [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+    for content in (getattr(value, "py_func", value) for value in held + named):
         if isinstance(content, FunctionType):
-            yield from _identity(content)
-        else:
+            yield from _identity(content, seen)
+        elif isinstance(content, NUMBERS):
             yield content

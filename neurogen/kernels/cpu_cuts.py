@@ -23,6 +23,7 @@ from neurogen.kernels.cpu_rows import (
     mass_at,
     rank_value,
     rough_mass,
+    sum_of,
     weigh,
     weigh_listed,
     weigh_roughly,
@@ -241,8 +242,8 @@ def _logit_at(row: Any, exponent: Any) -> Any:
 
 
 @register_jitable
-def _estimated_kth(row: Any, k: Any) -> Any:
-    """A logit that more than k others reach, judging by a few chunks of the row; -inf where these are not enough."""
+def _sample(row: Any) -> Any:
+    """Note the keys of the logits of a few chunks spread over the row; return how many, and their share of the row."""
     every = max(1, len(row.maxima) // SAMPLED_CHUNKS)
     size = 0
     for c in range(every // 2, len(row.maxima), every):
@@ -250,7 +251,14 @@ def _estimated_kth(row: Any, k: Any) -> Any:
         for i in range(CHUNK):
             row.keys[size + i] = key_of(row.scratch[i])
         size += CHUNK
-    rank = np.int64(np.float64(k) / SAFETY * np.float64(size) / np.float64(len(row.maxima) * CHUNK)) + 1
+    return size, np.float64(size) / np.float64(len(row.maxima) * CHUNK)
+
+
+@register_jitable
+def _estimated_kth(row: Any, k: Any) -> Any:
+    """A logit that more than k others reach, judging by a sample; -inf where that is too small."""
+    size, share = _sample(row)
+    rank = np.int64(np.float64(k) / SAFETY * share) + 1
     if rank >= size:
         return NEGATIVE_INFINITY
     key, _ = _radix(row.keys, row.masses, size, rank, True)
@@ -259,23 +267,17 @@ def _estimated_kth(row: Any, k: Any) -> Any:
 
 @register_jitable
 def _estimated_exponent(row: Any, below: Any) -> Any:
-    """The highest power of two under which tokens hold at most `below`, judging by a few chunks of the row.
+    """The highest power of two under which tokens hold at most `below`, judging by a sample.
 
     Both in units of the top token's mass.
     """
-    every = max(1, len(row.maxima) // SAMPLED_CHUNKS)
-    size = 0
-    for c in range(every // 2, len(row.maxima), every):
-        load_chunk(row.logits, c * CHUNK, row.scratch)
-        _weigh_chunk(row.scratch, row.top, row.scale, row.bits, row.masses[size : size + CHUNK])
-        size += CHUNK
-    share = np.float64(size) / np.float64(len(row.maxima) * CHUNK)
+    size, share = _sample(row)
+    weigh_listed(row, size)
     allowed = np.int64(below * share * np.float64(np.int64(1) << row.bits))
-    sample = row.masses[:size]
     low, high = np.int64(0), row.bits
     while high - low > 1:
         middle = (low + high) // 2
-        if _sum_below(sample, np.int64(1) << middle) <= allowed:
+        if _sum_below(row.masses[:size], np.int64(1) << middle) <= allowed:
             low = middle
         else:
             high = middle
@@ -283,15 +285,9 @@ def _estimated_exponent(row: Any, below: Any) -> Any:
 
 
 @register_jitable
-def _weigh_chunk(chunk: Any, top: Any, scale: Any, bits: Any, out: Any) -> None:
-    for i in range(CHUNK):
-        out[i] = mass_of(chunk[i], top, scale, bits)
-
-
-@register_jitable
 def _sum_below(masses: Any, limit: Any) -> Any:
     total = np.int64(0)
-    for i in range(len(masses)):  # by index: Numba's loops over elements do not become vector code
+    for i in range(len(masses)):
         total += masses[i] if masses[i] < limit else np.int64(0)
     return total
 
@@ -317,10 +313,7 @@ def draw(row: Any, kept: Any, random: Any) -> Any:
             i += 1
             target -= mass_at(row, i)
         return i
-    total = np.int64(0)
-    for i in range(kept):
-        total += row.masses[i]
-    target = np.int64(mul_high(random, np.uint64(total)))
+    target = np.int64(mul_high(random, np.uint64(sum_of(row.masses[:kept]))))
     i = 0
     target -= row.masses[0]
     while target >= 0:
@@ -333,16 +326,14 @@ def draw(row: Any, kept: Any, random: Any) -> Any:
 def normalise(row: Any, kept: Any, out: Any) -> None:
     """Write a row's probabilities as float32. Where everything is kept, reads the row twice."""
     if kept == EVERYTHING:
-        share = np.float64(weigh(row))
+        total = np.float64(weigh(row))
         for i in range(len(out)):
-            out[i] = np.float32(np.float64(mass_at(row, i)) / share)
+            out[i] = np.float32(np.float64(mass_at(row, i)) / total)
         return
-    total = np.int64(0)
-    for i in range(kept):
-        total += row.masses[i]
+    total = np.float64(sum_of(row.masses[:kept]))
     out[:] = 0
     for i in range(kept):
-        out[row.ids[i]] = np.float32(np.float64(row.masses[i]) / np.float64(total))
+        out[row.ids[i]] = np.float32(np.float64(row.masses[i]) / total)
 
 
 @register_jitable

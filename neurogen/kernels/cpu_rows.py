@@ -20,14 +20,14 @@ from neurogen.kernels.cpu_vectors import LANES, at_least, lowest_bit
 from neurogen.kernels.numerics import (
     MANTISSA_SHIFT,
     NEGATIVE_INFINITY,
-    ROUND_TO_INTEGER,
-    exact_mul,
     exponential,
     fused_mul_add,
     key_of,
     mass_bits,
     mass_of,
     scale_of,
+    split_exponent,
+    times_power,
     to_float32,
     value_of,
 )
@@ -46,6 +46,7 @@ __all__ = [
     "rank_value",
     "rough_mass",
     "scan",
+    "sum_of",
     "weigh",
     "weigh_listed",
     "weigh_roughly",
@@ -261,9 +262,15 @@ def weigh(row: Any) -> Any:
     if whole < len(row.sums):
         load_chunk(row.logits, whole * CHUNK, row.scratch)
         row.sums[whole] = _chunk_mass(row.scratch, row.top, row.scale, row.bits)
+    return sum_of(row.sums)
+
+
+@register_jitable
+def sum_of(masses: Any) -> Any:
+    """The exact sum of masses, below 2**62. By index: Numba's loops over elements do not become vector code."""
     total = np.int64(0)
-    for c in range(len(row.sums)):
-        total += row.sums[c]
+    for i in range(len(masses)):
+        total += masses[i]
     return total
 
 
@@ -273,16 +280,12 @@ def rough_mass(x: Any, top: Any, scale: Any) -> Any:
 
     Where t is that of `exponential`, so the error is of the polynomial alone (degree 4, minimax on [-1/2, 1/2]).
     """
-    t = exact_mul(np.float32(x - top), scale)
-    t = t if t > LEAST_NORMAL else LEAST_NORMAL
-    shifted = np.float32(t + ROUND_TO_INTEGER)
-    f = np.float32(t - np.float32(shifted - ROUND_TO_INTEGER))
+    f, shifted = split_exponent(x, top, scale, LEAST_NORMAL)
     p = fused_mul_add(ROUGH_4, f, ROUGH_3)
     p = fused_mul_add(p, f, ROUGH_2)
     p = fused_mul_add(p, f, ROUGH_1)
-    p = np.float32(fused_mul_add(p, f, ROUGH_0))
-    power = np.uint32(shifted.view(np.uint32) << MANTISSA_SHIFT)
-    return np.uint32(p.view(np.uint32) + power).view(np.float32)
+    p = fused_mul_add(p, f, ROUGH_0)
+    return times_power(p, shifted)
 
 
 @register_jitable
@@ -389,7 +392,4 @@ def weigh_listed(row: Any, count: Any) -> Any:
     """Note the masses of the tokens listed; return their sum."""
     for i in range(count):
         row.masses[i] = mass_of(value_of(row.keys[i]), row.top, row.scale, row.bits)
-    total = np.int64(0)
-    for i in range(count):
-        total += row.masses[i]
-    return total
+    return sum_of(row.masses[:count])

@@ -95,20 +95,21 @@ def run(function: Any, logits: Tensor, *tensors: Tensor) -> None:
 
 
 def _flattened(logits: Tensor) -> tuple[np.ndarray[Any, Any], int]:
-    """The logits' memory as one contiguous array, and the distance between rows in elements."""
-    batch, vocab = logits.shape
-    if not logits.is_contiguous():
-        if logits.stride(1) != 1 and vocab > 1:
-            logits = logits.contiguous()
-        row_stride = logits.stride(0) if batch > 1 else vocab
-        logits = logits.as_strided(((batch - 1) * row_stride + vocab,), (1,))
-    else:
-        row_stride = vocab
-        logits = logits.view(-1)
-    if logits.dtype == torch.float32:
-        return logits.numpy(), row_stride
-    bits = logits.view(torch.int16).numpy()
-    return bits.view(np.uint16) if logits.dtype == torch.bfloat16 else bits, row_stride
+    """The logits' memory as one contiguous array, and the distance between rows in elements.
+
+    By NumPy: an operation of torch's that uses its threads hangs in the child of a fork.
+    """
+    stored = (logits if logits.dtype == torch.float32 else logits.view(torch.int16)).numpy()
+    if logits.dtype == torch.bfloat16:
+        stored = stored.view(np.uint16)
+    batch, vocab = stored.shape
+    if logits.is_contiguous():
+        return stored.reshape(-1), vocab
+    if logits.stride(1) != 1 and vocab > 1:
+        return np.ascontiguousarray(stored).reshape(-1), vocab
+    row_stride = logits.stride(0) if batch > 1 else vocab
+    size = (batch - 1) * row_stride + vocab
+    return np.lib.stride_tricks.as_strided(stored, (size,), (stored.itemsize,), writeable=False), row_stride
 
 
 _jobs: SimpleQueue[Job | None] | None = None

@@ -28,7 +28,7 @@ from neurogen.kernels.cuda_block import device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
-from neurogen.kernels.host import Calls, calls
+from neurogen.kernels.host import Calls, calls, with_row_parameters
 from neurogen.kernels.numerics import is_warm, random_bits
 
 __all__ = [
@@ -49,6 +49,11 @@ BLOCK = 1024
 LAUNCH_BOUNDS = (BLOCK, 1)
 """A block of BLOCK threads a multiprocessor: told less, the compiler makes room for two by spilling registers."""
 MAX_GRID = 65_535
+
+PROBABILITIES = (np.float32(0), np.float32(1))
+"""What is written of a token that cannot be drawn, and of one that always is, as a probability."""
+MARKS = (False, True)
+"""The same in a support."""
 
 STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
 """How a kernel reads logits of each dtype, see `numerics.to_float32`."""
@@ -109,7 +114,7 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
     """
-    cut_of = _keeper(keep, len(names))
+    cut_of = device(with_row_parameters(keep if hasattr(keep, "py_func") else device(keep), len(names)))
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
@@ -128,45 +133,24 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
             cuda.syncthreads()
             r += cuda.gridDim.x
 
-    def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        space = open_space()
-        temperature, out = arrays[-2], arrays[-1]
-        r = np.int64(cuda.blockIdx.x)
-        while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-            if row.top != NOTHING and is_warm(temperature[r]):
-                normalise(row, cut_of(row, arrays, r), out, r * vocab)
-            else:
-                _only_argmax(row, out, r * vocab, np.float32(0), np.float32(1))
-            cuda.syncthreads()
-            r += cuda.gridDim.x
+    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
+        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+            space = open_space()
+            temperature, out = arrays[-2], arrays[-1]
+            r = np.int64(cuda.blockIdx.x)
+            while r < batch:
+                row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+                if row.top != NOTHING and is_warm(temperature[r]):
+                    write(row, cut_of(row, arrays, r), out, r * vocab)
+                else:
+                    _only_argmax(row, out, r * vocab, zero, one)
+                cuda.syncthreads()
+                r += cuda.gridDim.x
 
-    def support(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        space = open_space()
-        temperature, out = arrays[-2], arrays[-1]
-        r = np.int64(cuda.blockIdx.x)
-        while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-            if row.top != NOTHING and is_warm(temperature[r]):
-                mark(row, cut_of(row, arrays, r), out, r * vocab)
-            else:
-                _only_argmax(row, out, r * vocab, False, True)
-            cuda.syncthreads()
-            r += cuda.gridDim.x
+        return Kernel(describe)
 
-    return calls(launch, Kernel(sample), Kernel(probs), Kernel(support), (*names, "temperature"))
-
-
-def _keeper(keep: Callable[..., Any], parameters: int) -> Callable[..., Any]:
-    """keep(row, *parameters of row r) as a function of (row, arrays, r): Numba does not spread a tuple of its own."""
-    kept = keep if hasattr(keep, "py_func") else device(keep)
-    spread: dict[int, Callable[..., Any]] = {
-        0: lambda row, arrays, r: kept(row),
-        1: lambda row, arrays, r: kept(row, arrays[0][r]),
-        2: lambda row, arrays, r: kept(row, arrays[0][r], arrays[1][r]),
-        3: lambda row, arrays, r: kept(row, arrays[0][r], arrays[1][r], arrays[2][r]),
-    }
-    return device(spread[parameters])  # type: ignore[no-any-return]
+    probs, support = describing(normalise, *PROBABILITIES), describing(mark, *MARKS)
+    return calls(launch, Kernel(sample), probs, support, (*names, "temperature"))
 
 
 @device
@@ -191,26 +175,21 @@ def argmax() -> Calls:
                 arrays[-1][r] = token
             r += cuda.gridDim.x
 
-    def probs(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        _write(logits, offset, row_stride, vocab, batch, arrays[-1], np.float32(0), np.float32(1))
+    def describing(zero: Any, one: Any) -> Kernel:
+        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+            space = open_space()
+            out = arrays[-1]
+            r = np.int64(cuda.blockIdx.x)
+            while r < batch:
+                token = argmax_of(logits, offset, r * row_stride, vocab, space)
+                fill(out, r * vocab, vocab, zero)
+                if cuda.threadIdx.x == 0 and token >= 0:
+                    out[r * vocab + token] = one
+                r += cuda.gridDim.x
 
-    def support(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        _write(logits, offset, row_stride, vocab, batch, arrays[-1], False, True)
+        return Kernel(describe)
 
-    return calls(launch, Kernel(sample), Kernel(probs), Kernel(support), ())
-
-
-@device
-def _write(logits, offset, row_stride, vocab, batch, out, zero, one):  # type: ignore[no-untyped-def]
-    """`one` at the argmax of each row, `zero` elsewhere."""
-    space = open_space()
-    r = np.int64(cuda.blockIdx.x)
-    while r < batch:
-        token = argmax_of(logits, offset, r * row_stride, vocab, space)
-        fill(out, r * vocab, vocab, zero)
-        if cuda.threadIdx.x == 0 and token >= 0:
-            out[r * vocab + token] = one
-        r += cuda.gridDim.x
+    return calls(launch, Kernel(sample), describing(*PROBABILITIES), describing(*MARKS), ())
 
 
 # Launching.

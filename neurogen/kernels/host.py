@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neurogen.parameters import RowParams
 
-__all__ = ["Calls", "Choose", "Describe", "calls"]
+__all__ = ["Calls", "Choose", "Describe", "calls", "with_row_parameters"]
 
 Run = Callable[..., None]
 """run(kernel, logits, *tensors): a kernel over all rows of logits [batch, vocab]."""
@@ -77,3 +77,25 @@ def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...
         Describe(probs, run, names, torch.float32),
         Describe(support, run, names, torch.bool),
     )
+
+
+def with_row_parameters(keep: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """keep(row, *parameters of row r) as a function of (row, arrays, r), to be compiled.
+
+    Written out, for Numba does not spread a tuple whose elements differ in type.
+
+    Raises:
+        ValueError: more parameters than are written out.
+    """
+    spread: tuple[Callable[..., Any], ...] = (
+        lambda row, arrays, r: keep(row),
+        lambda row, arrays, r: keep(row, arrays[0][r]),
+        lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r]),
+        lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r], arrays[2][r]),
+    )
+    if count >= len(spread):
+        raise ValueError(
+            f"truncation() was given {count} parameters; a definition takes at most {len(spread) - 1}. Compute what "
+            "depends on several of them before, or write a kernel of your own."
+        )
+    return spread[count]

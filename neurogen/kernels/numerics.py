@@ -41,6 +41,8 @@ __all__ = [
     "nucleus_mass",
     "random_bits",
     "scale_of",
+    "split_exponent",
+    "times_power",
     "to_float32",
     "uniform",
     "value_of",
@@ -221,22 +223,35 @@ def mass_bits(vocab: Any) -> Any:
 
 
 @register_jitable
-def exponential(x: Any, top: Any, scale: Any, lowest: Any) -> Any:
-    """2**(scale * (x - top)) as float32, not below 2**lowest; 0 for -inf. Arguments as for `mass_of`."""
+def split_exponent(x: Any, top: Any, scale: Any, lowest: Any) -> Any:
+    """t = scale * (x - top), not below `lowest`, as a fraction in [-1/2, 1/2] and a whole number, both float32.
+
+    The whole number stands in the low bits of the second, as `times_power` takes it.
+    """
     t = exact_mul(np.float32(x - top), scale)
     t = t if t > lowest else lowest
     shifted = np.float32(t + ROUND_TO_INTEGER)
-    f = np.float32(t - np.float32(shifted - ROUND_TO_INTEGER))
+    return np.float32(t - np.float32(shifted - ROUND_TO_INTEGER)), shifted
+
+
+@register_jitable
+def times_power(p: Any, shifted: Any) -> Any:
+    """p * 2**whole for a float32 p near 1: the low bits of `shifted` are added to its exponent."""
+    power = np.uint32(np.float32(shifted).view(np.uint32) << MANTISSA_SHIFT)
+    return np.uint32(np.float32(p).view(np.uint32) + power).view(np.float32)
+
+
+@register_jitable
+def exponential(x: Any, top: Any, scale: Any, lowest: Any) -> Any:
+    """2**(scale * (x - top)) as float32, not below 2**lowest; 0 for -inf. Arguments as for `mass_of`."""
+    f, shifted = split_exponent(x, top, scale, lowest)
     p = fused_mul_add(EXP2_6, f, EXP2_5)
     p = fused_mul_add(p, f, EXP2_4)
     p = fused_mul_add(p, f, EXP2_3)
     p = fused_mul_add(p, f, EXP2_2)
     p = fused_mul_add(p, f, EXP2_1)
-    p = np.float32(fused_mul_add(p, f, ONE))
-    # The integer stands in the low bits of `shifted`; added to the exponent of p it multiplies by a power of two.
-    power = np.uint32(shifted.view(np.uint32) << MANTISSA_SHIFT)
-    v = np.uint32(p.view(np.uint32) + power).view(np.float32)
-    return v if x > NEGATIVE_INFINITY else ZERO
+    p = fused_mul_add(p, f, ONE)
+    return times_power(p, shifted) if x > NEGATIVE_INFINITY else ZERO
 
 
 @register_jitable
