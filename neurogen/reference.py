@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Floats",
+    "Mask",
+    "Row",
     "argmax",
     "draw",
     "greedy_support",

@@ -46,6 +46,10 @@ class Sampler:
         backends: device type -> module with functions `sample(logits, seed, position, params)`,
             `probs(logits, params)` and `support(logits, params)`. Imported when first needed on that device.
         dtypes: names of the torch dtypes it accepts.
+        reference: module with what the sampler means in float64 on one row, slow and readable: `support(logits,
+            **params)` gives bool [vocab] for a NumPy row [vocab]. Where the distribution is another than the weights
+            exp(x / temperature) renormalised over the support, also `probs(logits, **params)`, float64 [vocab]. What
+            the conformance kit holds the sampler against.
         Params: its parameters, a `SamplerParams`.
 
     Args:
@@ -61,6 +65,7 @@ class Sampler:
     stateful: ClassVar[bool] = False
     backends: ClassVar[Mapping[str, str]] = {}
     dtypes: ClassVar[frozenset[str]] = DTYPES
+    reference: ClassVar[str] = ""
     Params: ClassVar[type[SamplerParams]] = SamplerParams
 
     def __init__(self, /, **params: Any) -> None:

@@ -12,3 +12,4 @@ class Greedy(Sampler):
     api_version = 1
     deterministic = True
     backends = {"cpu": "neurogen_greedy.cpu", "cuda": "neurogen_greedy.cuda"}
+    reference = "neurogen_greedy.reference"

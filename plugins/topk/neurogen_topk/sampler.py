@@ -11,6 +11,7 @@ class TopK(Sampler):
     name = "topk"
     api_version = 1
     backends = {"cpu": "neurogen_topk.cpu", "cuda": "neurogen_topk.cuda"}
+    reference = "neurogen_topk.reference"
 
     class Params(SamplerParams):
         k: int = Param(50, ge=0, option="--top-k", description="Tokens to draw from; 0 keeps all.")

@@ -11,6 +11,7 @@ class TopP(Sampler):
     name = "topp"
     api_version = 1
     backends = {"cpu": "neurogen_topp.cpu", "cuda": "neurogen_topp.cuda"}
+    reference = "neurogen_topp.reference"
 
     class Params(SamplerParams):
         p: float = Param(0.9, gt=0, le=1, option="--top-p", description="Mass of the tokens to draw from; 1 keeps all.")
