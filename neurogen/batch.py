@@ -1,107 +1,32 @@
-"""The sequences that are decoded together, one row each, and the tensors that describe them. Knows no text.
+"""The sequences that are decoded together: their keys and values, and the logits behind them. Knows no text.
 
-What the model and the sampler are given changes only when a row joins or leaves; in between, a step adds one to the
-positions in place and makes nothing anew.
+`Prefill` runs prompts, `Batch` the tokens that follow; what is chosen from the logits is the affair of `selection`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError
 from neurogen.kvcache import KVBlock, new_cache
-from neurogen.parameters import clamped
-from neurogen.sampler import NO_TOKEN
+from neurogen.request import Drawn, Row
+from neurogen.selection import Observer, Selection
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
-    from neurogen.sampler import Sampler, State
+    from neurogen.sampler import Sampler
 
-__all__ = ["Batch", "Drawn", "Prefill", "Request", "Row", "TokenLogprobs"]
+__all__ = ["Batch", "Prefill"]
 
 SPARE_COLUMNS = 256
 """Columns for tokens to come that an attention mask is made with, at most."""
 
 PADDED_SHARE = 2
 """Prompts are prefilled together as long as the longest has at most this many times the shortest's tokens."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sequence to decode.
-
-    Attributes:
-        prompt_ids: the tokens to continue, at least one.
-        max_new_tokens: how many tokens may be chosen, at least one.
-        seed: of 64 bits; with the position it determines every draw.
-        params: values of the sampler's own parameters for this sequence; those left out are as in the sampler.
-        stop_ids: tokens that end the sequence.
-        logprobs: give the log-probability of the chosen token and of this many most probable ones; None for none.
-        key: what the caller knows the sequence by.
-    """
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int
-    seed: int
-    params: Mapping[str, Any] = field(default_factory=dict)
-    stop_ids: frozenset[int] = frozenset()
-    logprobs: int | None = None
-    key: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural logarithms of the model's own probabilities, before temperature and truncation.
-
-    Attributes:
-        logprob: of the chosen token.
-        top: (token id, log-probability) of the most probable tokens, the most probable first, at equal values the
-            lowest id first; tokens of probability zero are left out.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(slots=True)
-class Row:
-    """A sequence and how far it is.
-
-    Attributes:
-        request: what was asked for.
-        numbers: the values of the sampler's int and float parameters, which may differ between rows.
-        settings: the values of its other parameters, which are the same for a whole batch.
-        produced: tokens chosen so far.
-        finished: leaves the batch before the next forward pass.
-        admitted: `time.perf_counter()` when it was given a row.
-    """
-
-    request: Request
-    numbers: dict[str, Any]
-    settings: dict[str, Any]
-    produced: int = 0
-    finished: bool = False
-    admitted: float = 0.0
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """The tokens to continue."""
-        return self.request.prompt_ids
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What a step gave a row: a token, or the reason why there is none."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-    error: NeurogenError | None = None
 
 
 class Prefill:
@@ -181,23 +106,23 @@ class Batch:
         model: gives the logits.
         sampler: chooses the tokens, for all rows at once.
         vocab_size: ids from here on are never drawn.
-
-    Attributes:
-        rows: the sequences, in the order of the tensors' rows.
+        observer: is shown every step.
     """
 
-    def __init__(self, model: LanguageModel, sampler: Sampler, vocab_size: int) -> None:
-        self.rows: list[Row] = []
+    def __init__(
+        self, model: LanguageModel, sampler: Sampler, vocab_size: int, observer: Observer | None = None
+    ) -> None:
         self._model = model
-        self._sampler = sampler
-        self._vocab_size = vocab_size
-        self._state: State | None = None
+        self._selection = Selection(sampler, vocab_size, model.device, observer)
         self._block: KVBlock
         self._logits: Tensor
-        self._ids: Tensor
         self._positions: Tensor
         self._mask: Tensor | None = None
-        self._arguments: dict[str, Any] | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The sequences, in the order of the tensors' rows."""
+        return self._selection.rows
 
     @torch.inference_mode()
     def add(self, rows: Sequence[Row], block: KVBlock, logits: Tensor) -> None:
@@ -208,50 +133,30 @@ class Batch:
             block: keys and values of their prompts.
             logits: [len(rows), vocab], behind their prompts.
         """
-        state = self._fresh_state(len(rows)) if self._sampler.stateful else None
         if self.rows:
             block, logits = self._block.join(block), torch.cat([self._logits, logits])
-            if state is not None and self._state is not None:
-                state = {name: torch.cat([self._state[name], new]) for name, new in state.items()}
         now = time.perf_counter()
         for row in rows:
             row.admitted = now
-        self.rows += rows
-        self._block, self._logits, self._state = block, logits, state
-        self._forget_tensors()
+        self._selection.add(rows)
+        self._block, self._logits, self._mask = block, logits, None
 
-    @torch.inference_mode()
     def sample(self) -> list[Drawn]:
         """Choose the next token of every row.
 
         Raises:
             ContractError, PluginError: the sampler does not do what it declared, or fails.
         """
-        if self._arguments is None:
-            self._arguments = self._sampling_arguments()
-        logits = self._logits[:, : self._vocab_size]
-        # check=False: the ids are looked at here, where they are read anyway, so that nothing waits for a GPU twice.
-        self._ids = self._sampler.sample(logits, check=False, **self._arguments)
-        self._arguments["position"].add_(1)
-        logprobs = self._logprobs(logits)
-        tokens = self._ids.tolist()
-        if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
-            return [self._checked(i, token, logprobs[i]) for i, token in enumerate(tokens)]
-        return [Drawn(token, info) for token, info in zip(tokens, logprobs, strict=True)]
+        return self._selection.choose(self._logits)
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
         """Take out the rows that are finished, with all that belongs to them."""
         keep = [i for i, row in enumerate(self.rows) if not row.finished]
-        if len(keep) == len(self.rows):
-            return
-        self.rows = [self.rows[i] for i in keep]
-        index = torch.tensor(keep, dtype=torch.int64, device=self._model.device)
-        self._block = self._block.select(keep)
-        self._ids = self._ids[index]
-        if self._state is not None:
-            self._state = {name: memory[index] for name, memory in self._state.items()}
-        self._forget_tensors()
+        if len(keep) < len(self.rows):
+            self._selection.keep(keep)
+            self._block = self._block.select(keep)
+            self._mask = None
 
     @torch.inference_mode()
     def decode(self) -> None:
@@ -263,81 +168,6 @@ class Batch:
             self._mask = self._block.attention_mask(columns + min(left, SPARE_COLUMNS), device)
             self._positions = self._block.next_positions(device)
         self._logits, self._block.cache = self._model.forward(
-            self._ids.unsqueeze(1), self._mask[:, :columns], self._positions, self._block.cache
+            self._selection.ids.unsqueeze(1), self._mask[:, :columns], self._positions, self._block.cache
         )
         self._positions.add_(1)
-
-    def _forget_tensors(self) -> None:
-        self._mask = None
-        self._arguments = None
-
-    def _fresh_state(self, rows: int) -> State:
-        state = self._sampler.new_state(rows)
-        return {name: memory.to(self._model.device) for name, memory in state.items()}
-
-    def _sampling_arguments(self) -> dict[str, Any]:
-        """Seed, position, state and, where a row's parameters are not the sampler's own, parameters a row."""
-        device = self._model.device
-        arguments: dict[str, Any] = {
-            "seed": torch.tensor([row.request.seed for row in self.rows], device=device),
-            "position": torch.tensor([len(row.prompt) + row.produced for row in self.rows], device=device),
-        }
-        if self._state is not None:
-            arguments["state"] = self._state
-        for name, own in self._sampler.params.model_dump().items():
-            if name in self.rows[0].settings:
-                if self.rows[0].settings[name] != own:
-                    arguments[name] = self.rows[0].settings[name]
-            elif any(row.numbers[name] != own for row in self.rows):
-                arguments[name] = self._column(name)
-        return arguments
-
-    def _column(self, name: str) -> Tensor:
-        values = [row.numbers[name] for row in self.rows]
-        whole = all(isinstance(value, int) for value in values)
-        if whole:
-            values = [clamped(value) for value in values]
-        return torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device=self._model.device)
-
-    def _logprobs(self, logits: Tensor) -> list[TokenLogprobs | None]:
-        result: list[TokenLogprobs | None] = [None] * len(self.rows)
-        asking = [i for i, row in enumerate(self.rows) if row.request.logprobs is not None]
-        if not asking:
-            return result
-        logs = torch.log_softmax(logits[asking].float(), dim=-1)
-        chosen = logs.gather(1, self._ids[asking].clamp(min=0).unsqueeze(1)).flatten().tolist()
-        counts = [self.rows[i].request.logprobs or 0 for i in asking]
-        top = logs.topk(min(max(counts), self._vocab_size), dim=-1)
-        alternatives = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        for i, count, logprob, (ids, values) in zip(asking, counts, chosen, alternatives, strict=True):
-            result[i] = TokenLogprobs(logprob, _ranked(ids, values)[:count])
-        return result
-
-    def _checked(self, row: int, token: int, logprobs: TokenLogprobs | None) -> Drawn:
-        """Blame the logits for a row without a token, the sampler for an id that cannot be."""
-        if 0 <= token < self._vocab_size:
-            return Drawn(token, logprobs)
-        request, sampler = self.rows[row].request, self._sampler
-        logits = self._logits[row, : self._vocab_size]
-        if token != NO_TOKEN:
-            raise ContractError(
-                f"Sampler {sampler.name!r} ({sampler.origin}) returned the id {token} for request {request.key!r}; ids "
-                f"of this vocabulary are 0 to {self._vocab_size - 1}."
-            )
-        if torch.isfinite(logits.max()):  # max is NaN if any value is
-            raise ContractError(
-                f"Sampler {sampler.name!r} ({sampler.origin}) kept no token for request {request.key!r}, although the "
-                "logits are valid. A sampler keeps at least one token of a valid row."
-            )
-        error = InvalidLogitsError([row], sampler.name)
-        error.args = (
-            f"The model's logits for request {request.key!r} have no valid distribution after "
-            f"{self.rows[row].produced} new token(s): they hold NaN or +inf, or nothing above -inf, so sampler "
-            f"{sampler.name!r} cannot draw. Often the number format overflows: try dtype float32 or bfloat16.",
-        )
-        return Drawn(NO_TOKEN, error=error)
-
-
-def _ranked(ids: Sequence[int], values: Sequence[float]) -> tuple[tuple[int, float], ...]:
-    possible = [(token, value) for token, value in zip(ids, values, strict=True) if value > float("-inf")]
-    return tuple(sorted(possible, key=lambda pair: (-pair[1], pair[0])))

@@ -8,49 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from neurogen.batch import Batch, Drawn, Prefill, Request, Row, TokenLogprobs
-from neurogen.errors import NeurogenError, ParameterError
+from neurogen.batch import Batch, Prefill
+from neurogen.errors import ParameterError
 from neurogen.kvcache import check_cache
-from neurogen.parameters import INT64, NUMBERS, build_params, is_whole
+from neurogen.parameters import INT64, is_whole
+from neurogen.request import Drawn, FinishReason, Request, Row, Step, TokenLogprobs
+from neurogen.selection import Observer, row_of, values_of
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
     from neurogen.sampler import Sampler
 
 __all__ = ["Engine", "FinishReason", "Request", "Step", "TokenLogprobs"]
-
-FinishReason = Literal["eos", "length", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One new token of one sequence.
-
-    Attributes:
-        request: whose it is.
-        token_id: the token chosen; -1 where there is none, because of `error`.
-        logprobs: log-probabilities, where the request asks for them.
-        finish_reason: "eos" when the token is one of the request's `stop_ids`, "length" when it is the last of
-            `max_new_tokens`, "error" when the model gave no valid distribution, else None.
-        seconds: wall time since the sequence was given a row.
-        error: an InvalidLogitsError with the request's key, where `finish_reason` is "error". It ends this sequence
-            only.
-    """
-
-    request: Request
-    token_id: int
-    logprobs: TokenLogprobs | None
-    finish_reason: FinishReason | None
-    seconds: float
-    error: NeurogenError | None = None
-
-    @property
-    def key(self) -> Any:
-        """The request's key."""
-        return self.request.key
 
 
 class Engine:
@@ -63,6 +34,7 @@ class Engine:
         model: gives the logits.
         sampler: chooses the tokens.
         batch_size: the most sequences that are decoded together.
+        observer: is shown every step; see `neurogen.selection.Observer`.
 
     Attributes:
         vocab_size: ids from here on have no text and are never drawn, though the model's logits may be wider.
@@ -72,13 +44,16 @@ class Engine:
         ModelError: the model's memory is not keys and values.
     """
 
-    def __init__(self, model: LanguageModel, sampler: Sampler, *, batch_size: int = 8) -> None:
+    def __init__(
+        self, model: LanguageModel, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None
+    ) -> None:
         if not is_whole(batch_size, range(1, INT64.stop)):
             raise ParameterError(f"batch_size must be an integer >= 1, got {batch_size!r}.", "batch_size")
         check_cache(model)
         self.model = model
         self.sampler = sampler
         self.batch_size = batch_size
+        self.observer = observer
         self.vocab_size = min(model.vocab_size, model.tokenizer.vocab_size)
         self._running: list[tuple[Batch, _Waiting]] = []
 
@@ -92,9 +67,8 @@ class Engine:
             ParameterError: no token, a token the model does not have, more tokens than its context holds, or a value
                 outside its domain.
         """
-        _check_request(request, self.model)
-        own = self.sampler.params
-        return build_params(self.sampler.name, type(own), own.model_dump() | dict(request.params)).model_dump()
+        check_request(request, self.model)
+        return values_of(self.sampler, request)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Decode requests, yielding each token as it is chosen.
@@ -110,7 +84,7 @@ class Engine:
         waiting = _Waiting(requests, self._row)
         if isinstance(requests, Sequence):
             waiting = _Waiting([self._row(request) for request in requests], lambda row: row)
-        return self._steps(Batch(self.model, self.sampler, self.vocab_size), waiting)
+        return self._steps(Batch(self.model, self.sampler, self.vocab_size, self.observer), waiting)
 
     def cancel(self, key: Any) -> bool:
         """End the sequences whose request has this key; no token of theirs follows.
@@ -146,7 +120,7 @@ class Engine:
                 self._admit(batch, waiting, prefill)
                 if not batch.rows:
                     return
-                yield from _emit(batch.rows, batch.sample())
+                yield from emit(batch.rows, batch.sample())
                 batch.drop_finished()
                 if batch.rows:
                     batch.decode()
@@ -166,11 +140,8 @@ class Engine:
             batch.add(newcomers, *prefill([row.prompt for row in newcomers], upcoming))
 
     def _row(self, request: Request) -> Row:
-        values = self.check(request)
-        fields = type(self.sampler.params).model_fields
-        numbers = {name: value for name, value in values.items() if fields[name].annotation in NUMBERS}
-        settings = {name: value for name, value in values.items() if name not in numbers}
-        return Row(request, numbers, settings)
+        check_request(request, self.model)
+        return row_of(self.sampler, request)
 
 
 class _Waiting:
@@ -198,7 +169,8 @@ class _Waiting:
         return row
 
 
-def _emit(rows: Sequence[Row], drawn: Sequence[Drawn]) -> Iterator[Step]:
+def emit(rows: Sequence[Row], drawn: Sequence[Drawn]) -> Iterator[Step]:
+    """The tokens just chosen as events; rows that were cancelled meanwhile are passed over, those that end marked."""
     now = time.perf_counter()
     for row, new in zip(rows, drawn, strict=True):
         if row.finished:
@@ -217,7 +189,12 @@ def _finish_reason(row: Row, new: Drawn) -> FinishReason | None:
     return "length" if row.produced >= row.request.max_new_tokens else None
 
 
-def _check_request(request: Request, model: LanguageModel) -> None:
+def check_request(request: Request, model: LanguageModel) -> None:
+    """Refuse a request that the model cannot continue.
+
+    Raises:
+        ParameterError: no token, one that the model does not have, or more than its context holds.
+    """
     prompt, new, limit = request.prompt_ids, request.max_new_tokens, model.context_length
     if not prompt:
         raise ParameterError(

@@ -38,6 +38,10 @@ from neurogen.tokenizer import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
+    from neurogen.engine import Engine
+    from neurogen.sampler import Sampler
+    from neurogen.selection import Observer
+
 __all__ = ["DTYPES", "LanguageModel", "load_model", "quiet_transformers", "resolve_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,6 +80,12 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self._arguments = frozenset(inspect.signature(self.model.forward).parameters)
+
+    def engine(self, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None) -> Engine:
+        """An engine that decodes this model with a sampler; see `neurogen.engine.Engine`."""
+        from neurogen.engine import Engine
+
+        return Engine(self, sampler, batch_size=batch_size, observer=observer)
 
     def new_cache(self) -> Cache:
         """Return an empty key-value cache that fits this model's layers."""

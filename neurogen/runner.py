@@ -16,9 +16,8 @@ from neurogen.parameters import INT64, is_whole
 from neurogen.stops import StopFinder
 
 if TYPE_CHECKING:
-    from neurogen.batch import Request, TokenLogprobs
-    from neurogen.engine import Step
-    from neurogen.models import LanguageModel
+    from neurogen.processor import Processor
+    from neurogen.request import DecodableModel, DecodingEngine, Request, Step, TokenLogprobs
     from neurogen.sampler import Sampler
     from neurogen.tokenizer import StreamDecoder, Tokenizer
 
@@ -62,6 +61,7 @@ class RunOptions:
         logprobs: give log-probabilities of each token and of this many most probable ones; None for none.
         chat: apply the tokenizer's chat template; None: if it has one.
         batch_size: the most sequences that are decoded together.
+        processors: change the logits before the sampler sees them, in this order.
 
     Raises:
         ParameterError: a value outside its domain.
@@ -74,6 +74,7 @@ class RunOptions:
     logprobs: int | None = None
     chat: bool | None = None
     batch_size: int = 8
+    processors: Sequence[Processor] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("max_new_tokens", 1), ("batch_size", 1), ("logprobs", 0)):
@@ -105,6 +106,7 @@ class Result:
         text: the new text, without end-of-sequence and without the stop string.
         token_ids: the tokens chosen, those of a stop string included, end-of-sequence not.
         sampler, params, seed: what draws them again.
+        processors: what changed the logits before the sampler, such as "repetition-penalty(penalty=1.2)".
         finish_reason: "eos" (the model ended it), "stop" (a stop string did), "length".
         prompt_tokens, new_tokens: how many the model was given, how many are in `token_ids`.
         seconds: wall time from the sequence's first share of the batch to its end.
@@ -127,13 +129,12 @@ class Result:
     seconds: float
     tokens_per_second: float
     logprobs: list[dict[str, Any]] | None = None
+    processors: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain values; `logprobs` only where they were asked for."""
+        """The result as plain values; `logprobs` and `processors` only where they were asked for."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if self.logprobs is None:
-            del values["logprobs"]
-        return values
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Runner:
         model: as `neurogen.models.load_model` gives it.
         sampler: as `neurogen.load_sampler` gives it.
         options: what holds for all prompts; single ones may be given as keywords instead.
+        engine: decodes the requests; by default `model.engine(sampler, batch_size=options.batch_size)`.
 
     Raises:
         ParameterError: an option outside its domain; `chat` asked for where the tokenizer has no template.
@@ -165,10 +167,14 @@ class Runner:
     """
 
     def __init__(
-        self, model: LanguageModel, sampler: Sampler, options: RunOptions | None = None, **values: Any
+        self,
+        model: DecodableModel,
+        sampler: Sampler,
+        options: RunOptions | None = None,
+        *,
+        engine: DecodingEngine | None = None,
+        **values: Any,
     ) -> None:
-        from neurogen.engine import Engine
-
         if options is not None and values:
             raise ParameterError("Give either options or single values, not both.", "options")
         self.model = model
@@ -182,7 +188,9 @@ class Runner:
                 "chat",
             )
         self.chat = template if self.options.chat is None else self.options.chat
-        self._engine = Engine(model, sampler, batch_size=self.options.batch_size)
+        self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
+        for processor in self.options.processors:
+            processor.prepare(model.tokenizer, self._engine.vocab_size)
 
     def generate(self, *texts: str) -> list[Result]:
         """Continue texts and wait for all results, in the order of prompts and samples.
@@ -247,7 +255,7 @@ class Runner:
                 yield from requests
 
     def _requests_of(self, prompt: Prompt, samples: Sequence[int]) -> list[Request]:
-        from neurogen.batch import Request
+        from neurogen.request import Request
 
         options, model = self.options, self.model
         ids = tuple(self.encode(prompt.text))
@@ -262,6 +270,7 @@ class Runner:
                 params=prompt.params,
                 stop_ids=model.eos_ids,
                 logprobs=options.logprobs,
+                processors=options.processors,
                 key=None,
             )
             params = self._engine.check(request)
@@ -339,6 +348,7 @@ class _Sequence:
             seconds=seconds,
             tokens_per_second=len(self._ids) / seconds if seconds > 0 else 0.0,
             logprobs=self._logprobs if self.request.logprobs is not None else None,
+            processors=list(map(repr, self.request.processors)) or None,
         )
 
     def _new(self, text: str) -> str:

@@ -1,0 +1,141 @@
+"""The contract between the engine and a logits processor, which changes logits before the sampler sees them.
+
+A processor works on one sequence at a time, from the ids of its prompt and its own new ones: penalties, bans, grammars.
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from neurogen.errors import NeurogenError, PluginError
+from neurogen.parameters import SamplerParams, build_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurogen.request import Request
+    from neurogen.tokenizer import Tokenizer
+
+__all__ = ["History", "Processor"]
+
+
+@dataclass(slots=True)
+class History:
+    """One sequence as far as it is.
+
+    Attributes:
+        ids: the prompt's tokens and the new ones; grows by one a step. Not to be changed by processors.
+        prompt_tokens: how many of them are the prompt's.
+        stop_ids: tokens that end the sequence.
+        max_new_tokens: how many tokens it may get.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+    stop_ids: frozenset[int]
+    max_new_tokens: int
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens have been chosen."""
+        return len(self.ids) - self.prompt_tokens
+
+
+class Processor:
+    """Changes the logits of one sequence. Subclass it, declare, and implement `process`.
+
+    One that needs memory beside the history makes it in `start`; the memory belongs to one request and goes where its
+    sequence goes, so one processor object serves many requests at once.
+
+    Declarations (class attributes):
+        name: what users call it; equal to the entry-point name in the group `neurogen.processors`.
+        api_version: the `neurogen.API_VERSION` it was written for.
+        Params: its parameters, a `SamplerParams`.
+
+    Args:
+        **params: values for `Params`; what is not given takes its default.
+
+    Raises:
+        ParameterError: unknown name or value outside its domain.
+    """
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+    Params: ClassVar[type[SamplerParams]] = SamplerParams
+
+    def __init__(self, /, **params: Any) -> None:
+        self.params: Any = build_params(self.name, self.Params, params)
+        self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.params.model_dump().items())
+        return f"{self.name}({values})"
+
+    def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Called by the runner before the first request, for what depends on the vocabulary; by default nothing.
+
+        Args:
+            tokenizer: of the model; ids and text.
+            vocab_size: width of the logits that `process` is given.
+
+        Raises:
+            ParameterError: a parameter does not fit this vocabulary.
+        """
+
+    def start(self, history: History) -> Any:
+        """Fresh memory for one request, whose history holds the prompt; by default None."""
+        return None
+
+    def process(self, logits: Tensor, history: History, memory: Any) -> None:
+        """Change the logits of the next token in place.
+
+        Args:
+            logits: float32 [vocab], this sequence's; what earlier processors have left of the model's. -inf bans a
+                token.
+            history: the sequence.
+            memory: what `start` made.
+        """
+        raise PluginError(f"Processor {self.name!r} ({self.origin}) does not implement process().")
+
+    def accept(self, token_id: int, history: History, memory: Any) -> None:
+        """Called when a token was chosen, which is the last of `history` by then; by default nothing."""
+
+
+class Processing:
+    """The processors of one request at work."""
+
+    def __init__(self, request: Request) -> None:
+        ids = list(request.prompt_ids)
+        self._history = History(ids, len(ids), request.stop_ids, request.max_new_tokens)
+        self._steps = [(one, _guarded(one, "start", self._history)) for one in request.processors]
+
+    def process(self, logits: Tensor) -> None:
+        """Change float32 logits [vocab] in place."""
+        for processor, memory in self._steps:
+            _guarded(processor, "process", logits, self._history, memory)
+
+    def accept(self, token_id: int) -> None:
+        """Add a token that was chosen."""
+        self._history.ids.append(token_id)
+        for processor, memory in self._steps:
+            _guarded(processor, "accept", token_id, self._history, memory)
+
+
+def _guarded(processor: Processor, call: str, *arguments: Any) -> Any:
+    try:
+        return getattr(processor, call)(*arguments)
+    except NeurogenError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"Processor {processor.name!r} ({processor.origin}) failed in {call}: {type(error).__name__}: {error}. "
+            "This is an error of the processor: update it or report it to its author, or leave it out."
+        ) from error
+
+
+def names_of(processors: Sequence[Processor]) -> str:
+    """Their names, for messages."""
+    return ", ".join(processor.name for processor in processors)
