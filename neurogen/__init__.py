@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     )
     from neurogen.hookspecs import hookimpl
     from neurogen.parameters import Param, RowParams, SamplerParams
-    from neurogen.registry import Registry, load_sampler
+    from neurogen.processor import History, Processor
+    from neurogen.registry import Registry, load_processors, load_sampler
     from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
 
 __version__ = "0.1.0"
@@ -34,12 +35,14 @@ __all__ = [
     "ContractError",
     "DataError",
     "DeviceError",
+    "History",
     "InvalidLogitsError",
     "ModelError",
     "NeurogenError",
     "Param",
     "ParameterError",
     "PluginError",
+    "Processor",
     "Registry",
     "RowParams",
     "Sampler",
@@ -47,10 +50,11 @@ __all__ = [
     "State",
     "TruncationSampler",
     "hookimpl",
+    "load_processors",
     "load_sampler",
 ]
 
-_MODULES = ("errors", "hookspecs", "parameters", "sampler", "contract", "registry")
+_MODULES = ("errors", "hookspecs", "parameters", "sampler", "processor", "contract", "registry")
 """Where the public names are; each of these modules lists its own."""
 
 

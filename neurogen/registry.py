@@ -1,4 +1,4 @@
-"""Finds sampler plugins, loads them when they are needed, and keeps a broken one from harming the rest.
+"""Finds plugins (samplers and processors), loads them when they are needed, and keeps a broken one from harming others.
 
 Discovery reads entry-point metadata only. Loading imports the plugin module, registers it with pluggy, asks its hook
 for classes and checks their declarations; whatever goes wrong becomes a PluginError that says which distribution, which
@@ -10,98 +10,103 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.metadata
-import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pluggy
 
 from neurogen import hookspecs
+from neurogen.chain import chain_class, given_in
 from neurogen.contract import Contract
-from neurogen.errors import NeurogenError, PluginError
-from neurogen.parameters import NUMBERS, SamplerParams
-from neurogen.sampler import API_VERSION, DTYPES, Sampler, TruncationSampler
+from neurogen.errors import ParameterError, PluginError
+from neurogen.plugin import (
+    DISABLE_VARIABLE,
+    PROCESSORS,
+    SAMPLERS,
+    ChainPlugin,
+    Kind,
+    Plugin,
+    failure,
+    imported,
+    lacks_hook,
+    means,
+    plugin_of,
+    same_project,
+)
+from neurogen.processor import Processor
+from neurogen.sampler import Sampler
+from neurogen.spec import Link, parse_spec
 
-__all__ = ["ENTRY_POINT_GROUP", "Plugin", "Registry", "default_registry", "load_sampler"]
+__all__ = [
+    "DISABLE_VARIABLE",
+    "ENTRY_POINT_GROUP",
+    "PROCESSORS",
+    "SAMPLERS",
+    "Kind",
+    "Plugin",
+    "Registry",
+    "default_registry",
+    "load_processors",
+    "load_sampler",
+]
 
-ENTRY_POINT_GROUP = "neurogen.samplers"
-DISABLE_VARIABLE = "NEUROGEN_DISABLE_PLUGINS"
-RESERVED_PARAMETERS = frozenset({"self", "name", "logits", "seed", "position", "check", "state", "require"})
-PARAMETER_TYPES = (*NUMBERS, bool, str)
-
-Status = Literal["found", "loaded", "failed", "disabled"]
-
-
-@dataclass
-class Plugin:
-    """One sampler as a distribution offers it.
-
-    Attributes:
-        name: the sampler's name (of the entry point).
-        distribution, version: the package it comes from.
-        value: the module it names.
-        status: found (not needed yet), loaded, failed or disabled.
-        error: why it failed, or what disabled it.
-        load_seconds: wall time of loading it.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    value: str
-    status: Status = "found"
-    error: str | None = None
-    load_seconds: float | None = None
-    sampler_class: type[Sampler] | None = field(default=None, repr=False)
-    load_module: Callable[[], Any] = field(default=lambda: None, repr=False)
-
-    @property
-    def origin(self) -> str:
-        """Provenance, as error messages show it."""
-        return f"{self.distribution} {self.version}"
-
-    @property
-    def qualified_name(self) -> str:
-        """`distribution:name`, which is unambiguous."""
-        return f"{self.distribution}:{self.name}"
+ENTRY_POINT_GROUP = SAMPLERS.group
+ONLY_VARIABLE = "NEUROGEN_ONLY_PLUGINS"
 
 
 class Registry:
-    """All sampler plugins of one environment.
+    """All plugins of one environment.
 
     Args:
-        entry_points: what to look at; by default the group `neurogen.samplers` of the running interpreter.
+        entry_points: what to look at; by default the groups of samplers and processors of the running interpreter.
         disabled: names, distributions or `distribution:name` to leave out; by default the comma-separated list in the
             environment variable NEUROGEN_DISABLE_PLUGINS.
+        only: likewise what may be loaded, and nothing else; None is everything; by default NEUROGEN_ONLY_PLUGINS.
     """
 
     def __init__(
         self,
         entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
         disabled: Iterable[str] | None = None,
+        only: Iterable[str] | None = None,
     ) -> None:
         if entry_points is None:
-            entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-        if disabled is None:
-            disabled = os.environ.get(DISABLE_VARIABLE, "").split(",")
+            groups = (SAMPLERS.group, PROCESSORS.group)
+            entry_points = (entry for group in groups for entry in importlib.metadata.entry_points(group=group))
         self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
-        self._disabled = frozenset(name.strip() for name in disabled if name.strip())
+        self._disabled = _named(DISABLE_VARIABLE) if disabled is None else frozenset(disabled)
+        self._only: dict[str, frozenset[str]] = {}
         self._lock = threading.RLock()
         self._plugins: list[Plugin] = []
+        self._chains: dict[tuple[str, ...], ChainPlugin] = {}
         for entry in entry_points:
-            self._add(_plugin_of(entry))
+            self._add(plugin_of(entry))
+        allowed = _named(ONLY_VARIABLE) if only is None else frozenset(only)
+        if allowed or only is not None:
+            self.restrict(allowed, ONLY_VARIABLE if only is None else "the list of those allowed")
 
-    def plugins(self) -> list[Plugin]:
-        """Every plugin found, sorted by name and distribution; nothing is loaded."""
-        return sorted(self._plugins, key=lambda plugin: (plugin.name, plugin.distribution))
+    def restrict(self, only: Iterable[str], reason: str) -> None:
+        """Let nothing be loaded from now on but these; what has been restricted before stays so.
+
+        Args:
+            only: names, distributions or `distribution:name`.
+            reason: where this list comes from, for messages: "--only-plugins".
+        """
+        self._only[reason] = frozenset(only)
+        for plugin in self._plugins:
+            self._disable(plugin)
+
+    def plugins(self, kind: Kind = SAMPLERS) -> list[Plugin]:
+        """Every plugin of a kind, sorted by name and distribution; nothing is loaded."""
+        found = [plugin for plugin in self._plugins if plugin.kind is kind]
+        return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
 
     def register(self, module: Any, *, distribution: str = "registered in this process", version: str = "-") -> None:
-        """Offer the samplers of a module, or of any object with a `neurogen_samplers` hook, without installing it.
+        """Offer the samplers and processors of a module, or of any object with their hooks, without installing it.
 
         Raises:
             PluginError: the object does not keep the hook spec or its classes their declarations.
@@ -111,35 +116,115 @@ class Registry:
                 "There is nothing to register: None was given. Give a module, or an object with a method "
                 "neurogen_samplers that is marked with neurogen.hookimpl."
             )
-        probe = Plugin("", distribution, version, getattr(module, "__name__", repr(module)))
-        for cls in self._classes_of(probe, module):
-            plugin = Plugin(cls.name, distribution, version, probe.value, load_module=lambda: module)
-            self._add(plugin)
+        value = getattr(module, "__name__", repr(module))
+        kinds = [kind for kind in (SAMPLERS, PROCESSORS) if hasattr(module, kind.hook)] or [SAMPLERS]
+        for kind in kinds:
+            for cls in self._classes_of(Plugin("", distribution, version, value, kind), module):
+                self._add(Plugin(cls.name, distribution, version, value, kind, load_module=lambda: module))
 
-    def load_all(self) -> list[Plugin]:
-        """Load every plugin that is not disabled; failures are recorded, not raised."""
+    def load_all(self, kind: Kind = SAMPLERS) -> list[Plugin]:
+        """Load every plugin of a kind that is not disabled; failures are recorded, not raised."""
         for plugin in self._plugins:
-            if plugin.status == "found":
+            if plugin.kind is kind and plugin.status == "found":
                 with contextlib.suppress(PluginError):  # kept in plugin.error
                     self._load(plugin)
-        return self.plugins()
+        return self.plugins(kind)
 
-    def find(self, name: str) -> Plugin:
+    def find(self, name: str, kind: Kind = SAMPLERS) -> Plugin:
         """The plugin that `name` means, without loading it.
 
         Args:
-            name: `sampler`, or `distribution:sampler` where several distributions offer the same name.
+            name: `sampler`, or `distribution:sampler` where several distributions offer the same name; parameters in
+                parentheses are passed over. Several joined by + are a chain: one plugin of that whole name where there
+                is one, else a `ChainPlugin`.
+            kind: sampler or processor.
 
         Raises:
-            PluginError: no such sampler (the message lists all and suggests the nearest), several, or disabled.
+            PluginError: no such plugin (the message lists all and suggests the nearest), several, or disabled.
+            ParameterError: the name cannot be read.
         """
         if not isinstance(name, str):
-            raise PluginError(f"A sampler is asked for by its name, a text, got {name!r}. {self._installed()}")
-        distribution, _, sampler = name.rpartition(":")
+            raise PluginError(f"A {kind.name} is asked for by its name, a text, got {name!r}. {self._installed(kind)}")
+        if not name.strip():
+            raise PluginError(self._unknown(name, kind))
+        return self._find([link.name for link in parse_spec(name)], kind)
+
+    def load_class(self, name: str, kind: Kind = SAMPLERS) -> type[Any]:
+        """The class that `name` means, loaded now if it was not.
+
+        Raises:
+            PluginError: it cannot be found or loaded.
+            ParameterError: the name cannot be read, or is that of a chain that is not possible.
+        """
+        return self._load(self.find(name, kind))
+
+    def load_sampler(self, /, name: str, *, require: Contract | None = None, **params: Any) -> Sampler:
+        """Load a sampler and give it its parameters.
+
+        Args:
+            name: as for `find`, with or without parameters: "topk", "topk(k=50)", "topk(k=50)+topp(p=0.9)".
+            require: what the sampler must keep; its declaration is checked, then the sampler is tried.
+            **params: values for its parameters.
+
+        Raises:
+            PluginError: it cannot be found or loaded.
+            ParameterError: unknown parameter or value outside its domain, or given twice.
+            ContractError: it does not keep what was required.
+        """
+        plugin = self.find(name)
+        cls: type[Sampler] = self._load(plugin)
+        given = given_in(cls, [link.params for link in parse_spec(name)])
+        twice = sorted(given.keys() & params.keys())
+        if twice:
+            raise ParameterError(
+                f"{cls.name}: {twice[0]} is given in the name, {given[twice[0]]!r}, and beside it, "
+                f"{params[twice[0]]!r}. Give it once.",
+                twice[0],
+            )
+        sampler = cls(**given, **params)
+        sampler.origin = plugin.origin
+        if require is not None:
+            require.verify(sampler)
+        return sampler
+
+    def load_processors(self, spec: str) -> list[Processor]:
+        """Load processors and give them their parameters.
+
+        Args:
+            spec: one or several, such as "repetition-penalty(penalty=1.2)+no-repeat-ngram(size=3)".
+
+        Raises:
+            PluginError: one cannot be found or loaded.
+            ParameterError: the spec cannot be read; unknown parameter or value outside its domain.
+        """
+        return [self._processor(link) for link in parse_spec(spec)]
+
+    def _processor(self, link: Link) -> Processor:
+        plugin = self._find([link.name], PROCESSORS)
+        processor: Processor = self._load(plugin)(**link.params)
+        processor.origin = plugin.origin
+        return processor
+
+    def _find(self, names: Sequence[str], kind: Kind) -> Plugin:
+        whole = "+".join(names)
+        if len(names) == 1 or (kind is SAMPLERS and any(plugin.name == whole for plugin in self._usable(kind))):
+            return self._find_one(whole, kind)
+        if kind is not SAMPLERS:
+            raise PluginError(f"{whole!r} names several {kind.name}s; one is asked for here.")
+        links = [self._find_one(name, kind) for name in names]
+        key = tuple(link.qualified_name for link in links)
+        if key not in self._chains:
+            self._chains[key] = ChainPlugin(
+                "+".join(link.name for link in links), "", "", "neurogen.chain", links=links
+            )
+        return self._chains[key]
+
+    def _find_one(self, name: str, kind: Kind) -> Plugin:
+        distribution, _, own = name.rpartition(":")
         matches = [
             plugin
-            for plugin in self.plugins()
-            if plugin.name == sampler and (not distribution or _same_project(plugin.distribution, distribution))
+            for plugin in self.plugins(kind)
+            if plugin.name == own and (not distribution or same_project(plugin.distribution, distribution))
         ]
         usable = [plugin for plugin in matches if plugin.status != "disabled"]
         if len(usable) == 1:
@@ -148,230 +233,123 @@ class Registry:
             offers = " and ".join(f"{plugin.origin} ({plugin.value})" for plugin in usable)
             choices = " or ".join(repr(plugin.qualified_name) for plugin in usable)
             raise PluginError(
-                f"The sampler {sampler!r} is offered by {offers}. Say which one you mean: {choices}, or uninstall one."
+                f"The {kind.name} {own!r} is offered by {offers}. Say which one you mean: {choices}, or uninstall one."
             )
         if matches:
             raise PluginError(
-                f"The sampler {name!r} of {matches[0].origin} is disabled by {DISABLE_VARIABLE}. Change that variable "
-                "to use it."
+                f"The {kind.name} {name!r} of {matches[0].origin} is disabled: {matches[0].error}. Change that to use "
+                "it."
             )
-        raise PluginError(self._unknown(name))
-
-    def load_class(self, name: str) -> type[Sampler]:
-        """The sampler class that `name` means, loaded now if it was not.
-
-        Raises:
-            PluginError: it cannot be found or loaded.
-        """
-        return self._load(self.find(name))
-
-    def load_sampler(self, /, name: str, *, require: Contract | None = None, **params: Any) -> Sampler:
-        """Load a sampler and give it its parameters.
-
-        Args:
-            name: as for `find`.
-            require: what the sampler must keep; its declaration is checked, then the sampler is tried.
-            **params: values for its parameters.
-
-        Raises:
-            PluginError: it cannot be found or loaded.
-            ParameterError: unknown parameter or value outside its domain.
-            ContractError: it does not keep what was required.
-        """
-        plugin = self.find(name)
-        sampler = self._load(plugin)(**params)
-        sampler.origin = plugin.origin
-        if require is not None:
-            require.verify(sampler)
-        return sampler
+        raise PluginError(self._unknown(name, kind))
 
     def _add(self, plugin: Plugin) -> None:
-        if any(_means(name, plugin) for name in self._disabled):
-            plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
+        self._disable(plugin)
         self._plugins.append(plugin)
 
+    def _disable(self, plugin: Plugin) -> None:
+        """Leave a plugin out if a list says so."""
+        if any(means(name, plugin) for name in self._disabled):
+            plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
+        for reason, allowed in self._only.items():
+            if plugin.status != "disabled" and not any(means(name, plugin) for name in allowed):
+                plugin.status, plugin.error = "disabled", f"not among {reason}"
+
     def unused_exclusions(self) -> list[str]:
-        """What NEUROGEN_DISABLE_PLUGINS (or `disabled`) names and no plugin is meant by: misspelt, or not installed."""
-        return sorted(name for name in self._disabled if not any(_means(name, plugin) for plugin in self._plugins))
+        """What the lists of those disabled and of those allowed name, and no plugin is meant by: it may be misspelt."""
+        named = self._disabled.union(*self._only.values())
+        return sorted(name for name in named if not any(means(name, plugin) for plugin in self._plugins))
 
-    def _names(self) -> list[str]:
-        return sorted({plugin.name for plugin in self._plugins if plugin.status != "disabled"})
+    def _usable(self, kind: Kind) -> list[Plugin]:
+        return [plugin for plugin in self.plugins(kind) if plugin.status != "disabled"]
 
-    def _installed(self) -> str:
-        names = self._names()
+    def _names(self, kind: Kind) -> list[str]:
+        return sorted({plugin.name for plugin in self._usable(kind)})
+
+    def _installed(self, kind: Kind) -> str:
+        names = self._names(kind)
         if names:
             return f"Installed: {', '.join(names)}."
-        return (
-            "No sampler plugin is installed. Install one, for example "
-            "`pip install neurogen-greedy neurogen-topk neurogen-topp`."
-        )
+        return f"No {kind.name} plugin is installed. Install one, for example `{kind.example}`."
 
-    def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(name.rpartition(":")[2], self._names(), n=1, cutoff=0.5)
+    def _unknown(self, name: str, kind: Kind) -> str:
+        near = difflib.get_close_matches(name.rpartition(":")[2], self._names(kind), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"There is no sampler {name!r}. {self._installed()}{hint}"
+        return f"There is no {kind.name} {name!r}. {self._installed(kind)}{hint}"
 
-    def _load(self, plugin: Plugin) -> type[Sampler]:
+    def _load(self, plugin: Plugin) -> type[Any]:
         with self._lock:
-            if plugin.sampler_class is None:
+            if plugin.plugin_class is None:
                 if plugin.status == "failed":
                     raise PluginError(plugin.error)
                 started = time.perf_counter()
                 try:
-                    plugin.sampler_class = self._load_now(plugin)
+                    plugin.plugin_class = self._load_now(plugin)
                 except PluginError as error:
                     plugin.status, plugin.error = "failed", str(error)
                     raise
                 finally:
                     plugin.load_seconds = time.perf_counter() - started
                 plugin.status = "loaded"
-            return plugin.sampler_class
+            return plugin.plugin_class
 
-    def _load_now(self, plugin: Plugin) -> type[Sampler]:
-        module = _imported(plugin)
+    def _load_now(self, plugin: Plugin) -> type[Any]:
+        if isinstance(plugin, ChainPlugin):
+            return chain_class([self._load(link) for link in plugin.links])
+        module = imported(plugin)
         classes = {cls.name: cls for cls in self._classes_of(plugin, module)}
         if plugin.name not in classes:
-            raise _failure(
+            raise failure(
                 plugin,
-                f"its hook neurogen_samplers returned {', '.join(map(repr, sorted(classes))) or 'nothing'}, "
-                f"not a sampler named {plugin.name!r}",
+                f"its hook {plugin.kind.hook} returned {', '.join(map(repr, sorted(classes))) or 'nothing'}, "
+                f"not a {plugin.kind.name} named {plugin.name!r}",
             )
         return classes[plugin.name]
 
-    def _classes_of(self, plugin: Plugin, module: Any) -> list[type[Sampler]]:
+    def _classes_of(self, plugin: Plugin, module: Any) -> list[type[Any]]:
+        hook = plugin.kind.hook
         self._register(plugin, module)
         others = [other for other in self._manager.get_plugins() if other is not module]
         try:
-            results = self._manager.subset_hook_caller("neurogen_samplers", others)()
+            results = self._manager.subset_hook_caller(hook, others)()
         except (Exception, SystemExit) as error:
-            raise _failure(plugin, f"its hook neurogen_samplers raised {type(error).__name__}: {error}") from error
+            raise failure(plugin, f"its hook {hook} raised {type(error).__name__}: {error}") from error
         classes = results[0] if results else None
         if not isinstance(classes, list | tuple):
-            raise _failure(plugin, f"its hook neurogen_samplers returned {classes!r}, not a list of sampler classes")
+            raise failure(plugin, f"its hook {hook} returned {classes!r}, not a list of {plugin.kind.name} classes")
         for cls in classes:
             try:
-                problem = declaration_problem(cls)
+                problem = plugin.kind.problem(cls)
             except Exception as error:
-                raise _failure(plugin, f"its declaration raised {type(error).__name__}: {error}") from error
+                raise failure(plugin, f"its declaration raised {type(error).__name__}: {error}") from error
             if problem:
-                raise _failure(plugin, problem)
+                raise failure(plugin, problem)
         return list(classes)
 
     def _register(self, plugin: Plugin, module: Any) -> None:
-        if self._manager.is_registered(module):
-            return
+        if not self._manager.is_registered(module):
+            self._register_now(plugin, module)
+        callers = self._manager.get_hookcallers(module) or []
+        if plugin.kind.hook not in [caller.name for caller in callers]:
+            raise failure(plugin, lacks_hook(plugin.kind, "marks another"))
+
+    def _register_now(self, plugin: Plugin, module: Any) -> None:
         try:
             self._manager.register(module)
         except Exception as error:  # pluggy's validation, or a module whose attributes raise
             if self._manager.is_registered(module):  # pluggy keeps what it has refused
                 self._manager.unregister(module)
-            raise _failure(plugin, f"it does not fit the hook spec: {' '.join(str(error).split())}") from error
+            raise failure(plugin, f"it does not fit the hook spec: {' '.join(str(error).split())}") from error
         callers = self._manager.get_hookcallers(module) or []
         unknown = [caller.name for caller in callers if not caller.has_spec()]
         if unknown or not callers:
             self._manager.unregister(module)
             implemented = f"implements {', '.join(unknown)}, which neurogen does not know" if unknown else "marks none"
-            raise _failure(
-                plugin,
-                "it must implement the hook neurogen_samplers, marked with neurogen.hookimpl, and " + implemented,
-            )
+            raise failure(plugin, lacks_hook(plugin.kind, implemented))
 
 
-def _plugin_of(entry: importlib.metadata.EntryPoint) -> Plugin:
-    distribution = entry.dist.name if entry.dist else "unknown distribution"
-    version = entry.dist.version if entry.dist else "-"
-    return Plugin(entry.name, distribution, version, entry.value, load_module=entry.load)
-
-
-def _same_project(one: str, other: str) -> bool:
-    def normal(name: str) -> str:
-        return name.lower().replace("_", "-").replace(".", "-")
-
-    return normal(one) == normal(other)
-
-
-def _means(name: str, plugin: Plugin) -> bool:
-    """Whether `name` is the plugin's name, its distribution, or `distribution:name`."""
-    distribution, colon, sampler = name.rpartition(":")
-    if colon:
-        return sampler == plugin.name and _same_project(distribution, plugin.distribution)
-    return name == plugin.name or _same_project(name, plugin.distribution)
-
-
-def _imported(plugin: Plugin) -> Any:
-    try:
-        return plugin.load_module()
-    except ModuleNotFoundError as error:
-        if error.name and (plugin.value == error.name or plugin.value.startswith(f"{error.name}.")):
-            raise _failure(plugin, f"its entry point names {plugin.value!r}, which does not exist") from error
-        raise _failure(
-            plugin, f"it needs the module {error.name!r}, which is not installed (pip install it)"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise _failure(plugin, f"importing {plugin.value!r} raised {type(error).__name__}: {error}") from error
-
-
-def _failure(plugin: Plugin, cause: str) -> PluginError:
-    return PluginError(
-        f"The sampler plugin {plugin.name!r} of {plugin.origin} ({plugin.value}) cannot be used: {cause}. "
-        "Update or uninstall that package, or leave it out with "
-        f"{DISABLE_VARIABLE}={plugin.distribution if plugin.name == '' else plugin.name}."
-    )
-
-
-def declaration_problem(cls: Any) -> str | None:
-    """What is wrong with a sampler class's declaration, or None."""
-    if not (inspect.isclass(cls) and issubclass(cls, Sampler)):
-        return f"{cls!r} is not a subclass of neurogen.Sampler"
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-        return f"{cls.__name__}.name must be letters, digits, - and _, got {name!r}"
-    version = getattr(cls, "api_version", None)
-    if version != API_VERSION:
-        return (
-            f"{cls.__name__}.api_version is {version!r} and this neurogen speaks {API_VERSION}; "
-            "install a release of the plugin, or of neurogen, that fits"
-        )
-    if not isinstance(cls.deterministic, bool) or not isinstance(cls.stateful, bool):
-        return f"{cls.__name__}.deterministic and .stateful must be True or False"
-    if not isinstance(cls.dtypes, Collection) or not cls.dtypes or not DTYPES.issuperset(cls.dtypes):
-        return f"{cls.__name__}.dtypes must be some of {', '.join(sorted(DTYPES))}, got {cls.dtypes!r}"
-    return _missing_method(cls) or _schema_problem(cls)
-
-
-def _missing_method(cls: type[Sampler]) -> str | None:
-    if issubclass(cls, TruncationSampler):
-        return None if cls.keep is not TruncationSampler.keep else f"{cls.__name__} does not implement keep()"
-    if cls.backends:
-        return None
-    for method in ("select", "distribution", "survivors"):
-        if getattr(cls, method) is getattr(Sampler, method):
-            return f"{cls.__name__} names no backends and does not implement {method}()"
-    if cls.stateful and cls.new_state is Sampler.new_state:
-        return f"{cls.__name__} is stateful and does not implement new_state()"
-    return None
-
-
-def _schema_problem(cls: type[Sampler]) -> str | None:
-    schema = cls.Params
-    if not (inspect.isclass(schema) and issubclass(schema, SamplerParams)):
-        return f"{cls.__name__}.Params must be a subclass of neurogen.SamplerParams, got {schema!r}"
-    for name, parameter in schema.model_fields.items():
-        if name in RESERVED_PARAMETERS:
-            return f"the parameter {name!r} has a name that neurogen uses itself"
-        if parameter.annotation not in PARAMETER_TYPES:
-            return f"the parameter {name!r} must be an int, float, bool or str, got {parameter.annotation!r}"
-        if parameter.is_required():
-            return f"the parameter {name!r} has no default"
-        if not parameter.description:
-            return f"the parameter {name!r} has no description"
-    try:
-        schema()
-    except (ValueError, NeurogenError) as error:
-        return f"the defaults of its parameters do not fit their bounds: {error}"
-    if issubclass(cls, TruncationSampler) and "temperature" not in schema.model_fields:
-        return f"{cls.__name__}.Params must have a temperature"
-    return None
+def _named(variable: str) -> frozenset[str]:
+    """The names in an environment variable, separated by commas."""
+    return frozenset(name.strip() for name in os.environ.get(variable, "").split(",") if name.strip())
 
 
 _default: Registry | None = None
@@ -395,3 +373,8 @@ def load_sampler(name: str, *, require: Contract | None = None, **params: Any) -
         ids = sampler.sample(logits, seed=1, position=12)
     """
     return default_registry().load_sampler(name, require=require, **params)
+
+
+def load_processors(spec: str) -> list[Processor]:
+    """Load installed logits processors; see `Registry.load_processors`."""
+    return default_registry().load_processors(spec)

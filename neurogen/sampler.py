@@ -50,6 +50,8 @@ class Sampler:
             **params)` gives bool [vocab] for a NumPy row [vocab]. Where the distribution is another than the weights
             exp(x / temperature) renormalised over the support, also `probs(logits, **params)`, float64 [vocab]. What
             the conformance kit holds the sampler against.
+        truncates: all it does is to remove tokens, so that it can stand before another in a chain. False for one that
+            changes the temperature, removes tokens by chance, or has memory.
         Params: its parameters, a `SamplerParams`.
 
     Args:
@@ -66,6 +68,7 @@ class Sampler:
     backends: ClassVar[Mapping[str, str]] = {}
     dtypes: ClassVar[frozenset[str]] = DTYPES
     reference: ClassVar[str] = ""
+    truncates: ClassVar[bool] = True
     Params: ClassVar[type[SamplerParams]] = SamplerParams
 
     def __init__(self, /, **params: Any) -> None:

@@ -262,7 +262,7 @@ def _break(registry: Registry, name: str) -> None:
         raise ZeroDivisionError("no luck")
 
     plugin = registry.find(name)
-    plugin.load_module, plugin.sampler_class, plugin.status = load, None, "found"
+    plugin.load_module, plugin.plugin_class, plugin.status = load, None, "found"
 
 
 # Options of the sampler

@@ -368,7 +368,7 @@ def test_variable_leaves_plugins_out(
     assert disabled == left_out
     registry.load_all()
     for name in left_out:
-        with pytest.raises(PluginError, match=r"is disabled by NEUROGEN_DISABLE_PLUGINS. Change that variable"):
+        with pytest.raises(PluginError, match=r"is disabled: left out by NEUROGEN_DISABLE_PLUGINS. Change that"):
             registry.load_class(name)
     assert ("twin_b" in sys.modules) == ("twin-b:twin" not in left_out)
 

@@ -408,7 +408,7 @@ def test_options_outside_their_domain_are_refused(values: dict[str, Any], parame
 
 def test_an_unknown_option_is_refused_with_those_there_are(tiny: LanguageModel) -> None:
     with pytest.raises(
-        ParameterError, match=r"no option 'temperature'; it has: n, .*, batch_size\..*where it is loaded"
+        ParameterError, match=r"no option 'temperature'; it has: n, .*, batch_size, processors\..*where it is loaded"
     ):
         runner(tiny, temperature=3)
 

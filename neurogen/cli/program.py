@@ -20,6 +20,7 @@ import click
 from neurogen import __version__
 from neurogen.cli.common import Settings, debug_option, tell
 from neurogen.errors import NeurogenError
+from neurogen.registry import default_registry
 
 __all__ = ["main"]
 
@@ -97,6 +98,13 @@ def _drop_what_is_unwritten() -> None:
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="neurogen")
+@click.option(
+    "--only-plugins",
+    metavar="NAME,...",
+    help="Load no other plugins than these (names or distributions), whatever is installed.",
+)
 @debug_option
-def main() -> None:
+def main(only_plugins: str | None) -> None:
     """Decode with language models through sampler plugins, and train them with greedy by contract."""
+    if only_plugins is not None:
+        default_registry().restrict(filter(None, map(str.strip, only_plugins.split(","))), "--only-plugins")
