@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -243,7 +243,9 @@ def _load_weights(path: Path, device: torch.device, dtype: str) -> PreTrainedMod
         stored = DTYPES[dtype]
     elif device.type == "cpu" and stored == torch.float16:
         stored = torch.float32
-    model = _from_pretrained(path, source, stored)
+    # Only for GGUF: importing its reader takes half a second.
+    with _quiet_gguf_reader() if path.suffix == ".gguf" else nullcontext():
+        model = _from_pretrained(path, source, stored)
     try:
         return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
     except torch.OutOfMemoryError:
@@ -415,7 +417,7 @@ def quiet_transformers() -> Iterator[None]:
     settings.set_verbosity(settings.CRITICAL)
     settings.disable_progress_bar()
     try:
-        with warnings.catch_warnings(), _quiet_gguf_reader():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
