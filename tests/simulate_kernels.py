@@ -1,32 +1,27 @@
-"""Runs CUDA kernels on the CPU, thread by thread, on the cases of one file; a process of its own (test_cuda_kernels).
+"""Runs the samplers' CUDA kernels on the CPU on the cases of one file; a process of its own (test_cuda_kernels).
 
 Usage: python simulate_kernels.py CASES.npz RESULTS.npz
-
-One thread of a block runs at a time, and hands over at every barrier and every shuffle, always in the same order. So a
-launch is repeatable, shuffles work, and threads that do not meet at the same barrier are found. Numba's own simulator
-is used for its switch alone, which makes the device functions plain Python.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+from neurogen.testing import simulator  # first: it tells Numba to simulate
+
+# isort: split
 
 import numpy as np
 
 import neurogen_greedy.cuda as greedy
 import neurogen_topk.cuda as topk
 import neurogen_topp.cuda as topp
-from neurogen.kernels import cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows
+from neurogen.kernels import cuda
 from neurogen.kernels.temperature import cuda as temperature
+from neurogen.testing.simulator import launch, set_sizes
 
-KERNEL_MODULES: tuple[Any, ...] = (cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows)
+__all__ = ["SAMPLERS", "launch", "set_sizes"]
 
 
 def keep_heavier(row: cuda.Row, share: float) -> Any:
@@ -43,171 +38,15 @@ SAMPLERS: dict[str, Any] = {
 }
 
 
-class Thread:
-    """One thread of a block: it runs while it holds the baton, and says what it waits for when it gives it back."""
-
-    def __init__(self, index: int, body: Callable[[], None], block: Block) -> None:
-        self.index = index
-        self.turn = threading.Semaphore(0)
-        self.waits_for: Any = None
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self._body, self._block = body, block
-        self.runner = threading.Thread(target=self._run, daemon=True)
-        self.runner.start()
-
-    def _run(self) -> None:
-        self.turn.acquire()
-        try:
-            self._body()
-        except BaseException as error:
-            self.error = error
-        self.waits_for = "the end"
-        self._block.idle.release()
-
-    def meet(self, place: Any, value: Any = None) -> list[Any]:
-        """Wait until all threads of the block are at `place`; what each has brought there."""
-        self.waits_for, self.value = place, value
-        self._block.idle.release()
-        self.turn.acquire()
-        return self._block.values
-
-
-class Block:
-    """The threads of a block, and what numba.cuda offers to them. Warps are `warp` threads wide."""
-
-    def __init__(self, grid: int, block: int, warp: int) -> None:
-        self.gridDim, self.blockDim, self.warp = SimpleNamespace(x=grid), SimpleNamespace(x=block), warp
-        self.idle = threading.Semaphore(0)
-        self.values: list[Any] = []
-        self.running: Thread
-        self.atomic = SimpleNamespace(add=self._add)
-        self.shared = SimpleNamespace(array=self._array)
-
-    def run(self, number: int, body: Callable[[], None]) -> None:
-        """Run `body` in every thread of block `number`."""
-        self.blockIdx = SimpleNamespace(x=number)
-        self._arrays: list[Any] = []
-        threads = [Thread(index, body, self) for index in range(self.blockDim.x)]
-        self._asked = [0] * len(threads)
-        while True:
-            for thread in threads:
-                self.running = thread
-                thread.turn.release()
-                self.idle.acquire()
-                if thread.error is not None:
-                    raise thread.error
-            places = {str(thread.waits_for) for thread in threads}
-            if len(places) > 1:
-                raise RuntimeError(f"threads of one block wait at different places: {places}")
-            if places == {"the end"}:
-                return
-            self.values = [thread.value for thread in threads]
-
-    @property
-    def threadIdx(self) -> Any:  # noqa: N802
-        return SimpleNamespace(x=self.running.index)
-
-    def syncthreads(self) -> None:
-        self.running.meet("syncthreads")
-
-    def syncthreads_count(self, value: Any) -> int:
-        return sum(bool(own) for own in self.running.meet("syncthreads_count", value))
-
-    def syncthreads_and(self, value: Any) -> int:
-        return int(all(self.running.meet("syncthreads_and", value)))
-
-    def shfl_xor_sync(self, mask: int, value: Any, lanes: int) -> Any:
-        thread = self.running
-        return thread.meet(("shfl_xor", lanes), value)[thread.index ^ lanes]
-
-    def shfl_up_sync(self, mask: int, value: Any, lanes: int) -> Any:
-        thread = self.running
-        values = thread.meet(("shfl_up", lanes), value)
-        return values[thread.index - lanes] if thread.index % self.warp >= lanes else value
-
-    def _add(self, array: Any, place: Any, value: Any) -> Any:
-        before = array[place]
-        array[place] = before + value
-        return before
-
-    def _array(self, count: int, dtype: Any) -> Any:
-        """The next shared array of the kernel: all threads ask for the same ones in the same order."""
-        thread = self.running.index
-        if self._asked[thread] == len(self._arrays):
-            fill = 0x55 if np.dtype(dtype).itemsize > 1 else 1  # what stands in shared memory is not 0
-            self._arrays.append(np.frombuffer(bytearray([fill]) * (count * np.dtype(dtype).itemsize), dtype))
-        self._asked[thread] += 1
-        return self._arrays[self._asked[thread] - 1]
-
-
-def set_sizes(sizes: dict[str, int]) -> None:
-    """Small warps, parts and lists, so that rows of a few hundred logits reach every branch."""
-    warp, parts, listed = sizes["warp"], sizes["parts"], sizes["listed"]
-    digit_bits = listed.bit_length() - 1
-    values = {
-        "WARP": warp,
-        "PARTS": parts,
-        "PART_BITS": parts.bit_length() - 1,
-        "GROUPS": parts * warp,
-        "AIM": parts * warp * 3 // 4,
-        "LISTED": listed,
-        "DIGIT_BITS": digit_bits,
-        "DIGITS": -(-32 // digit_bits),
-        "RANKED": sizes["ranked"],
-    }
-    for module in KERNEL_MODULES:
-        for name, value in values.items():
-            if hasattr(module, name):
-                setattr(module, name, value)
-
-
-def launch(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...]) -> None:
-    """Run a kernel as `neurogen.kernels.cuda.launch` does, with the logits at an offset in memory."""
-    logits, offset = case["logits"], int(case["offset"])
-    batch, vocab = logits.shape
-    stride = vocab + int(case["gap"])
-    flat = np.full(batch * stride + 4, np.array(1).astype(logits.dtype))
-    for r in range(batch):
-        flat[r * stride : r * stride + vocab] = logits[r]
-    flat.flags.writeable = False
-    grid, block = int(case["grid"]), int(case["block"])
-    for number in range(grid):
-        card = Block(grid, block, int(case["warp"]))
-        for module in KERNEL_MODULES:
-            if hasattr(module, "cuda"):
-                module.cuda = card
-        card.run(number, lambda: kernel.function(flat, offset, stride, vocab, batch, arrays))
-
-
-def simulate(case: dict[str, Any]) -> dict[str, Any]:
-    """ids, probs and support of every sampler on one batch of logits."""
-    set_sizes({name: int(case[name]) for name in ("warp", "parts", "listed", "ranked")})
-    batch, vocab = case["logits"].shape
-    results = {}
-    for name, sampler in SAMPLERS.items():
-        rows = tuple(case[parameter] for parameter in sampler.sample.names)
-        ids = np.full(batch, -7, np.int64)
-        probs = np.full(batch * vocab, np.nan, np.float32)
-        support = np.full(batch * vocab, 7, np.uint8)
-        launch(sampler.sample.kernel, case, (*rows, case["seed"], case["position"], ids))
-        launch(sampler.probs.kernel, case, (*rows, probs))
-        launch(sampler.support.kernel, case, (*rows, support))
-        results[f"{name}.ids"] = ids
-        results[f"{name}.probs"] = probs.reshape(batch, vocab)
-        results[f"{name}.support"] = support.reshape(batch, vocab)
-    return results
-
-
 def main() -> None:
     np.seterr(all="ignore")  # overflow and invalid operations are part of the semantics, and silent on a card
     source, target = sys.argv[1:]
-    with np.load(source) as file:
-        cases: dict[str, dict[str, Any]] = {}
-        for key in file:
-            case, _, field = key.partition("/")
-            cases.setdefault(case, {})[field] = file[key]
-    results = {f"{name}/{key}": value for name, case in cases.items() for key, value in simulate(case).items()}
+    results = {
+        f"{case}/{name}.{key}": value
+        for case, fields in simulator.read_cases(source).items()
+        for name, sampler in SAMPLERS.items()
+        for key, value in simulator.simulate(fields, sampler).items()
+    }
     np.savez(target, **results)
 
 
