@@ -46,6 +46,10 @@ class Chain(Sampler):
             for link, names in zip(self.links, self.names, strict=True)
         ]
 
+    def parts(self) -> Iterator[tuple[Sampler, dict[str, str]]]:
+        """The samplers in order, each with its parameters' names in the chain."""
+        return zip(self._samplers, self.names, strict=True)
+
     def new_state(self, batch: int) -> State:
         return self._samplers[-1].new_state(batch)
 

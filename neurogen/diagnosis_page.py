@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neurogen import pages
 from neurogen.diagnosis_charts import confidence_chart, position_chart, rank_chart, share_chart, weights_chart
 from neurogen.diagnosis_verdict import Verdict, percent
-from neurogen.errors import DataError
 
 if TYPE_CHECKING:
     from neurogen.diagnose import Diagnosis, Token
@@ -27,37 +25,11 @@ TONES: dict[Verdict, str] = {
     "diverged": "bad",
     "broken": "bad",
 }
-PROBABILITY_STEPS = ((0.5, "p0"), (0.1, "p1"), (0.01, "p2"), (0.001, "p3"), (0.0, "p4"))
-"""Least probability of the right token, and the class its text has; the less probable, the stronger the colour."""
-
-STEP_LABELS = ("50 % or more", "10 to 50 %", "1 to 10 %", "0.1 to 1 %", "below 0.1 %")
-
 CSS = """
-.ng{--bg:#f6f7f9;--card:#fff;--ink:#1b1f24;--muted:#5d6675;--line:#e2e5ea;--c1:#2f6fde;--c2:#d9731a;--c3:#1f9d76;
---c4:#8a919c;--good:#18794e;--warn:#9a6700;--bad:#c02f38;--heat:217,95,2;
-background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif;padding:2rem 1rem;margin:0}
-@media (prefers-color-scheme:dark){.ng{--bg:#121519;--card:#1b1f25;--ink:#e6e8eb;--muted:#9aa4b2;--line:#2c323a;
---c1:#6aa5ff;--c2:#f2994a;--c3:#4cc9a0;--c4:#8d96a3;--good:#5bd08f;--warn:#e3b341;--bad:#ff8078;--heat:255,140,50}}
-.ng *{box-sizing:border-box}
-.ng>div{max-width:1080px;margin:0 auto}
-.ng h1{font-size:1.5rem;margin:0;display:flex;gap:.8rem;align-items:center;flex-wrap:wrap;overflow-wrap:anywhere}
-.ng h2{font-size:1.05rem;margin:2.2rem 0 .3rem}
-.ng p{margin:.35rem 0}.ng .note,.ng figcaption,.ng small{color:var(--muted);font-size:.85rem}
-.ng .pill{font-size:1.05rem;font-weight:650;padding:.1rem .8rem;border-radius:99px;border:2px solid;line-height:1.6}
-.ng .good{color:var(--good)}.ng .warn{color:var(--warn)}.ng .bad{color:var(--bad)}
-.ng .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:.8rem 0}
 .ng ul{margin:.3rem 0;padding-left:1.2rem}.ng .next b{display:block;margin-top:.6rem}
-.ng .tiles,.ng .charts{display:grid;gap:.8rem}
-.ng .tiles{grid-template-columns:repeat(auto-fit,minmax(155px,1fr))}.ng .tiles .card{margin:0;padding:.7rem 1rem}
-.ng .tiles b{display:block;font-size:1.35rem;line-height:1.3}
 .ng .charts{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
 .ng .charts figure{margin:0}.ng figure b{display:block;color:var(--ink)}
 .ng svg{display:block;width:100%;max-width:560px;height:auto;margin-top:.5rem}
-.ng .scroll{overflow-x:auto}
-.ng table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-.ng th{text-align:left;color:var(--muted);font-weight:500;font-size:.85rem}
-.ng td,.ng th{padding:.38rem .7rem .38rem 0;border-bottom:1px solid var(--line);white-space:nowrap}
-.ng tr:last-child td{border-bottom:0}.ng tr.right td{font-weight:650}
 .ng td.meter{width:38%;min-width:150px}.ng td.meter i{display:block;height:.8rem;border-radius:3px;background:var(--c4);
 min-width:1px}.ng tr.right td.meter i{background:var(--c1)}.ng tr.mistake td.meter i{background:var(--c2)}
 .ng .tick{fill:var(--muted);font:11px system-ui,sans-serif}.ng .grid{stroke:var(--line)}.ng .base{stroke:var(--muted)}
@@ -72,11 +44,7 @@ line-height:1.45;white-space:pre-wrap}
 .ng .doc:before{content:"Point at a token to see its probability and what the model would have said.";
 color:var(--muted)}.ng .doc:has(span:hover):before{content:""}
 .ng .doc span:hover:after{content:attr(data-t);color:var(--ink)}.ng .doc span:hover{outline:2px solid var(--c1)}
-.ng .doc span{border-radius:2px}.ng .p1{background:rgba(var(--heat),.13)}.ng .p2{background:rgba(var(--heat),.3)}
-.ng .p3{background:rgba(var(--heat),.5)}.ng .p4{background:rgba(var(--heat),.75)}
-.ng .key span{display:inline-block;padding:.1rem .5rem;margin-right:.4rem;border-radius:3px;border:1px solid;
-border-color:var(--line);color:var(--ink)}
-.ng summary{cursor:pointer;margin-top:2rem;font-weight:650}
+.ng .doc span{border-radius:2px}
 """
 
 
@@ -86,34 +54,17 @@ def write_page(diagnosis: Diagnosis, path: str | Path) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    target = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page(diagnosis))
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise DataError(f"The page cannot be written to {path}: {error.strerror or error}.") from None
+    pages.write_page(path, lambda: page(diagnosis))
 
 
 def page(diagnosis: Diagnosis) -> str:
     """A whole HTML document."""
-    title = escape(f"{diagnosis.source}: {diagnosis.verdict}")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f'<style>body{{margin:0}}{CSS}</style></head><body class="ng">{_body(diagnosis)}</body></html>\n'
-    )
+    return pages.document(f"{diagnosis.source}: {diagnosis.verdict}", CSS, _body(diagnosis))
 
 
 def fragment(diagnosis: Diagnosis) -> str:
     """The same for a notebook, where it must not style anything else."""
-    return f'<style>{CSS}</style><div class="ng">{_body(diagnosis)}</div>'
+    return f'<style>{pages.BASE_CSS}{CSS}</style><div class="ng">{_body(diagnosis)}</div>'
 
 
 def _body(diagnosis: Diagnosis) -> str:
@@ -240,7 +191,7 @@ def _document(diagnosis: Diagnosis) -> str:
     if not diagnosis.document:
         return ""
     tokens = "".join(_token(diagnosis, token) for token in diagnosis.document)
-    labels = zip(PROBABILITY_STEPS, STEP_LABELS, strict=True)
+    labels = zip(pages.PROBABILITY_STEPS, pages.STEP_LABELS, strict=True)
     key = "".join(f'<span class="{css}">{label}</span>' for (_, css), label in labels)
     count = len(diagnosis.document)
     return (
@@ -255,7 +206,7 @@ def _token(diagnosis: Diagnosis, token: Token) -> str:
         return f"<span data-t={_attribute([_quoted(token.text), 'not measured'])}>{escape(token.text)}</span>"
     measures, at = diagnosis.measures, token.position
     probability = float(measures.target_probability[at])
-    css = next(css for least, css in PROBABILITY_STEPS if probability >= least)
+    css = pages.probability_class(probability)
     lines = [
         f"{_quoted(token.text)}: {percent(probability)}, rank {measures.rank[at]:,.0f} of {measures.vocab_size:,}; "
         f"entropy {measures.entropy[at]:.2f} nats",
@@ -285,9 +236,3 @@ def _details(diagnosis: Diagnosis) -> str:
         "<details><summary>All measures</summary>"
         f'<div class="card scroll"><table><tr>{header}</tr>{rows}</table></div></details>'
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

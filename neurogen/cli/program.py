@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": "neurogen.cli.run",
+    "explain": "neurogen.cli.explain",
     "train": "neurogen.cli.train",
     "diagnose": "neurogen.cli.diagnose",
     "bench": "neurogen.cli.bench",

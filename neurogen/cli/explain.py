@@ -1,0 +1,161 @@
+"""`neurogen explain`: why was this token chosen? Step by step in the terminal, as JSON, or as a page."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, tell
+from neurogen.cli.output import loading
+from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
+from neurogen.cli.sampler_options import make_sampler
+from neurogen.registry import default_registry
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from neurogen.explain import Candidate, ExplainedStep, Explanation
+    from neurogen.sampler import Sampler
+
+__all__ = ["command"]
+
+SEEDS = 2**31
+PAGE_TOP = 40
+"""Candidates a step that a page shows what the sampler drew them with."""
+
+
+@click.command("explain", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
+@click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option("--prompt", required=True, help="The text to continue, or in a chat model to answer.")
+@click.option(
+    "--processors", metavar="SPEC", help="Change the logits before the sampler, such as NAME(parameter=value)."
+)
+@click.option("--max-new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Explain at most so many.")
+@click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="Determines every draw.")
+@click.option("--top", type=WholeNumber(1), default=5, show_default=True, help="Candidates a step.")
+@click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
+@device_option
+@dtype_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--html", metavar="FILE.html", help="Write a page: click a token to open its candidates.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress, and no word about the page.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
+    """Tell why each token was chosen: candidates, what each stage removed, and the random number that decided."""
+    made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
+    if values["html"] is not None:
+        from neurogen.pages import check_page
+
+        check_page(values["html"])
+    explanation = _explain(made, values)
+    if values["html"] is not None:
+        _write(explanation, values["html"], quiet=values["quiet"])
+    if values["as_json"]:
+        click.echo(json.dumps(explanation.to_json(), indent=2, allow_nan=False))
+    elif values["html"] is None:
+        _report(explanation)
+
+
+def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
+    processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
+    shown = sys.stderr is not None and sys.stderr.isatty() and not values["quiet"]
+    with loading(values["model"], shown=shown):
+        from neurogen.explain import explain
+        from neurogen.models import load_model
+
+        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
+    return explain(
+        model,
+        sampler,
+        values["prompt"],
+        top=max(values["top"], PAGE_TOP) if values["html"] is not None else values["top"],
+        max_new_tokens=values["max_new_tokens"],
+        seed=secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"],
+        chat=values["chat"],
+        processors=processors,
+    )
+
+
+def _write(explanation: Explanation, path: str, *, quiet: bool) -> None:
+    from neurogen.explain_page import write_page
+
+    write_page(explanation, path)
+    if not quiet:
+        tell(f"The page is in {path}: open it in a browser.")
+
+
+def _report(explanation: Explanation) -> None:
+    """The head, then each step with its stages and candidates."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    result = explanation.result
+    with console.capture() as captured:
+        console.print(
+            Text(f"{explanation.model}, {explanation.sampler}, seed {result.seed}", style="bold"), soft_wrap=True
+        )
+        console.print(Text.assemble((result.prompt, "dim"), result.text), soft_wrap=True)
+        for step in explanation.steps:
+            _report_step(console, step)
+    click.echo(captured.get().rstrip(), color=console.is_terminal)
+
+
+def _report_step(console: Any, step: ExplainedStep) -> None:
+    from rich.text import Text
+
+    console.print()
+    head = Text.assemble((f"{_quoted(step.text)}", "bold cyan"), f"  at position {step.position}: ")
+    head.append(f"{_percent(step.probability)} for the model, rank {step.rank:,}; entropy {step.entropy:.2f} nats")
+    console.print(head, soft_wrap=True)
+    for stage in step.stages:
+        held = f"{stage.kept:,} tokens left, {_percent(stage.mass)} of the mass"
+        left = f"{held}, entropy {stage.entropy:.2f} nats"
+        console.print(Text(f"  {stage.name}: {left}"), soft_wrap=True)
+    console.print(Text(f"  {_decision(step)}"), soft_wrap=True)
+    console.print(_table(step))
+
+
+def _decision(step: ExplainedStep) -> str:
+    if step.random is None or step.interval is None:
+        return f"drawn with {_percent(step.drawn)}: no random number decided"
+    low, high = step.interval
+    return f"drawn with {_percent(step.drawn)}: the random number {step.random:.6f} lies in {low:.6f} to {high:.6f}"
+
+
+def _table(step: ExplainedStep) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title, justify in (("", "left"), ("token", "left"), ("model", "right"), ("drawn", "right"), ("", "left")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    for one in step.candidates:
+        chosen = one.token_id == step.token_id
+        cells = (" >" if chosen else "", _quoted(one.text), _percent(one.probability), _drawn(one))
+        gone = f"removed by {one.removed_by}" if one.removed_by else ""
+        style = "bold" if chosen else "dim" if gone else ""
+        table.add_row(*(Text(cell, style=style) for cell in (*cells, gone)))
+    return table
+
+
+def _drawn(one: Candidate) -> str:
+    return "-" if one.removed_by else _percent(one.drawn)
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 1e-5:
+        return "< 0.001 %"
+    return f"{100 * share:.3g} %"
+
+
+def _quoted(text: str) -> str:
+    """A token's text in one line; nothing in it can move a terminal's cursor."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,120 @@
+"""Commands whose options depend on the sampler that is chosen with `--sampler`.
+
+The command line is read for `--sampler` alone first, then again with that sampler's own options, which come from its
+schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from neurogen.cli.common import listed
+from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
+from neurogen.registry import Plugin, default_registry
+from neurogen.sampler import Sampler
+
+__all__ = ["CommandWithSampler", "complete_sampler", "require_sampler", "sampler_names"]
+
+
+class CommandWithSampler(click.Command):
+    """A command with `--sampler` before its sampler is known; it hands over to a `SamplerCommand`."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Find out which sampler is meant, then read the arguments with its options added."""
+        lenient = {**extra, "ignore_unknown_options": True}
+        first = super().make_context(info_name, list(args), parent, **{**lenient, "resilient_parsing": True})
+        name = first.params.get("sampler")
+        if name is None:
+            return super().make_context(info_name, args, parent, **lenient)
+        # With its sampler in the name, the usage line and the hint at --help lead to the options of that sampler.
+        return SamplerCommand(self, name).make_context(f"{info_name} --sampler {name}", args, parent, **extra)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, and how to see a sampler's."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Options of the sampler"):
+            formatter.write_text(
+                f"Each sampler has its own. See them with: {ctx.command_path} --sampler NAME --help. "
+                f"Installed: {', '.join(sampler_names()) or 'none'}."
+            )
+
+
+class SamplerCommand(click.Command):
+    """The command with the options of one sampler."""
+
+    def __init__(self, base: click.Command, sampler: str) -> None:
+        registry = default_registry()
+        self.plugin: Plugin = registry.find(sampler)
+        self.sampler_class: type[Sampler] = registry.load_class(sampler)
+        own = sampler_options(self.plugin, self.sampler_class, _spellings(base))
+        super().__init__(
+            base.name,
+            params=[*base.params, *own],
+            callback=base.callback,
+            help=base.help,
+            context_settings=base.context_settings,
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As always, but an option that does not exist is explained."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            others = [option for param in self.params for option in param.opts]
+            message = unknown_option(error.option_name, self.sampler_class, default_registry(), others)
+            raise click.UsageError(message, ctx) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The sampler's options in a section of their own, first."""
+        params = self.get_params(ctx)
+        own = [param for param in params if isinstance(param, SamplerOption)]
+        sections: dict[str, Sequence[click.Parameter]] = {
+            f"Options of {self.plugin.name} ({self.plugin.origin})": own,
+            "Options": [param for param in params if param not in own],
+        }
+        for title, members in sections.items():
+            records = [record for param in members if (record := param.get_help_record(ctx))]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def sampler_names() -> list[str]:
+    """Names of the samplers that may be used."""
+    return sorted({plugin.name for plugin in default_registry().plugins() if plugin.status != "disabled"})
+
+
+def _spellings(command: click.Command) -> set[str]:
+    own = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    return own | {"--help", "--debug"}
+
+
+def complete_sampler(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of samplers that begin so."""
+    return [CompletionItem(name) for name in sampler_names() if name.startswith(incomplete)]
+
+
+def require_sampler(ctx: click.Context, sampler: str | None) -> str:
+    """The sampler that was given.
+
+    Raises:
+        click.UsageError: none was, or there are arguments that belong to nothing.
+    """
+    if sampler is None:
+        raise click.UsageError(f"Which sampler? {_choice_of_samplers()}", ctx)
+    if ctx.args:
+        raise click.UsageError(f"Unexpected argument {ctx.args[0]!r}. A prompt is given with --prompt TEXT.", ctx)
+    return sampler
+
+
+def _choice_of_samplers() -> str:
+    names = sampler_names()
+    if not names:
+        return "None is installed: `pip install neurogen-greedy neurogen-topk neurogen-topp`."
+    return f"Choose one with --sampler: {listed(names, 'or')}. `neurogen samplers` tells what they do."

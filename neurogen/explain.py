@@ -1,0 +1,376 @@
+"""Why this token? A generation step by step: candidates, what each stage removed, and the number that chose.
+
+The tokens are those of the engine itself, whose steps are watched; nothing is drawn again. Knows no terminal and no
+page: `explain_page` and the command line show what is found here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from neurogen.chain import Chain, chain_class
+from neurogen.errors import NeurogenError, ParameterError
+from neurogen.kernels.numerics import random_bits, uniform
+from neurogen.processor import Processing
+from neurogen.request import Drawn, Request, Row
+from neurogen.runner import Prompt, Result, Runner, RunOptions
+
+if TYPE_CHECKING:
+    from neurogen.request import DecodableModel
+    from neurogen.sampler import Sampler
+
+__all__ = ["Candidate", "ExplainedStep", "Explanation", "Stage", "explain"]
+
+StageKind = Literal["processor", "temperature", "truncation"]
+
+PAGE_CANDIDATES = 200
+"""So many of the largest logits a page gets of every step, so that its sliders can move."""
+
+TAIL_BINS = 64
+"""The other logits are told by a histogram."""
+
+SLACK = 1e-6
+"""How far the random number may lie outside the chosen token's interval: `probs` is float32."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage did to the distribution.
+
+    Attributes:
+        kind: a processor changes logits, the temperature sharpens or flattens, a truncation removes tokens.
+        name: with its parameters, such as "topk(k=50)".
+        kept: tokens that can still be drawn behind it.
+        mass: probability that those had before it (of a temperature and a processor that bans nothing: 1).
+        entropy: in nats, of the distribution behind it.
+    """
+
+    kind: StageKind
+    name: str
+    kept: int
+    mass: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could have been chosen.
+
+    Attributes:
+        token_id, text: the token.
+        logit: the model's.
+        probability: the model's, before every stage.
+        processed: its logit behind the processors; the model's own where there is none.
+        drawn: probability with which the sampler draws it; 0 where it was removed.
+        removed_by: name of the stage that removed it, or None.
+    """
+
+    token_id: int
+    text: str
+    logit: float
+    probability: float
+    processed: float
+    drawn: float
+    removed_by: str | None
+
+
+@dataclass(frozen=True)
+class ExplainedStep:
+    """One token of a generation, and why it is this one.
+
+    Attributes:
+        position: index of the token in its sequence, prompt included.
+        token_id, text: the token chosen.
+        probability, rank: the model's; the most probable token has rank 1, at equal values the lower id first.
+        drawn: probability with which the sampler drew it.
+        entropy: of the model's distribution, in nats.
+        random: the number in [0, 1) that chose it, or None where none did.
+        interval: the part of [0, 1) that belongs to the token: probabilities are laid side by side by id.
+        stages: in the order in which they work.
+        candidates: the most probable tokens for the model, the most probable first; the chosen one is among them.
+        logits: (token id, text, processed logit) of the largest processed logits, for pages that recompute.
+        tail: (count, logit) of a histogram over the others.
+    """
+
+    position: int
+    token_id: int
+    text: str
+    probability: float
+    rank: int
+    drawn: float
+    entropy: float
+    random: float | None
+    interval: tuple[float, float] | None
+    stages: list[Stage]
+    candidates: list[Candidate]
+    logits: list[tuple[int, str, float]] = field(repr=False, default_factory=list)
+    tail: list[tuple[int, float]] = field(repr=False, default_factory=list)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A generation and its steps.
+
+    Attributes:
+        model: its name.
+        sampler: with its parameters.
+        params: those parameters.
+        result: what the runner gave.
+        vocab_size: tokens that can be drawn at all.
+        steps: one for each new token, that of an end of sequence included.
+    """
+
+    model: str
+    sampler: str
+    params: dict[str, Any]
+    result: Result
+    vocab_size: int
+    steps: list[ExplainedStep]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without what only a page needs."""
+        steps = [asdict(step) for step in self.steps]
+        for step in steps:
+            del step["logits"], step["tail"]
+        return {
+            "model": self.model,
+            "sampler": self.sampler,
+            "params": self.params,
+            "vocab_size": self.vocab_size,
+            "result": self.result.to_json(),
+            "steps": steps,
+        }
+
+    def _repr_html_(self) -> str:
+        from neurogen.explain_page import fragment
+
+        return fragment(self)
+
+
+def explain(
+    model: DecodableModel,
+    sampler: Sampler,
+    text: str,
+    *,
+    top: int = 10,
+    options: RunOptions | None = None,
+    **values: Any,
+) -> Explanation:
+    """Continue a text and say of every token why it was chosen.
+
+    Args:
+        model, sampler: as for `Runner`.
+        text: the prompt.
+        top: candidates a step, at least 1.
+        options, **values: as for `Runner`; `n` must be 1.
+
+    Raises:
+        ParameterError: `top` or an option outside its domain.
+        NeurogenError: the prompt cannot be run.
+
+    Example:
+        explanation = explain(load_model("starter"), neurogen.load_sampler("topp"), "Once upon a time", seed=1)
+        print(explanation.steps[0].candidates)
+    """
+    if not isinstance(top, int) or top < 1:
+        raise ParameterError(f"top must be an integer >= 1, got {top!r}.", "top")
+    runner, watch = _watched(model, sampler, options, values, top)
+    results = [event for event in runner.run([Prompt(0, text)]) if isinstance(event, Result)]
+    return Explanation(
+        model.name, repr(sampler), sampler.params.model_dump(), results[0], watch.vocab_size, watch.steps
+    )
+
+
+def _watched(
+    model: DecodableModel, sampler: Sampler, options: RunOptions | None, values: Mapping[str, Any], top: int
+) -> tuple[Runner, _Watch]:
+    runner = Runner(model, sampler, options, **values)
+    if runner.options.n != 1:
+        raise ParameterError(f"One sample is explained at a time: n must be 1, got {runner.options.n}.", "n")
+    watch = _Watch(model, sampler, top)
+    return Runner(model, sampler, runner.options, engine=model.engine(sampler, batch_size=1, observer=watch)), watch
+
+
+class _Watch:
+    """Is shown the steps of an engine and explains each."""
+
+    def __init__(self, model: DecodableModel, sampler: Sampler, top: int) -> None:
+        self.steps: list[ExplainedStep] = []
+        self.vocab_size = 0
+        self._text = model.tokenizer.token_text
+        self._sampler = sampler
+        self._links = _links_of(sampler)
+        self._top = top
+        self._processing: list[Processing] | None = None
+
+    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+        if drawn[0].error is not None:
+            return
+        row, token = rows[0], drawn[0].token_id
+        self.vocab_size = logits.shape[1]
+        stages, current, removed_by = self._processors(row.request, logits[:1].float())
+        more, removed_later, final = self._sampler_stages(row, current)
+        for stage, mask in removed_later:
+            removed_by.append((stage, mask))
+        self.steps.append(self._step(row, token, logits[0].float(), current[0], stages + more, removed_by, final[0]))
+        for processing in self._processing or ():
+            processing.accept(token)
+
+    def _processors(self, request: Request, logits: Tensor) -> tuple[list[Stage], Tensor, list[tuple[str, Tensor]]]:
+        """Each processor by itself, in order, on what the last one left."""
+        if self._processing is None:
+            self._processing = [Processing(_with_one(request, one)) for one in request.processors]
+        stages, removed = [], []
+        current = logits.clone()
+        for processor, processing in zip(request.processors, self._processing, strict=True):
+            before = current.clone()
+            processing.process(current[0])
+            banned = (current[0] == -torch.inf) & (before[0] > -torch.inf)
+            stages.append(_stage("processor", repr(processor), _softmax(before), _softmax(current)))
+            removed.append((repr(processor), banned))
+        return stages, current, removed
+
+    def _sampler_stages(self, row: Row, logits: Tensor) -> tuple[list[Stage], list[tuple[str, Tensor]], Tensor]:
+        """Temperature, then each truncation on what the last one left; and what is drawn from, [1, vocab]."""
+        values = {**self._sampler.params.model_dump(), **row.request.params}
+        temperature = values.get("temperature", 1.0)
+        stages, removed = [], []
+        probs = _softmax(logits, temperature)
+        if temperature != 1.0:
+            stages.append(_stage("temperature", f"temperature {temperature:g}", _softmax(logits), probs))
+        kept = logits > -torch.inf
+        for sampler, own in self._links:
+            params = {name: values[shared] for name, shared in own.items()}
+            support = sampler.support(logits.masked_fill(~kept, -torch.inf), **_given(sampler, params)) & kept
+            name = _spelled(sampler, params)
+            after = torch.where(support, probs, 0.0)
+            after = after / after.sum(-1, keepdim=True)
+            stages.append(_stage("truncation", name, probs, after, support))
+            removed.append((name, (kept & ~support)[0]))
+            kept, probs = support, after
+        final = self._sampler.probs(logits, **_given(self._sampler, dict(row.request.params)))
+        return stages, removed, final.double()
+
+    def _step(
+        self,
+        row: Row,
+        token: int,
+        logits: Tensor,
+        processed: Tensor,
+        stages: list[Stage],
+        removed: Sequence[tuple[str, Tensor]],
+        final: Tensor,
+    ) -> ExplainedStep:
+        model = _softmax(logits[None])[0]
+        position = len(row.prompt) + row.produced
+        random, interval = _random(row.request.seed, position, final, token)
+        ranked = torch.argsort(logits, descending=True, stable=True)
+        ids = ranked[: self._top].tolist()
+        shown = ids if token in ids else [*ids, token]
+        candidates = [
+            Candidate(
+                token_id=one,
+                text=self._text(one),
+                logit=float(logits[one]),
+                probability=float(model[one]),
+                processed=float(processed[one]),
+                drawn=float(final[one]),
+                removed_by=next((name for name, mask in removed if mask[one]), None),
+            )
+            for one in shown
+        ]
+        largest, tail = _for_pages(processed)
+        return ExplainedStep(
+            position=position,
+            token_id=token,
+            text=self._text(token),
+            probability=float(model[token]),
+            rank=int((ranked == token).nonzero()[0, 0]) + 1,
+            drawn=float(final[token]),
+            entropy=_entropy(model[None]),
+            random=random,
+            interval=interval,
+            stages=stages,
+            candidates=candidates,
+            logits=[(one, self._text(one), value) for one, value in largest],
+            tail=tail,
+        )
+
+
+def _links_of(sampler: Sampler) -> list[tuple[Sampler, dict[str, str]]]:
+    """The samplers of a chain, each with its parameters' names in the whole; of any other, itself."""
+    if isinstance(sampler, Chain):
+        return list(sampler.parts())
+    if "+" in sampler.name:
+        from neurogen.registry import default_registry
+
+        try:
+            links = [default_registry().load_class(name) for name in sampler.name.split("+")]
+            return list(chain_class(links)(**sampler.params.model_dump()).parts())
+        except NeurogenError:  # its parts are not installed, or have other parameters: it is shown as one
+            pass
+    return [(sampler, {name: name for name in type(sampler).Params.model_fields})]
+
+
+def _with_one(request: Request, processor: Any) -> Request:
+    return replace(request, processors=(processor,))
+
+
+def _given(sampler: Sampler, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for one call: those that are not the sampler's own already."""
+    own = sampler.params.model_dump()
+    return {name: value for name, value in params.items() if own[name] != value}
+
+
+def _spelled(sampler: Sampler, params: Mapping[str, Any]) -> str:
+    values = ", ".join(f"{name}={value!r}" for name, value in params.items() if name != "temperature")
+    return f"{sampler.name}({values})" if values else sampler.name
+
+
+def _stage(kind: StageKind, name: str, before: Tensor, after: Tensor, support: Tensor | None = None) -> Stage:
+    kept = after > 0 if support is None else support
+    return Stage(kind, name, int(kept.sum()), min(1.0, float(before[kept].sum())), _entropy(after))
+
+
+def _softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """float64 [1, vocab]; one-hot at temperature 0."""
+    if temperature == 0:
+        one_hot = torch.zeros(logits.shape, dtype=torch.float64)
+        one_hot[0, int(logits[0].argmax())] = 1.0
+        return one_hot
+    return torch.softmax(logits.double().cpu() / temperature, dim=-1)
+
+
+def _entropy(probs: Tensor) -> float:
+    positive = probs[probs > 0]
+    return max(0.0, float(-(positive * positive.log()).sum()))
+
+
+def _random(seed: int, position: int, final: Tensor, token: int) -> tuple[float | None, tuple[float, float] | None]:
+    """The number that chose the token and the token's interval; None where the token follows from the logits."""
+    final = final.cpu()
+    total = float(final.sum())
+    below = float(final[:token].sum()) / total
+    above = below + float(final[token]) / total
+    number = float(uniform(random_bits(seed, position, 0)))
+    if above - below > 1 - SLACK or not below - SLACK <= number <= above + SLACK:
+        return None, None
+    return number, (below, above)
+
+
+def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """The largest logits, and a histogram (count, mean logit) of the other finite ones."""
+    count = min(PAGE_CANDIDATES, len(processed))
+    order = torch.argsort(processed, descending=True, stable=True).cpu()
+    values = processed.double().cpu()[order]
+    largest = [(token, value) for token, value in zip(order[:count].tolist(), values[:count].tolist(), strict=True)]
+    rest = values[count:]
+    rest = rest[rest > -math.inf]
+    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted, so that each bin holds what is alike
+    return [pair for pair in largest if pair[1] > -math.inf], [(len(b), float(b.mean())) for b in bins if len(b)]
