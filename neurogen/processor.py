@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from neurogen.errors import NeurogenError, PluginError
 from neurogen.parameters import SamplerParams, build_params
+from neurogen.spec import Link, spelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,8 +72,7 @@ class Processor:
         self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in self.params.model_dump().items())
-        return f"{self.name}({values})"
+        return spelled([Link(self.name, self.params.model_dump())])  # what load_processors reads again
 
     def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """Called by the runner before the first request, for what depends on the vocabulary; by default nothing.

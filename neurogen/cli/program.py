@@ -27,6 +27,7 @@ __all__ = ["main"]
 COMMANDS = {
     "run": "neurogen.cli.run",
     "explain": "neurogen.cli.explain",
+    "replay": "neurogen.cli.replay",
     "train": "neurogen.cli.train",
     "diagnose": "neurogen.cli.diagnose",
     "bench": "neurogen.cli.bench",

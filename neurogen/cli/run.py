@@ -92,6 +92,11 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="FILE.jsonl",
     help="Append results to this file instead of printing them. Repeat the command to go on with an interrupted run.",
 )
+@click.option(
+    "--record",
+    metavar="FILE",
+    help="Keep what neurogen replay needs to give the same tokens again, or to say why they differ.",
+)
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Sequences at a time.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no closing line.")
 @debug_option

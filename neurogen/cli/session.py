@@ -27,6 +27,7 @@ from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDel
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
+    from neurogen.recording import Recorder
     from neurogen.sampler import Sampler
 
 __all__ = ["Arguments", "execute"]
@@ -56,6 +57,7 @@ class Arguments:
     stream: bool | None
     as_json: bool
     output: str | None
+    record: str | None
     batch_size: int
     quiet: bool
 
@@ -288,8 +290,10 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
         chat=arguments.chat,
         batch_size=arguments.batch_size,
     )
-    runner = Runner(model, session.sampler, options)
     with ExitStack() as stack:
+        observer = stack.enter_context(_recorder(session, model, options)) if arguments.record is not None else None
+        engine = model.engine(session.sampler, batch_size=arguments.batch_size, observer=observer)
+        runner = Runner(model, session.sampler, options, engine=engine)
         stack.push(_closer(output))
         stack.callback(watch.close)
         for event in runner.run(session.queue(), skip=lambda index, sample: (index, sample) in session.done):
@@ -306,6 +310,22 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
                 with watch.aside():
                     _fail(session, event)
                     output.failure(event)
+
+
+@contextmanager
+def _recorder(session: Session, model: LanguageModel, options: RunOptions) -> Iterator[Recorder]:
+    """The recording of the run; marked as complete where nothing has stopped it."""
+    from neurogen.recording import Recorder
+
+    prompts = [prompt for index, prompt in session.prompts.items() if index not in session.failed]
+    assert session.arguments.record is not None
+    recorder = Recorder(session.arguments.record, model, session.sampler, options, prompts, session.done)
+    complete = False
+    try:
+        yield recorder
+        complete = True
+    finally:
+        recorder.close(complete=complete)
 
 
 def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:

@@ -1,0 +1,69 @@
+"""`neurogen replay`: run a recording again, and say whether the tokens are the same, or where and why not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.cli.common import debug_option, device_option, tell
+from neurogen.cli.output import loading
+
+if TYPE_CHECKING:
+    from neurogen.replay import ReplayReport
+
+__all__ = ["command"]
+
+EXIT_DIFFERENT = 1
+
+
+@click.command("replay")
+@click.argument("file")
+@click.option("--model", show_default="the one recorded", help="Run another model: a folder, a file, a name.")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress and no texts; the answer is the exit code.")
+@debug_option
+def command(file: str, model: str | None, device: str, as_json: bool, quiet: bool) -> int:
+    """Repeat what `neurogen run --record FILE` has recorded: the same tokens, or at which step and why they differ.
+
+    Exits with 0 where every token is the recorded one, and with 1 where one is not.
+    """
+    from neurogen.recording import read_recording
+
+    recording = read_recording(file)
+    shown = sys.stderr is not None and sys.stderr.isatty() and not quiet
+    with loading(model or str(recording.head.get("model")), shown=shown):
+        from neurogen.models import load_model
+        from neurogen.replay import replay
+
+        dtype = str(recording.head.get("environment", {}).get("number format") or "auto")
+        report = replay(recording, lambda name: load_model(model or name, device=device, dtype=dtype))
+    if as_json:
+        click.echo(json.dumps(_entry(report), indent=2))
+    elif not quiet:
+        for result in sorted(report.results, key=lambda one: (one.index, one.sample)):
+            click.echo(result.text)
+        tell(report.reason() + ("" if recording.complete else " The recording was cut off and was compared so far."))
+    return 0 if report.same else EXIT_DIFFERENT
+
+
+def _entry(report: ReplayReport) -> dict[str, Any]:
+    return {
+        "same": report.same,
+        "reason": report.reason(),
+        "sequences": report.sequences,
+        "steps": report.steps,
+        "drifted": report.drifted,
+        "largest_drift": report.largest_drift,
+        "differences": [{**asdict(one), "distance": _finite(one.distance)} for one in report.differences],
+        "environment": {name: {"recorded": was, "now": now} for name, (was, now) in report.environment.items()},
+        "results": [result.to_json() for result in report.results],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return None if value != value else value
