@@ -33,6 +33,11 @@ UNDECIDED = 3
 WINDOW_KEPT = 8
 WINDOW_LIMIT = 24
 
+# GPT-2 spells a byte as the character of that number where it is printable, else as the next one from 256 on.
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+OTHER_BYTES = sorted(set(range(256)).difference(PRINTABLE))
+BYTE_LEVEL = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(OTHER_BYTES)}
+
 # Pre-tokenizers that llama.cpp splits digits in one by one and that transformers does not know (src/llama-vocab.cpp).
 DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
 
@@ -68,6 +73,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_text(self, token: int) -> str:
         """Return one token's own text for listings: leading space kept, control tokens and raw bytes spelled out."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of UTF-8 that an id adds inside a text, leading space included; none without text."""
+        return self.token_text(token).encode() if self.has_text(token) else b""
 
     @abstractmethod
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -135,6 +144,14 @@ class SentencePieceTokenizer(Tokenizer):
             return f"<id {token}>"
         return str(self._processor.id_to_piece(token)).replace(SPACE_SYMBOL, " ")
 
+    def token_bytes(self, token: int) -> bytes:
+        """See `Tokenizer.token_bytes`; the unknown token has none."""
+        if not 0 <= token < self.vocab_size or self._processor.is_unknown(token):
+            return b""
+        if self._processor.is_byte(token):
+            return bytes.fromhex(self._processor.id_to_piece(token)[3:5])
+        return super().token_bytes(token)
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Raise ModelError: a SentencePiece model carries no chat template."""
         raise ModelError(_NO_CHAT_TEMPLATE)
@@ -157,7 +174,9 @@ class HFTokenizer(Tokenizer):
         self.bos_id = tokenizer.bos_token_id
         self.special_ids = _special_ids(tokenizer)
         self.has_chat_template = bool(tokenizer.chat_template)
-        self._bytes = _byte_tokens(vocab) if _has_byte_fallback(tokenizer) else {}
+        self._bytes = _byte_tokens(vocab) if _decodes_with(tokenizer, "ByteFallback") else {}
+        self._is_byte_level = _decodes_with(tokenizer, "ByteLevel")
+        self._added = frozenset(tokenizer.added_tokens_decoder)
         self._spells_space = SPACE_SYMBOL if any(piece.startswith(SPACE_SYMBOL) for piece in vocab) else None
         self.adds_bos = self.bos_id is not None and tokenizer.encode("")[:1] == [self.bos_id]
         self.eos_ids = frozenset(i for i in (tokenizer.eos_token_id, self._end_of_turn()) if i is not None)
@@ -186,6 +205,15 @@ class HFTokenizer(Tokenizer):
             return str(piece).replace(self._spells_space, " ")
         text = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
         return str(piece) if REPLACEMENT in text else text
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Tokenizer.token_bytes`."""
+        if token in self._bytes:
+            return self._bytes[token]
+        if not self._is_byte_level or not self.has_text(token) or token in self._added:
+            return super().token_bytes(token)
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        return bytes(BYTE_LEVEL[character] for character in piece) if piece is not None else b""
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """See `Tokenizer.encode_chat`."""
@@ -379,11 +407,10 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(added | set(tokenizer.all_special_ids))
 
 
-def _has_byte_fallback(tokenizer: Any) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend is not None and '"ByteFallback"' in (
-        backend.decoder.__getstate__().decode() if backend.decoder else ""
-    )
+def _decodes_with(tokenizer: Any, part: str) -> bool:
+    """Whether the tokenizer's decoder has a part of this type."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return decoder is not None and f'"{part}"' in decoder.__getstate__().decode()
 
 
 def _byte_tokens(vocab: Mapping[str, int]) -> dict[int, bytes]:
