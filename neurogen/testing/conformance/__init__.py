@@ -1,0 +1,60 @@
+"""Holds a sampler against its contract, and shows the smallest case of whatever it does not keep.
+
+report = neurogen.testing.conformance.check(MySampler)
+assert report.passed, report
+
+case        logits and what is given with them    cases    which ones are tried
+subject     the sampler and its reference          trial    its calls, as Python for the report
+kit         the registry of checks                 shrink   making a case small
+declared, meaning, drawing, invariance, memory, devices: the checks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from neurogen.registry import load_sampler
+from neurogen.sampler import Sampler
+from neurogen.testing.conformance import declared, devices, drawing, invariance, meaning, memory
+from neurogen.testing.conformance.kit import CHECKS, Check, run
+from neurogen.testing.conformance.report import Failure, Report, Result
+
+__all__ = ["CHECKS", "Check", "Failure", "Report", "Result", "check"]
+
+ORDER = (declared, meaning, drawing, invariance, memory, devices)
+"""The modules of the checks, in the order in which they are run."""
+
+_NAMES = [module.__name__ for module in ORDER]
+_SORTED = sorted(CHECKS.values(), key=lambda one: _NAMES.index(one.function.__module__))
+CHECKS.clear()
+CHECKS.update({one.name: one for one in _SORTED})
+
+
+def check(
+    sampler: str | Sampler | type[Sampler],
+    *,
+    device: str = "cpu",
+    quick: bool = False,
+    seed: int = 0,
+    only: Iterable[str] = (),
+    told: Callable[[Result], None] | None = None,
+) -> Report:
+    """Run the conformance checks.
+
+    Args:
+        sampler: a name such as "topk" or "topk(k=3)", a sampler, or a class. Its parameters are the base of those
+            that are tried.
+        device: "cpu" or "cuda": where the checks run.
+        quick: a few seconds in place of a minute.
+        seed: of the cases; the same seed tries the same.
+        only: names of checks; all where none is given.
+        told: called with each result when it is there.
+
+    Returns:
+        what was found. `report.passed` says whether no check failed.
+
+    Raises:
+        PluginError, ParameterError: there is no such sampler or check, or its parameters are wrong.
+    """
+    chosen = load_sampler(sampler) if isinstance(sampler, str) else sampler
+    return run(chosen, device=device, quick=quick, seed=seed, only=only, told=told)

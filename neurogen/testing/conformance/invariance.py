@@ -1,0 +1,308 @@
+"""Checks of what must not change a result: dtype, strides, the other rows, earlier calls, threads; nor be changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurogen.testing.conformance.case import Case, Shown, Value, per_row_numbers, summary
+from neurogen.testing.conformance.cases import KINDS, values_of
+from neurogen.testing.conformance.kit import Kit, Skip, check
+from neurogen.testing.conformance.trial import Difference, Trial
+
+__all__: list[str] = []
+
+THREADS = 4
+CALLS_A_THREAD = 25
+
+Results = tuple[Tensor, Tensor, Tensor]
+
+
+def _results(trial: Trial, logits: Shown | None = None) -> Results:
+    return trial.sample(logits), trial.probs(logits), trial.support(logits)
+
+
+def _expect_equal(got: Results, expected: Results, why: str) -> None:
+    for found, wanted in zip(got, expected, strict=True):
+        if not found.equal(wanted):
+            raise Difference(f"{summary(wanted)}, {why}", found)
+
+
+@check("dtypes", "float16 and bfloat16 give the same as float32 with the same values")
+def dtypes(kit: Kit) -> None:
+    narrow = [dtype for dtype in kit.dtypes() if dtype != "float32"]
+    if "float32" not in kit.dtypes() or not narrow:
+        raise Skip(f"it takes {', '.join(kit.dtypes())} alone")
+    for dtype in narrow:
+        kit.hold(kit.batches(quick=(7, 300), full=(2, 7, 33, 300, 3000), sets=(4, 10), dtype=dtype), dtype_law)
+
+
+def dtype_law(trial: Trial) -> None:
+    """Comparisons are made on the exact values, so that a wider dtype changes nothing."""
+    wide = trial.view("logits.float()", lambda logits: logits.float())
+    _expect_equal(_results(trial), _results(trial, wide), "as of the same values in float32")
+
+
+def _between_columns(x: Tensor) -> Tensor:
+    wide = torch.full((x.shape[0], 3 * x.shape[1]), torch.nan, dtype=x.dtype, device=x.device)
+    wide[:, 1::3] = x
+    return wide[:, 1::3]
+
+
+def _between_rows(x: Tensor) -> Tensor:
+    wide = torch.full((2 * x.shape[0], x.shape[1] + 7), torch.nan, dtype=x.dtype, device=x.device)
+    wide[1::2, 5:-2] = x
+    return wide[1::2, 5:-2]
+
+
+def _at_offset(x: Tensor) -> Tensor:
+    flat = torch.full((x.numel() + 3,), torch.nan, dtype=x.dtype, device=x.device)
+    flat[3:] = x.flatten()
+    return flat[3:].view(x.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logits.t().contiguous().t()": lambda x: x.t().contiguous().t(),
+    "torch.stack([logits * nan, logits, logits * nan], -1).flatten(1)[:, 1::3]": _between_columns,
+    "torch.nn.functional.pad(logits.repeat_interleave(2, 0), (5, 2), value=nan)[1::2, 5:-2]": _between_rows,
+    "torch.nn.functional.pad(logits.flatten(), (3, 0), value=nan)[3:].view(logits.shape)": _at_offset,
+}
+"""Expression -> the same logits laid out so in memory."""
+
+
+@check(
+    "strides", "any layout in memory gives the same: transposed, every third column, slices, an offset, expanded rows"
+)
+def strides(kit: Kit) -> None:
+    for dtype in kit.dtypes():
+        kit.hold(kit.batches(quick=(7, 60), full=(1, 2, 33, 1000), sets=(2, 6), dtype=dtype), stride_law)
+        kit.hold(kit.batches(("normal",), quick=(60,), full=(33, 1000), sets=(2, 4), dtype=dtype), expanded_law)
+
+
+def stride_law(trial: Trial) -> None:
+    """Each layout gives what contiguous logits give."""
+    expected = _results(trial)
+    for code, lay_out in LAYOUTS.items():
+        _expect_equal(_results(trial, trial.view(code, lay_out)), expected, "as of contiguous logits")
+
+
+def expanded_law(trial: Trial) -> None:
+    """A row expanded without memory is that row in each place."""
+    once = trial.sample(trial.view("logits[:1]", lambda x: x[:1]))
+    row = trial.view("logits[:1].expand(5, -1)", lambda x: x[:1].expand(5, -1))
+    got = trial.sample(row)
+    if not got.equal(once.expand(5)):
+        raise Difference(f"{summary(once.expand(5))}, the row alone five times", got)
+
+
+@check("per-row-parameters", "a parameter with one value a row gives each row what that value gives it alone")
+def per_row_parameters(kit: Kit) -> None:
+    fields = kit.subject.cls.Params.model_fields
+    if not any(field.annotation in (int, float) for field in fields.values()):
+        raise Skip("it has no parameter that is a number")
+    kit.hold(_with_row_parameters(kit), per_row_law)
+
+
+def _with_row_parameters(kit: Kit) -> Iterator[Case]:
+    """Batches in which every number differs from row to row."""
+    subject, chosen = kit.subject, random.Random(kit.seed)
+    fields = subject.cls.Params.model_fields
+    for case in kit.batches(quick=(7, 60), full=(2, 7, 33, 300, 3000), sets=(2, 4)):
+        params: dict[str, Value | tuple[Value, ...]] = {}
+        for name, field in fields.items():
+            values = values_of(name, field, subject.base[name])
+            if field.annotation in (int, float):
+                params[name] = tuple(chosen.choice(values) for _ in range(case.batch))
+        for name in params:
+            yield per_row_numbers(replace(case, params={name: params[name]}))
+        yield per_row_numbers(replace(case, params=params))
+
+
+def per_row_law(trial: Trial) -> None:
+    """Each row equals a call with that row, and its parameters for the whole call."""
+    if not trial.per_row:
+        return
+    ids, probs, support = _results(trial)
+    seeds, positions = _numbers(trial.case.seed, trial), _numbers(trial.case.position, trial)
+    for row in range(trial.case.batch):
+        logits = trial.view(f"logits[{row}:{row + 1}]", lambda x, row=row: x[row : row + 1])  # type: ignore[misc]
+        own = {name: value[row] for name, value in trial.per_row.items()}
+        alone = (
+            trial.sample(logits, seed=seeds[row], position=positions[row], params=own),
+            trial.probs(logits, params=own),
+            trial.support(logits, params=own),
+        )
+        here = slice(row, row + 1)
+        written = ", ".join(f"{name}={value!r}" for name, value in own.items())
+        _expect_equal((ids[here], probs[here], support[here]), alone, f"as of row {row} alone with {written}")
+
+
+def _numbers(value: int | tuple[int, ...], trial: Trial) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,) * trial.case.batch
+
+
+@check("batch", "a row alone, in its batch and in a permuted batch gives the same")
+def batch(kit: Kit) -> None:
+    cases = kit.batches(quick=(7, 60, 300), full=(1, 2, 7, 33, 300, 3000), sets=(4, 10))
+    kit.hold(map(per_row_numbers, cases), batch_law)
+
+
+def batch_law(trial: Trial) -> None:
+    """Neither the place in the batch nor the other rows matter."""
+    seeds, positions = _numbers(trial.case.seed, trial), _numbers(trial.case.position, trial)
+    whole = _results(trial)
+    order = list(reversed(range(trial.case.batch)))
+    if len(order) > 1:
+        turned = trial.view("logits.flip(0)", lambda x: x.flip(0))
+        backwards = trial.sample(turned, seed=seeds[::-1], position=positions[::-1])
+        if not backwards.equal(whole[0][order]):
+            raise Difference(f"{summary(whole[0][order])}, as in the other order", backwards)
+    for row in range(trial.case.batch):
+        logits = trial.view(f"logits[{row}:{row + 1}]", lambda x, row=row: x[row : row + 1])  # type: ignore[misc]
+        alone = (
+            trial.sample(logits, seed=seeds[row], position=positions[row]),
+            trial.probs(logits),
+            trial.support(logits),
+        )
+        here = slice(row, row + 1)
+        _expect_equal(alone, (whole[0][here], whole[1][here], whole[2][here]), f"as of row {row} in its batch")
+
+
+@check("earlier-calls", "earlier calls and global random generators change nothing, nor are the generators changed")
+def earlier_calls(kit: Kit) -> None:
+    cases = list(kit.batches(quick=(7, 60), full=(2, 33, 300), sets=(3, 6)))
+    states = random.getstate(), np.random.get_state()
+    devices = [kit.subject.device] if kit.subject.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            kit.hold(cases, earlier_law)
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def earlier_law(trial: Trial) -> None:
+    """The same after other calls and after the generators of torch, NumPy and Python have been set."""
+    _seed_all(trial, 1)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    expected = _results(trial)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    names = ("torch", "random", "numpy.random")
+    moved = [
+        name
+        for name, old, new in zip(names, before, after, strict=True)
+        if not (old.equal(new) if isinstance(old, Tensor) else old == new)
+    ]
+    if moved:
+        raise Difference("global generators that are left alone", f"a draw from that of {moved[0]}")
+    _seed_all(trial, 2)
+    trial.sample(trial.view("-logits.nan_to_num(neginf=0)[:, :1]", lambda x: -x.nan_to_num(neginf=0)[:, :1]), params={})
+    _expect_equal(_results(trial), expected, "as before another call")
+
+
+def _seed_all(trial: Trial, seed: int) -> None:
+    trial.do(f"torch.manual_seed({seed})", lambda: torch.manual_seed(seed))
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@check("input", "logits, seeds, positions and parameters are never modified")
+def untouched(kit: Kit) -> None:
+    for dtype in kit.dtypes():
+        cases = kit.batches((*KINDS,), quick=(7, 60), full=(1, 7, 33, 300, 3000), sets=(4, 10), dtype=dtype)
+        kit.hold(map(_with_tensors, cases), untouched_law)
+
+
+def _with_tensors(case: Case) -> Case:
+    numbers = {name: (value,) * case.batch for name, value in case.params.items() if type(value) in (int, float)}
+    return per_row_numbers(replace(case, params={**case.params, **numbers}))  # type: ignore[dict-item]
+
+
+def untouched_law(trial: Trial) -> None:
+    """Bit for bit, after each of the three calls."""
+    before = trial.case.logits.clone()
+    given: dict[str, tuple[Shown, Tensor]] = {}
+    for name, value in {"seed": trial.case.seed, "position": trial.case.position, **trial.per_row}.items():
+        if isinstance(value, tuple):
+            tensor = torch.tensor(value, device=trial.subject.device)
+            given[name] = Shown(name, tensor), tensor.clone()
+            trial.lines.append(f"{name} = torch.tensor({list(value)})")
+    params = {name: shown for name, (shown, _) in given.items() if name in trial.per_row}
+    numbers: dict[str, Any] = {name: shown for name, (shown, _) in given.items() if name not in trial.per_row}
+    calls: tuple[Callable[[], Tensor], ...] = (
+        lambda: trial.sample(params=params, **numbers),
+        lambda: trial.probs(params=params),
+        lambda: trial.support(params=params),
+    )
+    for call in calls:
+        call()
+        if not _same_bits(trial.logits.value.cpu(), before):
+            raise Difference(f"logits that are still {summary(before)}", trial.logits.value)
+        for name, (value, copy) in given.items():
+            if not value.value.equal(copy):
+                raise Difference(f"{name} that is still {summary(copy)}", value.value)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    whole = {2: torch.int16, 4: torch.int32}[one.element_size()]
+    return one.view(whole).equal(other.view(whole))
+
+
+@check("small-shapes", "a vocabulary of one token and an empty batch work")
+def small_shapes(kit: Kit) -> None:
+    for dtype in kit.dtypes():
+        kit.hold(kit.batches(("normal", "equal"), quick=(1,), full=(1,), dtype=dtype), single_law)
+        kit.hold(kit.batches(("normal",), quick=(1, 9), full=(1, 9, 1000), sets=(3, 6), dtype=dtype), empty_law)
+
+
+def single_law(trial: Trial) -> None:
+    """Of one token, that one, with certainty."""
+    if trial.case.vocab != 1:
+        return
+    ids, probs, support = _results(trial)
+    if ids.any() or not bool((probs == 1).all()) or not bool(support.all()):
+        raise Difference("id 0, probability 1, kept", f"{summary(ids)}, {summary(probs)}, {summary(support)}")
+
+
+def empty_law(trial: Trial) -> None:
+    """Of no rows, results without rows."""
+    none = trial.view("logits[:0]", lambda x: x[:0])
+    ids, probs, support = _results(trial, none)
+    shapes = list(ids.shape), list(probs.shape), list(support.shape)
+    vocab = trial.case.vocab
+    if shapes != ([0], [0, vocab], [0, vocab]):
+        raise Difference(f"the shapes [0], [0, {vocab}], [0, {vocab}]", f"{shapes}")
+
+
+@check("threads", "calls from several threads at once give the same")
+def threads(kit: Kit) -> None:
+    cases = map(per_row_numbers, kit.batches(quick=(300,), full=(7, 300, 3000), sets=(2, 4)))
+    kit.hold(cases, threads_law)
+
+
+def threads_law(trial: Trial) -> None:
+    """Each thread calls with rows of its own, many times, on one sampler."""
+    sampler, logits = trial.sampler, trial.logits.value
+    seeds = torch.tensor(_numbers(trial.case.seed, trial), device=logits.device)
+    rolled = [logits.roll(number, 1) for number in range(THREADS)]
+
+    def call(number: int) -> list[list[int]]:
+        state: dict[str, Any] = {"state": sampler.new_state(len(logits))} if sampler.stateful else {}
+        numbers = (seeds + number + turn for turn in range(CALLS_A_THREAD))
+        return [sampler.sample(rolled[number], seed=seed, check=False, **state).tolist() for seed in numbers]
+
+    expected = [call(number) for number in range(THREADS)]
+    trial.lines.append(f"# the same calls, {CALLS_A_THREAD} in each of {THREADS} threads with logits.roll(number, 1)")
+    with ThreadPoolExecutor(THREADS) as pool:
+        got = list(pool.map(call, range(THREADS)))
+    for wanted, found in zip(expected, got, strict=True):
+        if found != wanted:
+            turn = next(turn for turn in range(CALLS_A_THREAD) if found[turn] != wanted[turn])
+            raise Difference(f"{wanted[turn]}, as from one thread", f"{found[turn]}")

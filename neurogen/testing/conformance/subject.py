@@ -1,0 +1,178 @@
+"""The sampler that is held against its contract: how it is made with other parameters, and what it means."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from neurogen import reference
+from neurogen.errors import PluginError
+from neurogen.parameters import BOUNDS
+from neurogen.sampler import Sampler
+from neurogen.testing.conformance.case import Value
+
+__all__ = ["Meaning", "Subject"]
+
+NUDGE = 2e-6
+"""Parameters and logits are known to a kernel's masses to about this share: a token whose place depends on less is
+left open."""
+MOST_KEPT = 256
+OWN_CLASS = "class "
+
+Mask = NDArray[np.bool_]
+Row = NDArray[Any]
+
+
+class Subject:
+    """A sampler under test.
+
+    Args:
+        sampler: an instance, whose parameters are the base of those tried, or a class with its defaults.
+        device: where it runs.
+
+    Attributes:
+        cls: its class.
+        base: parameter -> value, every parameter.
+        origin: where it comes from.
+        meaning: its reference.
+    """
+
+    def __init__(self, sampler: Sampler | type[Sampler], device: torch.device) -> None:
+        made = sampler() if isinstance(sampler, type) else sampler
+        self.cls: type[Sampler] = type(made)
+        self.base: dict[str, Value] = made.params.model_dump()
+        self.origin = made.origin
+        self.label = repr(made)
+        self.device = device
+        self.meaning = Meaning(self)
+        self._given = {name for name in made.params.model_fields_set if name in self.base}
+        self._made: dict[tuple[Any, ...], Sampler] = {}
+
+    @property
+    def installed(self) -> bool:
+        """Whether it came from the registry, and can be named in `load_sampler`."""
+        return not self.origin.startswith(OWN_CLASS)
+
+    def make(self, params: Mapping[str, Value]) -> Sampler:
+        """The sampler with these parameters in place of its own; kept for the next time."""
+        key = tuple(sorted((name, repr(value)) for name, value in params.items()))
+        if key not in self._made:
+            if len(self._made) >= MOST_KEPT:
+                self._made.clear()
+            made = self.cls(**{**self.base, **params})
+            made.origin = self.origin
+            self._made[key] = made
+        return self._made[key]
+
+    def imports(self) -> list[str]:
+        """The lines that a program needs to make it."""
+        if self.installed:
+            return ["import neurogen"]
+        return [f"from {self.cls.__module__} import {self.cls.__qualname__.split('.')[0]}"]
+
+    def code(self, params: Mapping[str, Value]) -> str:
+        """The expression that makes it with these parameters."""
+        given = {name: value for name, value in self.base.items() if name in self._given} | dict(params)
+        arguments = [f"{name}={value!r}" for name, value in given.items()]
+        if self.installed:
+            return f"neurogen.load_sampler({', '.join([repr(self.cls.name), *arguments])})"
+        return f"{self.cls.__qualname__}({', '.join(arguments)})"
+
+
+class Meaning:
+    """What a sampler means by its author's reference, where there is one."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._module: Any = None
+
+    @property
+    def given(self) -> bool:
+        """Whether the author names a reference."""
+        return bool(self._subject.cls.reference)
+
+    @property
+    def module(self) -> Any:
+        """The module of the reference.
+
+        Raises:
+            PluginError: it cannot be imported or has no `support`.
+        """
+        if self._module is None:
+            name = self._subject.cls.reference
+            try:
+                self._module = sys.modules.get(name) or importlib.import_module(name)
+            except Exception as error:
+                raise PluginError(
+                    f"The reference {name!r} of sampler {self._subject.cls.name!r} cannot be imported: "
+                    f"{type(error).__name__}: {error}."
+                ) from error
+            if not callable(getattr(self._module, "support", None)):
+                raise PluginError(
+                    f"The reference {name!r} of sampler {self._subject.cls.name!r} has no function "
+                    "support(logits, **params)."
+                )
+        return self._module
+
+    def support(self, row: Row, params: Mapping[str, Value]) -> Mask:
+        """The support by the reference.
+
+        Raises:
+            PluginError: the reference fails, or gives none.
+        """
+        try:
+            kept = np.asarray(self.module.support(row, **params))
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(f"The reference's support raised {type(error).__name__}: {error}.") from error
+        if kept.dtype != np.bool_ or kept.shape != row.shape or not kept.any():
+            raise PluginError(
+                f"The reference's support must give bool [{len(row)}] with at least one True, "
+                f"got {kept.dtype} {list(kept.shape)} with {int(kept.sum())} kept."
+            )
+        return kept
+
+    def bounds(self, row: Row, params: Mapping[str, Value]) -> tuple[Mask, Mask]:
+        """Tokens that must be kept, and tokens that may be.
+
+        The two differ where the reference itself changes when a parameter, or the scale of the logits, changes by
+        NUDGE: there masses of finite precision decide. A parameter at one of its bounds is exact.
+        """
+        kept = self.support(row, params)
+        must, may = kept.copy(), kept.copy()
+        for logits, values in self._nudged(row, params):
+            other = self.support(logits, values)
+            must &= other
+            may |= other
+        return must, may
+
+    def probs(self, row: Row, params: Mapping[str, Value], kept: Mask) -> NDArray[np.float64] | None:
+        """The distribution [vocab] by the reference over the tokens `kept`; None where it is left open."""
+        own = getattr(self.module, "probs", None)
+        if own is None:
+            return reference.probs(row, kept, float(params.get("temperature", 1.0)))
+        must, may = self.bounds(row, params)
+        if not np.array_equal(must, may):
+            return None
+        try:
+            return np.asarray(own(row, **params), dtype=np.float64)
+        except Exception as error:
+            raise PluginError(f"The reference's probs raised {type(error).__name__}: {error}.") from error
+
+    def _nudged(self, row: Row, params: Mapping[str, Value]) -> list[tuple[Row, dict[str, Value]]]:
+        exact = row.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            found: list[tuple[Row, dict[str, Value]]] = [(exact * (1 + sign), dict(params)) for sign in (-NUDGE, NUDGE)]
+        for name, value in params.items():
+            field = self._subject.cls.Params.model_fields[name]
+            limits = [getattr(item, bound, None) for item in field.metadata for bound, _ in BOUNDS]
+            if field.annotation is float and isinstance(value, int | float) and value not in limits:
+                found += [(row, {**params, name: value * (1 + sign)}) for sign in (-NUDGE, NUDGE)]
+        return found
