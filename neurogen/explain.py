@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from neurogen.request import DecodableModel
     from neurogen.sampler import Sampler
 
-__all__ = ["Candidate", "ExplainedStep", "Explanation", "Stage", "explain"]
+__all__ = ["Candidate", "ExplainedStep", "Explanation", "Observed", "Stage", "explain", "explain_steps"]
+
+Observed = tuple[Sequence[Row], Tensor, Sequence[Drawn]]
+"""A step of one sequence: the row, the model's logits [1, vocab], and what was chosen."""
 
 StageKind = Literal["processor", "temperature", "truncation"]
 
@@ -156,7 +159,7 @@ class Explanation:
 def explain(
     model: DecodableModel,
     sampler: Sampler,
-    text: str,
+    text: str | Prompt,
     *,
     top: int = 10,
     options: RunOptions | None = None,
@@ -166,7 +169,7 @@ def explain(
 
     Args:
         model, sampler: as for `Runner`.
-        text: the prompt.
+        text: the prompt, as a text or with all that a `Prompt` can have.
         top: candidates a step, at least 1.
         options, **values: as for `Runner`; `n` must be 1.
 
@@ -178,47 +181,69 @@ def explain(
         explanation = explain(load_model("starter"), neurogen.load_sampler("topp"), "Once upon a time", seed=1)
         print(explanation.steps[0].candidates)
     """
-    if not isinstance(top, int) or top < 1:
-        raise ParameterError(f"top must be an integer >= 1, got {top!r}.", "top")
-    runner, watch = _watched(model, sampler, options, values, top)
-    results = [event for event in runner.run([Prompt(0, text)]) if isinstance(event, Result)]
-    return Explanation(
-        model.name, repr(sampler), sampler.params.model_dump(), results[0], watch.vocab_size, watch.steps
-    )
-
-
-def _watched(
-    model: DecodableModel, sampler: Sampler, options: RunOptions | None, values: Mapping[str, Any], top: int
-) -> tuple[Runner, _Watch]:
     runner = Runner(model, sampler, options, **values)
     if runner.options.n != 1:
         raise ParameterError(f"One sample is explained at a time: n must be 1, got {runner.options.n}.", "n")
-    watch = _Watch(model, sampler, top)
-    return Runner(model, sampler, runner.options, engine=model.engine(sampler, batch_size=1, observer=watch)), watch
+    watch = _Watch(model, sampler, _checked(top))
+    engine = model.engine(sampler, batch_size=1, observer=lambda rows, logits, _, drawn: watch(rows, logits, drawn))
+    prompt = Prompt(0, text) if isinstance(text, str) else text
+    events = Runner(model, sampler, runner.options, engine=engine).run([prompt])
+    return watch.explanation(next(event for event in events if isinstance(event, Result)))
+
+
+def explain_steps(
+    model: DecodableModel, sampler: Sampler, result: Result, observed: Sequence[Observed], *, top: int = 10
+) -> Explanation:
+    """Explain steps that were observed earlier, for one sequence.
+
+    Args:
+        model, sampler: of those steps.
+        result: what came of them.
+        observed: for each step the rows as they were, the model's logits, and what was chosen.
+        top: candidates a step, at least 1.
+    """
+    watch = _Watch(model, sampler, _checked(top))
+    for rows, logits, drawn in observed:
+        watch(rows, logits, drawn)
+    return watch.explanation(result)
+
+
+def _checked(top: int) -> int:
+    if not isinstance(top, int) or top < 1:
+        raise ParameterError(f"top must be an integer >= 1, got {top!r}.", "top")
+    return top
 
 
 class _Watch:
     """Is shown the steps of an engine and explains each."""
 
     def __init__(self, model: DecodableModel, sampler: Sampler, top: int) -> None:
-        self.steps: list[ExplainedStep] = []
-        self.vocab_size = 0
+        self._steps: list[ExplainedStep] = []
+        self._vocab_size = 0
+        self._model = model.name
         self._text = model.tokenizer.token_text
         self._sampler = sampler
         self._links = _links_of(sampler)
         self._top = top
         self._processing: list[Processing] | None = None
 
-    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+    def explanation(self, result: Result) -> Explanation:
+        """What was seen so far, of a sequence with this result."""
+        sampler = self._sampler
+        return Explanation(
+            self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps
+        )
+
+    def __call__(self, rows: Sequence[Row], logits: Tensor, drawn: Sequence[Drawn]) -> None:
         if drawn[0].error is not None:
             return
         row, token = rows[0], drawn[0].token_id
-        self.vocab_size = logits.shape[1]
+        self._vocab_size = logits.shape[1]
         stages, current, removed_by = self._processors(row.request, logits[:1].float())
         more, removed_later, final = self._sampler_stages(row, current)
         for stage, mask in removed_later:
             removed_by.append((stage, mask))
-        self.steps.append(self._step(row, token, logits[0].float(), current[0], stages + more, removed_by, final[0]))
+        self._steps.append(self._step(row, token, logits[0].float(), current[0], stages + more, removed_by, final[0]))
         for processing in self._processing or ():
             processing.accept(token)
 

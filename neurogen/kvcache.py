@@ -96,6 +96,12 @@ class KVBlock:
                 layer.values = layer.values[:, :, common:].index_select(0, index)
         return KVBlock(self.cache, [columns - common for columns in padding])
 
+    def crop(self, columns: int) -> None:
+        """Keep the first columns of every row, padding counted, and forget the others."""
+        for layer in self._layers():
+            layer.keys = layer.keys[:, :, :columns].contiguous()
+            layer.values = layer.values[:, :, :columns].contiguous()
+
     def copy_row(self, row: int) -> KVBlock:
         """One row in memory of its own, without padding."""
         cache = new_cache()

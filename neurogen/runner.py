@@ -36,6 +36,8 @@ class Prompt:
     Attributes:
         index: its place among the prompts of a run, from 0; determines its seed.
         text: the text, or what the user says to a chat model.
+        messages: the conversation so far, mappings with `role` and `content`, the text as the last of them; None for a
+            conversation that begins with the text. Needs a model with a chat template.
         params: values of the sampler's parameters for this prompt.
         seed: of the first sample, instead of the one that follows from the run's seed.
         max_new_tokens, stop: instead of the run's.
@@ -47,6 +49,7 @@ class Prompt:
     seed: int | None = None
     max_new_tokens: int | None = None
     stop: tuple[str, ...] | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -232,10 +235,13 @@ class Runner:
                 yield sequence.result(self.sampler, step.seconds)
         yield from _drained(failures, alone)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, prompt: Prompt | str) -> list[int]:
         """The ids that the model is given for a prompt."""
+        prompt = Prompt(0, prompt) if isinstance(prompt, str) else prompt
         tokenizer = self.model.tokenizer
-        return tokenizer.encode_chat([{"role": "user", "content": text}]) if self.chat else tokenizer.encode(text)
+        if self.chat or prompt.messages is not None:
+            return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}])
+        return tokenizer.encode(prompt.text)
 
     def _requests(
         self,
@@ -258,7 +264,7 @@ class Runner:
         from neurogen.request import Request
 
         options, model = self.options, self.model
-        ids = tuple(self.encode(prompt.text))
+        ids = tuple(self.encode(prompt))
         stops = options.stop if prompt.stop is None else _check_stops(prompt.stop)
         first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
         requests = []

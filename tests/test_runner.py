@@ -361,7 +361,7 @@ def test_invalid_logits_fail_their_sequence_only(tiny: LanguageModel) -> None:
     many = [Prompt(0, "a"), Prompt(1, "b"), Prompt(2, "bb")]
     ids = {"a": (1, a), "b": (1, b), "bb": (1, b, b)}
     run = runner(tiny, max_new_tokens=6, batch_size=2)
-    run.encode = lambda text: list(ids[text])  # type: ignore[method-assign]
+    run.encode = lambda prompt: list(ids[prompt.text])  # type: ignore[method-assign]
     events = list(run.run(many))
     (failure,) = [event for event in events if isinstance(event, Failure)]
     assert failure.index == 0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neurogen.explain import Candidate, ExplainedStep, Explanation
     from neurogen.sampler import Sampler
 
-__all__ = ["command"]
+__all__ = ["command", "report"]
 
 SEEDS = 2**31
 PAGE_TOP = 40
@@ -60,7 +60,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
     if values["as_json"]:
         click.echo(json.dumps(explanation.to_json(), indent=2, allow_nan=False))
     elif values["html"] is None:
-        _report(explanation)
+        report(explanation)
 
 
 def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
@@ -91,7 +91,7 @@ def _write(explanation: Explanation, path: str, *, quiet: bool) -> None:
         tell(f"The page is in {path}: open it in a browser.")
 
 
-def _report(explanation: Explanation) -> None:
+def report(explanation: Explanation) -> None:
     """The head, then each step with its stages and candidates."""
     from rich.console import Console
     from rich.text import Text

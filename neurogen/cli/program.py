@@ -26,6 +26,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "run": "neurogen.cli.run",
+    "chat": "neurogen.cli.chat",
     "explain": "neurogen.cli.explain",
     "replay": "neurogen.cli.replay",
     "train": "neurogen.cli.train",

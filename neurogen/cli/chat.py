@@ -1,0 +1,66 @@
+"""`neurogen chat`: its options. The conversation itself is in `chat_session`."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from typing import Any
+
+import click
+
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.output import loading
+from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
+from neurogen.cli.sampler_options import make_sampler
+from neurogen.registry import default_registry
+
+__all__ = ["command"]
+
+DEFAULT_SAMPLER = "topp"
+SEEDS = 2**31
+
+
+@click.command("chat", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
+@click.option(
+    "--sampler",
+    "-s",
+    metavar="NAME",
+    default=DEFAULT_SAMPLER,
+    show_default=True,
+    shell_complete=complete_sampler,
+    help="Chooses the tokens; /sampler NAME changes it.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option("--system", metavar="TEXT", help="What a chat model is told before the first turn.")
+@click.option("--load", metavar="FILE", help="Go on with a conversation that /save has written.")
+@click.option(
+    "--max-new-tokens", type=WholeNumber(1), default=256, show_default=True, help="End an answer after so many."
+)
+@click.option("--seed", type=WholeNumber(), show_default="a random one", help="Of the first answer; /retry adds one.")
+@click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
+@device_option
+@dtype_option
+@click.option("--quiet", "-q", is_flag=True, help="No greeting and no lines about speed.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
+    """Talk with a model: text streams, /help lists what can be changed on the way, Ctrl-C stops an answer.
+
+    A model without a chat template continues your text. Lines from a pipe are turns, one each.
+    """
+    made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+    with loading(values["model"], shown=interactive and not values["quiet"]):
+        from neurogen.cli.chat_session import ChatSession
+        from neurogen.conversation import Conversation
+        from neurogen.models import load_model
+        from neurogen.runner import RunOptions
+
+        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
+        seed = secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"]
+        options = RunOptions(max_new_tokens=values["max_new_tokens"], seed=seed, chat=values["chat"])
+        conversation = Conversation(model, made, options, system=values["system"])
+        if values["load"] is not None:
+            conversation.load(values["load"])
+    return ChatSession(conversation, interactive=interactive, quiet=values["quiet"]).run()

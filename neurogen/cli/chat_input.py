@@ -1,0 +1,129 @@
+"""What a user types in `neurogen chat`: read from a terminal with history and completion, or from a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from neurogen.errors import DataError
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import Completion
+    from prompt_toolkit.document import Document
+
+__all__ = ["PipeReader", "Reader", "TerminalReader"]
+
+QUOTES = '"""'
+"""A turn between two of these may have several lines."""
+
+
+class Reader(Protocol):
+    """Gives the turns of the user."""
+
+    def read(self) -> str | None:
+        """The next turn; None at the end. KeyboardInterrupt where the user drops what was typed."""
+
+
+class PipeReader:
+    """Lines of standard input; a turn of several lines stands between two lines with three quotes."""
+
+    def read(self) -> str | None:
+        """The next turn; None at the end."""
+        line = self._line()
+        if line is None or line.strip() != QUOTES:
+            return line
+        lines: list[str] = []
+        while (line := self._line()) is not None and line.strip() != QUOTES:
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _line(self) -> str | None:
+        try:
+            line = sys.stdin.readline() if sys.stdin is not None else ""
+        except UnicodeDecodeError as error:
+            raise DataError(f"Standard input is not UTF-8: byte {error.object[error.start]:#04x}.") from None
+        return line.rstrip("\n") if line else None
+
+
+class TerminalReader:
+    """A line editor: history, completion, Enter sends, Alt-Enter (or Esc, Enter) begins another line.
+
+    Args:
+        commands: command -> what may follow it, asked for when Tab is pressed.
+        describe: command -> what it does.
+    """
+
+    def __init__(self, commands: Mapping[str, Callable[[], Iterable[str]]], describe: Mapping[str, str]) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        path = _history_file()
+        self._session: Any = PromptSession(
+            history=FileHistory(str(path)) if path is not None else InMemoryHistory(),
+            completer=_completer(commands, describe),
+            complete_while_typing=False,
+            key_bindings=keys,
+            prompt_continuation="  ",
+        )
+
+    def read(self) -> str | None:
+        """The next turn; None for Ctrl-D, KeyboardInterrupt for Ctrl-C."""
+        try:
+            text = self._session.prompt("> ")
+            while text.startswith(QUOTES) and not _closed(text):
+                text += "\n" + self._session.prompt("  ")
+        except EOFError:
+            return None
+        return text[3:-3].strip("\n") if text.startswith(QUOTES) else str(text)
+
+
+def _closed(text: str) -> bool:
+    return len(text) >= 2 * len(QUOTES) and text.endswith(QUOTES)
+
+
+def _history_file() -> Path | None:
+    """Where what was typed is kept, for the arrow keys; None where it cannot be."""
+    home = os.environ.get("XDG_STATE_HOME")
+    with suppress(OSError, RuntimeError):
+        folder = (Path(home) if home else Path.home() / ".local" / "state") / "neurogen"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder / "chat_history"
+    return None
+
+
+def _completer(commands: Mapping[str, Callable[[], Iterable[str]]], describe: Mapping[str, str]) -> Any:
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document as MadeDocument
+
+    class CommandCompleter(Completer):
+        """Commands, then what may follow them."""
+
+        def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
+            text = document.text_before_cursor
+            if not text.startswith("/") or "\n" in text:
+                return
+            command, space, rest = text.partition(" ")
+            if not space:
+                for name in commands:
+                    if name.startswith(command):
+                        yield Completion(name, start_position=-len(command), display_meta=describe[name])
+            elif command in ("/save", "/load"):
+                yield from PathCompleter().get_completions(MadeDocument(rest), complete_event)
+            elif command in commands:
+                word = rest.rpartition("+")[2]
+                for name in commands[command]():
+                    if name.startswith(word):
+                        yield Completion(name, start_position=-len(word))
+
+    return CommandCompleter()
