@@ -77,6 +77,8 @@ class Processor:
     def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """Called by the runner before the first request, for what depends on the vocabulary; by default nothing.
 
+        Called again for another model, from then on the processor serves that one.
+
         Args:
             tokenizer: of the model; ids and text.
             vocab_size: width of the logits that `process` is given.
@@ -102,6 +104,15 @@ class Processor:
 
     def accept(self, token_id: int, history: History, memory: Any) -> None:
         """Called when a token was chosen, which is the last of `history` by then; by default nothing."""
+
+    def notice(self, token_ids: Sequence[int], finish_reason: str) -> str | None:
+        """What the user must know about a finished sequence, in a sentence; by default None.
+
+        Args:
+            token_ids: the new tokens, without end-of-sequence.
+            finish_reason: "eos", "stop" (a stop string) or "length".
+        """
+        return None
 
 
 class Processing:

@@ -38,7 +38,7 @@ from neurogen.plugin import (
 )
 from neurogen.processor import Processor
 from neurogen.sampler import Sampler
-from neurogen.spec import Link, parse_spec
+from neurogen.spec import parse_spec
 
 __all__ = [
     "DISABLE_VARIABLE",
@@ -197,11 +197,21 @@ class Registry:
             PluginError: one cannot be found or loaded.
             ParameterError: the spec cannot be read; unknown parameter or value outside its domain.
         """
-        return [self._processor(link) for link in parse_spec(spec)]
+        return [self.load_processor(link.name, **link.params) for link in parse_spec(spec)]
 
-    def _processor(self, link: Link) -> Processor:
-        plugin = self._find([link.name], PROCESSORS)
-        processor: Processor = self._load(plugin)(**link.params)
+    def load_processor(self, /, name: str, **params: Any) -> Processor:
+        """Load one processor and give it its parameters.
+
+        Args:
+            name: `processor`, or `distribution:processor`.
+            **params: values for its parameters.
+
+        Raises:
+            PluginError: it cannot be found or loaded.
+            ParameterError: unknown parameter or value outside its domain.
+        """
+        plugin = self._find([name], PROCESSORS)
+        processor: Processor = self._load(plugin)(**params)
         processor.origin = plugin.origin
         return processor
 

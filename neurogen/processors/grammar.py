@@ -1,0 +1,209 @@
+"""Texts that keep a JSON schema, a regular expression or a grammar, by the library llguidance.
+
+The library parses what has been written and says which tokens may follow; when a sequence may end is decided here,
+for a request has stop tokens of its own. Importing this module does not import the library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from neurogen.errors import ParameterError, PluginError
+from neurogen.parameters import Param
+from neurogen.processor import History
+from neurogen.processors.listing import FileParams, FromText
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurogen.tokenizer import Tokenizer
+
+__all__ = ["Grammar"]
+
+SOURCES = ("json_schema", "regex", "grammar")
+LARK_START = "start:"
+SHOWN = 400
+
+_prepared: WeakKeyDictionary[Tokenizer, dict[int, Any]] = WeakKeyDictionary()
+"""Tokenizer -> width of the vocabulary -> llguidance's form of it, which takes longer to make than a grammar's."""
+
+
+class Grammar(FromText):
+    """Bans every token with which the text could no longer become one that a JSON schema, a regular expression or a
+    context-free grammar describes. The sequence can end when it is one, and must when nothing may follow.
+
+    By llguidance (Microsoft, 2025), which parses bytes: any token may be used whose bytes fit, whatever its borders.
+    Regular expressions match the whole text and have no look-around; grammars are in the Lark form that llguidance
+    documents.
+    """
+
+    name = "grammar"
+    api_version = 1
+
+    class Params(FileParams):
+        """Parameters, of which one is given."""
+
+        json_schema: str = Param(
+            "",
+            description="The text is JSON that keeps this schema: a file, or the schema itself.",
+            option="--json-schema",
+        )
+        regex: str = Param("", description="The whole text matches this regular expression.", option="--regex")
+        grammar: str = Param(
+            "",
+            description="The text is of this grammar: a file in Lark's form, or the grammar itself.",
+            option="--grammar",
+        )
+
+    def __init__(self, /, **params: Any) -> None:
+        super().__init__(**params)
+        given = [source for source in SOURCES if getattr(self.params, source)]
+        if len(given) != 1:
+            raise ParameterError(
+                f"grammar: {', '.join(given) or 'nothing'} is given. Give one of json_schema, regex and grammar: each "
+                "describes the whole text.",
+                given[0] if given else None,
+            )
+        self._source = given[0]
+        readers = {"json_schema": self._of_schema, "regex": self._of_regex, "grammar": self._of_lark}
+        self._text = self._checked(readers[self._source](getattr(self.params, self._source)))
+
+    def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Make the first state, which every request copies.
+
+        Raises:
+            ParameterError: the tokenizer has no token that ends a sequence, or the grammar is too large.
+        """
+        if not tokenizer.eos_ids:
+            raise ParameterError(
+                "grammar: this model's tokenizer has no token that ends a sequence, so no text could be complete. Use "
+                "another model.",
+                self._source,
+            )
+        self._eos = tokenizer.eos_ids
+        self._first = _library().LLMatcher(_tokens_of(tokenizer, vocab_size), self._text, log_level=0)
+        if self._first.is_error():
+            raise self._wrong(self._first.get_error())
+
+    def start(self, history: History) -> Any:
+        """The state before the first new token; the prompt is not part of the text."""
+        return self._first.deep_copy()
+
+    def process(self, logits: Tensor, history: History, memory: Any) -> None:
+        """O(vocab) to ban tokens; what llguidance takes for the mask is usually far less than a millisecond.
+
+        Raises:
+            PluginError: llguidance gave up, for example because the grammar is too ambiguous.
+        """
+        import numpy as np
+        import torch
+
+        ends = [token for token in history.stop_ids if token < len(logits)]
+        kept = logits[ends]
+        others = [token for token in self._eos if token < len(logits)]
+        if memory.is_stopped() and not memory.is_error():
+            logits.fill_(float("-inf"))
+        else:
+            bits = np.frombuffer(memory.compute_bitmask(), dtype=np.uint8)
+            if memory.is_error():
+                raise PluginError(f"The grammar cannot go on after {history.new_tokens} tokens: {_brief(memory)}")
+            banned = np.unpackbits(bits, count=len(logits), bitorder="little") == 0
+            logits.masked_fill_(torch.from_numpy(banned).to(logits.device), float("-inf"))
+        logits[others] = float("-inf")  # it allows them, though they may not end this request
+        logits[ends] = kept if memory.is_accepting() else float("-inf")
+
+    def accept(self, token_id: int, history: History, memory: Any) -> None:
+        """Parse its bytes."""
+        if token_id not in history.stop_ids:
+            memory.consume_token(token_id)
+
+    def notice(self, token_ids: Sequence[int], finish_reason: str) -> str | None:
+        """Says that the text is incomplete where it was cut off before the grammar was satisfied."""
+        if finish_reason == "eos":
+            return None
+        state = self._first.deep_copy()
+        if state.consume_tokens(list(token_ids)) and state.is_accepting():
+            return None
+        what = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}[self._source]
+        cause = "max_new_tokens was reached" if finish_reason == "length" else "a stop string came"
+        advice = "Allow more new tokens." if finish_reason == "length" else "Leave out the stop string."
+        return f"The text is incomplete: {cause} before the {what} was satisfied. {advice}"
+
+    def _of_schema(self, value: str) -> str:
+        text = value if value.lstrip().startswith("{") else self.read("json_schema", value)
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            where = "it" if text == value else f"the file {value!r}"
+            raise ParameterError(
+                f"grammar: json_schema is no JSON: {where} fails with {error}.", "json_schema"
+            ) from None
+        if not isinstance(schema, dict | bool):
+            raise ParameterError(
+                f'grammar: json_schema must be a JSON object such as {{"type": "object"}}, got {text[:60]!r}.',
+                "json_schema",
+            )
+        return str(_library().LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+
+    def _of_regex(self, value: str) -> str:
+        return str(_library().LLMatcher.grammar_from_regex(value))
+
+    def _of_lark(self, value: str) -> str:
+        return value if LARK_START in value and not Path(value).is_file() else self.read("grammar", value)
+
+    def _checked(self, grammar: str) -> str:
+        wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(grammar)
+        if wrong:
+            raise self._wrong(messages[0])
+        return grammar
+
+    def _wrong(self, message: str) -> ParameterError:
+        return ParameterError(
+            f"grammar: {self._source} cannot be used: {' '.join(message.split())[:SHOWN]}. It is read by llguidance, "
+            f"whose documentation says what it may hold.",
+            self._source,
+        )
+
+
+def _library() -> Any:
+    """The library, or a PluginError that says how to get it."""
+    try:
+        import llguidance
+    except ImportError:
+        raise PluginError(
+            "The processor 'grammar' (JSON schema, regular expression or grammar) needs the library llguidance, which "
+            "is not installed. Install it: pip install 'neurogen[grammar]'."
+        ) from None
+    return llguidance
+
+
+def _tokens_of(tokenizer: Tokenizer, vocab_size: int) -> Any:
+    """The vocabulary as llguidance wants it."""
+    made = _prepared.setdefault(tokenizer, {})
+    if vocab_size not in made:
+        library = _library()
+        made[vocab_size] = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)))
+    return made[vocab_size]
+
+
+class _Vocabulary:
+    """Bytes of every token; the names of the attributes are llguidance's."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        self.eos_token_id = min(tokenizer.eos_ids)
+        self.bos_token_id = tokenizer.bos_id
+        self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(decoded, add_bos=False)
+
+
+def _brief(state: Any) -> str:
+    return " ".join(str(state.get_error()).split("<state>")[0].split())[:SHOWN]

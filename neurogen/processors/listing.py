@@ -1,0 +1,206 @@
+"""How tokens are written in a parameter: ids and texts with commas, with or without a number each. Parsed, never run.
+
+    list   = "@" file | [ "[" ] item { "," item } [ "]" ]
+    biases = "@" file | item ":" number { "," item ":" number } | a JSON object
+    item   = an id | a text in double or single quotes, with the escapes of JSON
+
+In a file, a line break separates as a comma does. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from neurogen.errors import ParameterError
+from neurogen.parameters import Param, SamplerParams
+from neurogen.processor import Processor
+from neurogen.spec import Link, spelled
+
+__all__ = ["FileParams", "FromText", "Item", "TextParams", "parse_biases", "parse_list", "text_of"]
+
+Item = int | str
+"""A token's id, or a text."""
+
+ITEM = re.compile(
+    r"""\s*(?:(?P<id>\d+)|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)')[ \t\r]*""", re.DOTALL
+)
+NUMBER = re.compile(r"\s*:\s*(?P<number>-inf|[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\r]*", re.ASCII)
+SEPARATOR = re.compile(r"[,\n]\s*")
+LIST_SHAPE = (
+    "it is written as ids and quoted texts with commas, such as 5, \" cat\", 'dog', or @FILE with the same inside"
+)
+CHECKSUM_DIGITS = 8
+BIAS_SHAPE = (
+    "it is written ID:NUMBER or 'TEXT':NUMBER with commas, such as 1234:-5, ' cat':2.5, or as a JSON object of ids, or "
+    "@FILE with the same inside"
+)
+
+
+class FileParams(SamplerParams):
+    """Parameters of which one may name a file."""
+
+    checksum: str = Param("", description="How the SHA-256 of the file begins; another content is refused.")
+
+
+class TextParams(FileParams):
+    """Parameters of which a single id may be given as the number it is."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any, info: Any) -> Any:
+        is_text = cls.model_fields[info.field_name].annotation is str
+        return str(value) if is_text and isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class FromText(Processor):
+    """A processor of which a parameter may name a file. It shows itself with a checksum of what was in it, so that two
+    runs with different contents are not taken for one.
+    """
+
+    def __init__(self, /, **params: Any) -> None:
+        self._digest = ""
+        super().__init__(**params)
+
+    def __repr__(self) -> str:
+        defaults = type(self.params)().model_dump()
+        given = {name: value for name, value in self.params.model_dump().items() if value != defaults[name]}
+        given.pop("checksum", None)
+        if self._digest:
+            given["checksum"] = self._digest[:CHECKSUM_DIGITS]
+        return spelled([Link(self.name, given)])
+
+    def read(self, parameter: str, path: str) -> str:
+        """The contents of the file that a parameter names.
+
+        Raises:
+            ParameterError: it cannot be read, or has another checksum than is given.
+        """
+        try:
+            content = Path(path).read_bytes()
+            text = content.decode("utf-8")
+        except (OSError, ValueError) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise ParameterError(
+                f"{self.name}: the file {path!r} that {parameter} names cannot be read: {cause}. Check its path; it "
+                "must be a text in UTF-8.",
+                parameter,
+            ) from None
+        self._digest = hashlib.sha256(content).hexdigest()
+        if not self._digest.startswith(self.params.checksum.lower()):
+            raise ParameterError(
+                f"{self.name}: the file {path!r} has changed: its SHA-256 begins with "
+                f"{self._digest[:CHECKSUM_DIGITS]}, and {self.params.checksum} is asked for. Restore the file, or "
+                "leave out the checksum.",
+                parameter,
+            )
+        return text
+
+
+def text_of(processor: FromText, parameter: str) -> str:
+    """What a parameter holds, or the contents of the file that it names with @.
+
+    Raises:
+        ParameterError: it is empty, or the file cannot be read.
+    """
+    value = str(getattr(processor.params, parameter)).strip()
+    if value.startswith("@"):
+        value = processor.read(parameter, value[1:]).strip()
+    if not value:
+        raise ParameterError(f"{processor.name}: {parameter} is empty. Give at least one token.", parameter)
+    return value
+
+
+def parse_list(processor: FromText, parameter: str) -> list[Item]:
+    """The ids and texts that a parameter lists, at least one.
+
+    Raises:
+        ParameterError: it cannot be read.
+    """
+    text = text_of(processor, parameter)
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+    items, at = [], 0
+    while True:
+        item, at = _item(processor.name, parameter, text, at, LIST_SHAPE)
+        items.append(item)
+        if at == len(text):
+            return items
+        at = _behind_separator(processor.name, parameter, text, at, LIST_SHAPE)
+
+
+def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]]:
+    """The ids and texts that a parameter lists with a number each, at least one.
+
+    Raises:
+        ParameterError: it cannot be read.
+    """
+    text = text_of(processor, parameter)
+    if text.startswith("{"):
+        return _from_object(processor.name, parameter, text)
+    pairs, at = [], 0
+    while True:
+        item, at = _item(processor.name, parameter, text, at, BIAS_SHAPE)
+        found = NUMBER.match(text, at)
+        if found is None:
+            raise _wrong(processor.name, parameter, text, at, BIAS_SHAPE)
+        at = found.end()
+        pairs.append((item, float(found["number"])))
+        if at == len(text):
+            return pairs
+        at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
+
+
+def _item(name: str, parameter: str, text: str, at: int, shape: str) -> tuple[Item, int]:
+    found = ITEM.match(text, at)
+    if found is None:
+        raise _wrong(name, parameter, text, at, shape)
+    if found["id"] is not None:
+        return int(found["id"]), found.end()
+    try:
+        return _unquoted(found), found.end()
+    except ValueError:
+        raise _wrong(name, parameter, text, at, shape) from None
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    if found["double"] is not None:
+        inner = found["double"]
+    else:
+        inner = re.sub(r'\\.|"', lambda part: {"\\'": "'", '"': '\\"'}.get(part[0], part[0]), found["single"])
+    value = json.loads(f'"{inner}"', strict=False)
+    if not value:
+        raise ValueError("an empty text is no token")
+    return str(value)
+
+
+def _behind_separator(name: str, parameter: str, text: str, at: int, shape: str) -> int:
+    found = SEPARATOR.match(text, at)
+    if found is None or found.end() == len(text):
+        raise _wrong(name, parameter, text, at, shape)
+    return found.end()
+
+
+def _from_object(name: str, parameter: str, text: str) -> list[tuple[Item, float]]:
+    """As in OpenAI's `logit_bias`, a key of digits is an id."""
+    try:
+        values = json.loads(text)
+        pairs = [(int(key) if key.isascii() and key.isdigit() else key, float(bias)) for key, bias in values.items()]
+    except (ValueError, TypeError, RecursionError, AttributeError):
+        raise _wrong(name, parameter, text, 0, BIAS_SHAPE) from None
+    for key, bias in pairs:
+        if not (key or key == 0) or not (bias == float("-inf") or abs(bias) < float("inf")):
+            raise _wrong(name, parameter, text, 0, BIAS_SHAPE)
+    return pairs
+
+
+def _wrong(name: str, parameter: str, text: str, at: int, shape: str) -> ParameterError:
+    rest = text[at : at + 30]
+    place = f"at {rest!r}" if rest else "at its end"
+    shown = text if len(text) <= 60 else text[:60] + "..."
+    return ParameterError(f"{name}: {parameter} cannot be read {place} of {shown!r}; {shape}.", parameter)
