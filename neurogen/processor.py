@@ -147,6 +147,12 @@ def _guarded(processor: Processor, call: str, *arguments: Any) -> Any:
         ) from error
 
 
+def notices_of(processors: Sequence[Processor], token_ids: Sequence[int], finish_reason: str) -> list[str]:
+    """What they say about a finished sequence; see `Processor.notice`."""
+    said = (_guarded(processor, "notice", token_ids, finish_reason) for processor in processors)
+    return [notice for notice in said if notice]
+
+
 def names_of(processors: Sequence[Processor]) -> str:
     """Their names, for messages."""
     return ", ".join(processor.name for processor in processors)

@@ -1,7 +1,8 @@
 """Reads prompts: one text, or a file of JSON lines of which a broken one does not lose the others.
 
-A line is a JSON string, or an object with `prompt` (or `text`) and optionally `seed`, `max_new_tokens`, `stop` and, by
-name, sampler parameters in `params`; other fields are ignored, so that a data set can be read as it is.
+A line is a JSON string, or an object with `prompt` (or `text`) and optionally `seed`, `max_new_tokens`, `stop`,
+`processors` (a spec) and, by name, sampler parameters in `params`; other fields are ignored, so that a data set can be
+read as it is.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from neurogen.errors import DataError, ParameterError
+from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.parameters import INT64, build_params
 from neurogen.runner import Prompt
 
@@ -134,7 +136,10 @@ def _prompt(index: int, line: bytes, sampler: Sampler) -> Prompt:
     seed = _whole_number(fields, "seed", INT64, "an integer of 64 bits")
     max_new_tokens = _whole_number(fields, "max_new_tokens", range(1, INT64.stop), "an integer >= 1")
     stop, params = _stop(fields.get("stop")), _params(fields.get("params"), sampler)
-    return Prompt(index, text, params=params, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
+    processors = _processors(fields.get("processors"))
+    return Prompt(
+        index, text, params=params, seed=seed, max_new_tokens=max_new_tokens, stop=stop, processors=processors
+    )
 
 
 def _fields(line: bytes) -> Mapping[str, Any]:
@@ -189,6 +194,27 @@ def _params(value: Any, sampler: Sampler) -> dict[str, Any]:
     except ParameterError as error:
         raise DataError(str(error).removesuffix(".")) from None
     return {name: getattr(checked, name) for name in value}
+
+
+def _processors(value: Any) -> str | None:
+    """A spec of processors, which are loaded once to see whether they can be."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"'processors' must be a text such as \"no-repeat-ngram(size=3)\", got {_shown(value)}")
+    if value.strip():
+        _check_processors(value)
+    return value.strip()
+
+
+@lru_cache(maxsize=32)
+def _check_processors(spec: str) -> None:
+    from neurogen.registry import load_processors
+
+    try:
+        load_processors(spec)
+    except NeurogenError as error:
+        raise DataError(f"'processors': {str(error).removesuffix('.')}") from None
 
 
 def _bad_byte(error: UnicodeDecodeError) -> str:

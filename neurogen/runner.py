@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.parameters import INT64, is_whole
+from neurogen.processor import notices_of
 from neurogen.stops import StopFinder
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta"]
 
 FinishReason = Literal["eos", "stop", "length"]
+
+KEPT_PROCESSORS = 32
+"""Specs of prompts' own processors whose processors are kept."""
 
 CONTEXT_IDS = 8
 """So many ids of the prompt a continuation is decoded behind: a tokenizer may drop the space that starts a text."""
@@ -41,6 +46,7 @@ class Prompt:
         params: values of the sampler's parameters for this prompt.
         seed: of the first sample, instead of the one that follows from the run's seed.
         max_new_tokens, stop: instead of the run's.
+        processors: a spec such as "no-repeat-ngram(size=3)", instead of the run's; "" for none.
     """
 
     index: int
@@ -50,6 +56,7 @@ class Prompt:
     max_new_tokens: int | None = None
     stop: tuple[str, ...] | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    processors: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class Result:
         token_ids: the tokens chosen, those of a stop string included, end-of-sequence not.
         sampler, params, seed: what draws them again.
         processors: what changed the logits before the sampler, such as "repetition-penalty(penalty=1.2)".
+        notices: what processors say about the result, such as that a grammar was not satisfied.
         finish_reason: "eos" (the model ended it), "stop" (a stop string did), "length".
         prompt_tokens, new_tokens: how many the model was given, how many are in `token_ids`.
         seconds: wall time from the sequence's first share of the batch to its end.
@@ -133,9 +141,10 @@ class Result:
     tokens_per_second: float
     logprobs: list[dict[str, Any]] | None = None
     processors: list[str] | None = None
+    notices: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain values; `logprobs` and `processors` only where they were asked for."""
+        """The result as plain values; `logprobs`, `processors` and `notices` only where there are any."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -192,8 +201,8 @@ class Runner:
             )
         self.chat = template if self.options.chat is None else self.options.chat
         self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
-        for processor in self.options.processors:
-            processor.prepare(model.tokenizer, self._engine.vocab_size)
+        self._prepare(self.options.processors)
+        self._processors_of = lru_cache(maxsize=KEPT_PROCESSORS)(self._loaded)
 
     def generate(self, *texts: str) -> list[Result]:
         """Continue texts and wait for all results, in the order of prompts and samples.
@@ -243,6 +252,17 @@ class Runner:
             return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}])
         return tokenizer.encode(prompt.text)
 
+    def _prepare(self, processors: Sequence[Processor]) -> Sequence[Processor]:
+        for processor in processors:
+            processor.prepare(self.model.tokenizer, self._engine.vocab_size)
+        return processors
+
+    def _loaded(self, spec: str) -> Sequence[Processor]:
+        """The processors of a prompt's own; kept, for the next one often has the same."""
+        from neurogen.registry import load_processors
+
+        return self._prepare(load_processors(spec)) if spec else ()
+
     def _requests(
         self,
         prompts: Iterable[Prompt],
@@ -267,6 +287,7 @@ class Runner:
         ids = tuple(self.encode(prompt))
         stops = options.stop if prompt.stop is None else _check_stops(prompt.stop)
         first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
+        processors = options.processors if prompt.processors is None else self._processors_of(prompt.processors)
         requests = []
         for sample in samples:
             request = Request(
@@ -276,7 +297,7 @@ class Runner:
                 params=prompt.params,
                 stop_ids=model.eos_ids,
                 logprobs=options.logprobs,
-                processors=options.processors,
+                processors=processors,
                 key=None,
             )
             params = self._engine.check(request)
@@ -355,6 +376,7 @@ class _Sequence:
             tokens_per_second=len(self._ids) / seconds if seconds > 0 else 0.0,
             logprobs=self._logprobs if self.request.logprobs is not None else None,
             processors=list(map(repr, self.request.processors)) or None,
+            notices=notices_of(self.request.processors, self._ids, self.finish_reason) or None,
         )
 
     def _new(self, text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.cli.session import Arguments, execute
@@ -42,6 +43,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+@processor_options
 @click.command("run", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
 @click.option(
@@ -56,8 +58,8 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--prompts",
     metavar="FILE.jsonl",
     help="Many prompts, one a line: a JSON string, or an object with "
-    "`prompt` or `text`, and if need be `seed`, `max_new_tokens`, `stop` and `params`. - is standard input. "
-    "Without --prompt and --prompts, standard input is one prompt.",
+    "`prompt` or `text`, and if need be `seed`, `max_new_tokens`, `stop`, `params` and `processors`. - is standard "
+    "input. Without --prompt and --prompts, standard input is one prompt.",
 )
 @click.option("-n", type=WholeNumber(1), default=1, show_default=True, help="Samples a prompt.")
 @click.option(
@@ -111,4 +113,5 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
         raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
     made = make_sampler(default_registry(), name, values, ctx)
-    return execute(Arguments(**values), made)
+    processors = make_processors(default_registry(), values, ctx)
+    return execute(Arguments(**values), made, processors)

@@ -6,13 +6,14 @@ schema.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from neurogen.cli.common import listed
+from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
 from neurogen.registry import Plugin, default_registry
 from neurogen.sampler import Sampler
@@ -37,7 +38,7 @@ class CommandWithSampler(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options, and how to see a sampler's."""
-        super().format_options(ctx, formatter)
+        _write_sections(ctx, formatter, {}, self.get_params(ctx))
         with formatter.section("Options of the sampler"):
             formatter.write_text(
                 f"Each sampler has its own. See them with: {ctx.command_path} --sampler NAME --help. "
@@ -74,15 +75,28 @@ class SamplerCommand(click.Command):
         """The sampler's options in a section of their own, first."""
         params = self.get_params(ctx)
         own = [param for param in params if isinstance(param, SamplerOption)]
-        sections: dict[str, Sequence[click.Parameter]] = {
-            f"Options of {self.plugin.name} ({self.plugin.origin})": own,
-            "Options": [param for param in params if param not in own],
-        }
-        for title, members in sections.items():
-            records = [record for param in members if (record := param.get_help_record(ctx))]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        others = [param for param in params if param not in own]
+        _write_sections(ctx, formatter, {f"Options of {self.plugin.name} ({self.plugin.origin})": own}, others)
+
+
+def _write_sections(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    first: Mapping[str, Sequence[click.Parameter]],
+    others: Sequence[click.Parameter],
+) -> None:
+    """Sections of options: the first ones, the command's own, and those of processors."""
+    of_processors = [param for param in others if isinstance(param, OfProcessors)]
+    sections = {
+        **first,
+        "Options": [param for param in others if param not in of_processors],
+        "Processors, which change logits before the sampler": of_processors,
+    }
+    for title, members in sections.items():
+        records = [record for param in members if (record := param.get_help_record(ctx))]
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def sampler_names() -> list[str]:

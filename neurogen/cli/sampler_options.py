@@ -16,7 +16,16 @@ from neurogen.parameters import domain_of, option_of
 from neurogen.registry import Plugin, Registry
 from neurogen.sampler import Sampler
 
-__all__ = ["SamplerOption", "make_sampler", "options_of", "sampler_options", "unknown_option"]
+__all__ = [
+    "METAVARS",
+    "FieldType",
+    "SamplerOption",
+    "make_sampler",
+    "negated",
+    "options_of",
+    "sampler_options",
+    "unknown_option",
+]
 
 OPTION_NAME = re.compile(r"--[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*")
 DESTINATION = "sampler_parameter_"
@@ -34,7 +43,7 @@ class SamplerOption(click.Option):
         self.parameter = parameter
         option = option_of(parameter, field)
         flag = field.annotation is bool
-        shown = f"{option}/{_negated(option)}" if flag else option
+        shown = f"{option}/{negated(option)}" if flag else option
         super().__init__(
             [shown, DESTINATION + parameter],
             type=None if flag else FieldType(sampler, parameter, field),
@@ -84,7 +93,7 @@ def sampler_options(plugin: Plugin, cls: type[Sampler], taken: Iterable[str]) ->
         option = option_of(name, field)
         if not OPTION_NAME.fullmatch(option):
             raise _unusable(plugin, f"its parameter {name!r} asks for the option {option!r}, which is none")
-        for spelling in (option, _negated(option)) if field.annotation is bool else (option,):
+        for spelling in (option, negated(option)) if field.annotation is bool else (option,):
             if spelling in owners:
                 cause = f"its parameter {name!r} asks for the option {spelling}, which {owners[spelling]} has already"
                 raise _unusable(plugin, cause)
@@ -126,7 +135,8 @@ def _owners(option: str, registry: Registry) -> list[str]:
     return [name for name, cls in classes.items() if cls is not None and option in options_of(cls)]
 
 
-def _negated(option: str) -> str:
+def negated(option: str) -> str:
+    """The option that says no, of one that says yes or no."""
     return f"--no-{option.removeprefix('--')}"
 
 

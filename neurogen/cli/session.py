@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +22,13 @@ from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, 
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
+from neurogen.registry import load_processors
 from neurogen.results import Key, ResultsFile
 from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
+    from neurogen.processor import Processor
     from neurogen.recording import Recorder
     from neurogen.sampler import Sampler
 
@@ -71,7 +73,7 @@ class Session:
     """One run: what there is to do, and what has become of it.
 
     Attributes:
-        arguments, sampler: what was asked for.
+        arguments, sampler, processors: what was asked for.
         prompts: line -> prompt.
         source: the file they are from, or None where there is one prompt that is no line of a file.
         broken: how many lines hold no prompt.
@@ -83,6 +85,7 @@ class Session:
 
     arguments: Arguments
     sampler: Sampler
+    processors: Sequence[Processor]
     prompts: dict[int, Prompt]
     source: str | None
     broken: int
@@ -115,6 +118,7 @@ class Session:
             "sampler": self.sampler.name,
             "params": self.sampler.params.model_dump() | dict(prompt.params),
             "seed": first + sample,
+            "processors": self._processors_of(prompt),
             "run": self._settings(prompt),
         }
 
@@ -122,6 +126,12 @@ class Session:
         """A result as a line of the file: what `--json` prints, and the settings of the run."""
         key = {"index": result.index, "sample": result.sample}  # first, whatever the order of a result
         return {**key, **result.to_json(), "run": self._settings(self.prompts[result.index])}
+
+    def _processors_of(self, prompt: Prompt) -> list[str] | None:
+        """How a result shows them; None where there is none."""
+        if prompt.processors is None:
+            return list(map(repr, self.processors)) or None
+        return list(map(repr, load_processors(prompt.processors))) if prompt.processors else None
 
     def _settings(self, prompt: Prompt) -> dict[str, Any]:
         arguments = self.arguments
@@ -138,7 +148,7 @@ class Session:
         }
 
 
-def execute(arguments: Arguments, sampler: Sampler) -> int:
+def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Processor] = ()) -> int:
     """Do the run.
 
     Returns:
@@ -151,7 +161,7 @@ def execute(arguments: Arguments, sampler: Sampler) -> int:
     with ExitStack() as stack:
         file = stack.enter_context(ResultsFile(arguments.output)) if arguments.output is not None else None
         seed = _seed(arguments, file)
-        session = Session(arguments, sampler, prompts, source, broken, seed, file)
+        session = Session(arguments, sampler, processors, prompts, source, broken, seed, file)
         _check_seeds(session)
         if file is not None:
             session.done = file.resume(session.identity)
@@ -289,6 +299,7 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
         logprobs=arguments.logprobs,
         chat=arguments.chat,
         batch_size=arguments.batch_size,
+        processors=session.processors,
     )
     with ExitStack() as stack:
         observer = stack.enter_context(_recorder(session, model, options)) if arguments.record is not None else None
@@ -305,6 +316,7 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
                 summary.add(event)
                 with watch.aside():
                     output.result(event)
+                    _tell_notices(session, event)
                 watch.advance(event.new_tokens)
             elif isinstance(event, Failure):
                 with watch.aside():
@@ -326,6 +338,14 @@ def _recorder(session: Session, model: LanguageModel, options: RunOptions) -> It
         complete = True
     finally:
         recorder.close(complete=complete)
+
+
+def _tell_notices(session: Session, result: Result) -> None:
+    """What processors say about a result; where there are several, which one is meant."""
+    alone = session.source is None and session.arguments.n == 1
+    which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
+    for notice in result.notices or ():
+        tell(which + notice)
 
 
 def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:

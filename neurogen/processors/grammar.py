@@ -16,6 +16,7 @@ from neurogen.errors import ParameterError, PluginError
 from neurogen.parameters import Param
 from neurogen.processor import History
 from neurogen.processors.listing import FileParams, FromText
+from neurogen.processors.sequences import behind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,13 @@ SOURCES = ("json_schema", "regex", "grammar")
 LARK_START = "start:"
 SHOWN = 400
 
+JSON_LAYOUT = {"whitespace_pattern": r"( |\n {0,16})?"}
+"""Between the parts of JSON stands nothing, a space, or a line break with up to 16 spaces: a small model that may write
+any white space writes nothing else. A schema says otherwise in its `x-guidance`."""
+
+ASCII = "dws"
+"""In a regular expression, \\d, \\w and \\s mean ASCII, as everywhere else where data is checked."""
+
 _prepared: WeakKeyDictionary[Tokenizer, dict[int, Any]] = WeakKeyDictionary()
 """Tokenizer -> width of the vocabulary -> llguidance's form of it, which takes longer to make than a grammar's."""
 
@@ -37,8 +45,8 @@ class Grammar(FromText):
     context-free grammar describes. The sequence can end when it is one, and must when nothing may follow.
 
     By llguidance (Microsoft, 2025), which parses bytes: any token may be used whose bytes fit, whatever its borders.
-    Regular expressions match the whole text and have no look-around; grammars are in the Lark form that llguidance
-    documents.
+    Regular expressions match the whole text, mean ASCII by \\d, \\w and \\s, and have no look-around; grammars are in
+    the Lark form that llguidance documents.
     """
 
     name = "grammar"
@@ -147,10 +155,10 @@ class Grammar(FromText):
                 f'grammar: json_schema must be a JSON object such as {{"type": "object"}}, got {text[:60]!r}.',
                 "json_schema",
             )
-        return str(_library().LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        return str(_library().LLMatcher.grammar_from_json_schema(json.dumps(schema), JSON_LAYOUT))
 
     def _of_regex(self, value: str) -> str:
-        return str(_library().LLMatcher.grammar_from_regex(value))
+        return str(_library().LLMatcher.grammar_from_lark(f"start: /{_library().regex_to_lark(value, ASCII)}/"))
 
     def _of_lark(self, value: str) -> str:
         return value if LARK_START in value and not Path(value).is_file() else self.read("grammar", value)
@@ -196,13 +204,29 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        self._ids = {piece: token for token, piece in enumerate(self.tokens) if piece}
+        self._longest = max(map(len, self._ids), default=0)
         self.eos_token_id = min(tokenizer.eos_ids)
         self.bos_token_id = tokenizer.bos_id
         self.special_token_ids = sorted(token for token in tokenizer.special_ids if token < vocab_size)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(decoded, add_bos=False)
+        """The tokens that llguidance spells a forced text with; their bytes are exactly those of the text."""
+        content = text.encode() if isinstance(text, str) else bytes(text)
+        ids = behind(content.decode(errors="replace"), self._tokenizer)
+        exact = all(token < len(self.tokens) for token in ids) and content == b"".join(self.tokens[t] for t in ids)
+        return ids if exact else self._longest_first(content)
+
+    def _longest_first(self, content: bytes) -> list[int]:
+        ids, at = [], 0
+        while at < len(content):
+            lengths = range(min(self._longest, len(content) - at), 0, -1)
+            token = next((self._ids[content[at : at + n]] for n in lengths if content[at : at + n] in self._ids), None)
+            if token is None:
+                return ids
+            ids.append(token)
+            at += len(self.tokens[token])
+        return ids
 
 
 def _brief(state: Any) -> str:

@@ -22,7 +22,7 @@ from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import Processor
 from neurogen.spec import Link, spelled
 
-__all__ = ["FileParams", "FromText", "Item", "TextParams", "parse_biases", "parse_list", "text_of"]
+__all__ = ["FileParams", "FromText", "Item", "TextParams", "parse_biases", "parse_list", "quoted", "text_of"]
 
 Item = int | str
 """A token's id, or a text."""
@@ -154,6 +154,11 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         if at == len(text):
             return pairs
         at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
+
+
+def quoted(text: str) -> str:
+    """A text as an item of a list."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _item(name: str, parameter: str, text: str, at: int, shape: str) -> tuple[Item, int]:

@@ -132,7 +132,7 @@ class AllowedTokens(FromText):
 
         tokens: str = Param(
             "",
-            description="All that may occur: ids and quoted texts with commas, such as 5, ' cat'; or @FILE.",
+            description="The only tokens that may occur: ids and quoted texts with commas (5, ' cat'); or @FILE.",
             option="--allow",
         )
         end: bool = Param(True, description="The sequence may end, too.", option="--allow-end")
