@@ -34,6 +34,7 @@ COMMANDS = {
     "bench": "neurogen.cli.bench",
     "tokenizer": "neurogen.cli.tokenizer",
     "samplers": "neurogen.cli.samplers",
+    "processors": "neurogen.cli.processors",
     "plugins": "neurogen.cli.plugins",
 }
 """Subcommand -> the module whose `command` it is, in the order of the help."""

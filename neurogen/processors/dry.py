@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.parameters import Param
 from neurogen.processor import History
-from neurogen.processors.listing import FromText, TextParams, parse_list
+from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_list
 from neurogen.processors.sequences import behind, checked_id
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Dry(FromText):
             description="Texts that no repetition reaches over, in quotes, with commas; or @FILE.",
             option="--dry-sequence-breakers",
         )
+        checksum: str = checksum_param()
 
     def __init__(self, /, **params: Any) -> None:
         super().__init__(**params)

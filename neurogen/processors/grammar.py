@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from neurogen.errors import ParameterError, PluginError
-from neurogen.parameters import Param
+from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import History
-from neurogen.processors.listing import FileParams, FromText
+from neurogen.processors.listing import FromText, checksum_param
 from neurogen.processors.sequences import behind
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Grammar(FromText):
     name = "grammar"
     api_version = 1
 
-    class Params(FileParams):
+    class Params(SamplerParams):
         """Parameters, of which one is given."""
 
         json_schema: str = Param(
@@ -66,6 +66,7 @@ class Grammar(FromText):
             description="The text is of this grammar: a file in Lark's form, or the grammar itself.",
             option="--grammar",
         )
+        checksum: str = checksum_param()
 
     def __init__(self, /, **params: Any) -> None:
         super().__init__(**params)
@@ -218,7 +219,8 @@ class _Vocabulary:
         return ids if exact else self._longest_first(content)
 
     def _longest_first(self, content: bytes) -> list[int]:
-        ids, at = [], 0
+        ids: list[int] = []
+        at = 0
         while at < len(content):
             lengths = range(min(self._longest, len(content) - at), 0, -1)
             token = next((self._ids[content[at : at + n]] for n in lengths if content[at : at + n] in self._ids), None)

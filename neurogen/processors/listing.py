@@ -22,7 +22,7 @@ from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import Processor
 from neurogen.spec import Link, spelled
 
-__all__ = ["FileParams", "FromText", "Item", "TextParams", "parse_biases", "parse_list", "quoted", "text_of"]
+__all__ = ["FromText", "Item", "TextParams", "checksum_param", "parse_biases", "parse_list", "quoted", "text_of"]
 
 Item = int | str
 """A token's id, or a text."""
@@ -42,13 +42,12 @@ BIAS_SHAPE = (
 )
 
 
-class FileParams(SamplerParams):
-    """Parameters of which one may name a file."""
+def checksum_param() -> Any:
+    """The parameter `checksum` of a `FromText`, the last of its own."""
+    return Param("", description="How the SHA-256 of the file begins; another content is refused.")
 
-    checksum: str = Param("", description="How the SHA-256 of the file begins; another content is refused.")
 
-
-class TextParams(FileParams):
+class TextParams(SamplerParams):
     """Parameters of which a single id may be given as the number it is."""
 
     @field_validator("*", mode="before")
@@ -59,7 +58,7 @@ class TextParams(FileParams):
 
 
 class FromText(Processor):
-    """A processor of which a parameter may name a file. It shows itself with a checksum of what was in it, so that two
+    """A processor of which a parameter may name a file; it has a parameter `checksum`, too. It shows itself with a checksum of what was in it, so that two
     runs with different contents are not taken for one.
     """
 

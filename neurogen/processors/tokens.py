@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import History, Processor
-from neurogen.processors.listing import FromText, TextParams, parse_biases, parse_list
+from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_biases, parse_list
 from neurogen.processors.sequences import SequenceTable, spellings_of
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class LogitBias(_Biases):
             "-inf bans; or @FILE.",
             option="--logit-bias",
         )
+        checksum: str = checksum_param()
 
     def __init__(self, /, **params: Any) -> None:
         super().__init__(**params)
@@ -108,6 +109,7 @@ class BannedTokens(_Biases):
             description="What must not occur: ids and quoted texts with commas, such as 5, ' cat'; or @FILE.",
             option="--ban-tokens",
         )
+        checksum: str = checksum_param()
 
     def __init__(self, /, **params: Any) -> None:
         super().__init__(**params)
@@ -136,6 +138,7 @@ class AllowedTokens(FromText):
             option="--allow",
         )
         end: bool = Param(True, description="The sequence may end, too.", option="--allow-end")
+        checksum: str = checksum_param()
 
     def __init__(self, /, **params: Any) -> None:
         super().__init__(**params)
