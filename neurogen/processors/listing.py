@@ -58,8 +58,8 @@ class TextParams(SamplerParams):
 
 
 class FromText(Processor):
-    """A processor of which a parameter may name a file; it has a parameter `checksum`, too. It shows itself with a checksum of what was in it, so that two
-    runs with different contents are not taken for one.
+    """A processor of which a parameter may name a file; `checksum` is another. It shows itself with the checksum of
+    what was in the file, so that two runs with different contents are not taken for one.
     """
 
     def __init__(self, /, **params: Any) -> None:
