@@ -100,6 +100,7 @@ def _frequency_law(by: str, draws: int, start: int, alpha: float) -> Law:
     def law(trial: Trial) -> None:
         probs = _distribution(trial)
         counts = np.bincount(_drawn(trial, by, draws, start), minlength=trial.case.vocab)
+        trial.apply(f"torch.bincount({{}}, minlength={trial.case.vocab})", torch.from_numpy(counts))
         impossible = np.flatnonzero((counts > 0) & (probs == 0))
         if len(impossible):
             token = impossible[0]
@@ -122,7 +123,7 @@ def _distribution(trial: Trial) -> NDArray[np.float64]:
 
 def _drawn(trial: Trial, by: str, draws: int, start: int) -> NDArray[np.int64]:
     """Tokens of the first row while one number counts up; ids outside the vocabulary are a difference."""
-    row = trial.view(f"logits[:1].expand({draws}, -1)", lambda logits: logits[:1].expand(draws, -1))
+    row = trial.view(f"logits[:1].repeat({draws}, 1)", lambda logits: logits[:1].repeat(draws, 1))
     counting = torch.arange(start, start + draws, device=trial.subject.device)
     numbers = {by: Shown(f"torch.arange({start}, {start + draws})", counting)}
     got = trial.sample(row, **numbers).numpy()  # type: ignore[arg-type]
@@ -153,6 +154,8 @@ def _pair_law(by: str, draws: int, start: int, alpha: float) -> Law:
         pairs = _drawn(trial, by, draws, start).reshape(-1, 2)
         size = trial.case.vocab
         table = np.bincount(pairs[:, 0] * size + pairs[:, 1], minlength=size * size)
+        both = "{}.reshape(-1, 2) @ torch.tensor([" + f"{size}, 1])"
+        trial.apply(f"torch.bincount({both}, minlength={size * size})", torch.from_numpy(table))
         expected = np.outer(probs, probs).ravel()
         p_value = g_test(table, expected)
         if p_value < alpha:
@@ -222,7 +225,7 @@ def _is_open(trial: Trial) -> bool:
 
 
 def _plays(trial: Trial, seed: Sequence[int], position: Sequence[int]) -> Tensor:
-    row = trial.view(f"logits[:1].expand({len(seed)}, -1)", lambda logits: logits[:1].expand(len(seed), -1))
+    row = trial.view(f"logits[:1].repeat({len(seed)}, 1)", lambda logits: logits[:1].repeat(len(seed), 1))
     return trial.sample(row, seed=_column(seed, trial), position=_column(position, trial))
 
 

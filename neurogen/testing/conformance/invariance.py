@@ -15,24 +15,12 @@ from torch import Tensor
 from neurogen.testing.conformance.case import Case, Shown, Value, per_row_numbers, summary
 from neurogen.testing.conformance.cases import KINDS, values_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
-from neurogen.testing.conformance.trial import Difference, Trial
+from neurogen.testing.conformance.trial import CALLS, Difference, Trial, all_rows, one_row
 
 __all__: list[str] = []
 
 THREADS = 4
 CALLS_A_THREAD = 25
-
-Results = tuple[Tensor, Tensor, Tensor]
-
-
-def _results(trial: Trial, logits: Shown | None = None) -> Results:
-    return trial.sample(logits), trial.probs(logits), trial.support(logits)
-
-
-def _expect_equal(got: Results, expected: Results, why: str) -> None:
-    for found, wanted in zip(got, expected, strict=True):
-        if not found.equal(wanted):
-            raise Difference(f"{summary(wanted)}, {why}", found)
 
 
 @check("dtypes", "float16 and bfloat16 give the same as float32 with the same values")
@@ -47,7 +35,7 @@ def dtypes(kit: Kit) -> None:
 def dtype_law(trial: Trial) -> None:
     """Comparisons are made on the exact values, so that a wider dtype changes nothing."""
     wide = trial.view("logits.float()", lambda logits: logits.float())
-    _expect_equal(_results(trial), _results(trial, wide), "as of the same values in float32")
+    trial.same({}, {"logits": wide}, all_rows, "of the same values in float32")
 
 
 def _between_columns(x: Tensor) -> Tensor:
@@ -88,18 +76,15 @@ def strides(kit: Kit) -> None:
 
 def stride_law(trial: Trial) -> None:
     """Each layout gives what contiguous logits give."""
-    expected = _results(trial)
     for code, lay_out in LAYOUTS.items():
-        _expect_equal(_results(trial, trial.view(code, lay_out)), expected, "as of contiguous logits")
+        trial.same({"logits": trial.view(code, lay_out)}, {}, all_rows, "of contiguous logits")
 
 
 def expanded_law(trial: Trial) -> None:
     """A row expanded without memory is that row in each place."""
-    once = trial.sample(trial.view("logits[:1]", lambda x: x[:1]))
     row = trial.view("logits[:1].expand(5, -1)", lambda x: x[:1].expand(5, -1))
-    got = trial.sample(row)
-    if not got.equal(once.expand(5)):
-        raise Difference(f"{summary(once.expand(5))}, the row alone five times", got)
+    times = trial.view("logits[:1].repeat(5, 1)", lambda x: x[:1].repeat(5, 1))
+    trial.same({"logits": row}, {"logits": times}, all_rows, "of a contiguous copy")
 
 
 @check("per-row-parameters", "a parameter with one value a row gives each row what that value gives it alone")
@@ -129,19 +114,11 @@ def per_row_law(trial: Trial) -> None:
     """Each row equals a call with that row, and its parameters for the whole call."""
     if not trial.per_row:
         return
-    ids, probs, support = _results(trial)
-    seeds, positions = _numbers(trial.case.seed, trial), _numbers(trial.case.position, trial)
     for row in range(trial.case.batch):
-        logits = trial.view(f"logits[{row}:{row + 1}]", lambda x, row=row: x[row : row + 1])  # type: ignore[misc]
         own = {name: value[row] for name, value in trial.per_row.items()}
-        alone = (
-            trial.sample(logits, seed=seeds[row], position=positions[row], params=own),
-            trial.probs(logits, params=own),
-            trial.support(logits, params=own),
-        )
-        here = slice(row, row + 1)
         written = ", ".join(f"{name}={value!r}" for name, value in own.items())
-        _expect_equal((ids[here], probs[here], support[here]), alone, f"as of row {row} alone with {written}")
+        alone = {**row_alone(trial, row), "params": own}
+        trial.same(alone, {}, one_row(row), f"of row {row} in the batch; alone, it has {written}")
 
 
 def _numbers(value: int | tuple[int, ...], trial: Trial) -> tuple[int, ...]:
@@ -157,22 +134,21 @@ def batch(kit: Kit) -> None:
 def batch_law(trial: Trial) -> None:
     """Neither the place in the batch nor the other rows matter."""
     seeds, positions = _numbers(trial.case.seed, trial), _numbers(trial.case.position, trial)
-    whole = _results(trial)
-    order = list(reversed(range(trial.case.batch)))
-    if len(order) > 1:
+    if trial.case.batch > 1:
         turned = trial.view("logits.flip(0)", lambda x: x.flip(0))
-        backwards = trial.sample(turned, seed=seeds[::-1], position=positions[::-1])
-        if not backwards.equal(whole[0][order]):
-            raise Difference(f"{summary(whole[0][order])}, as in the other order", backwards)
+        backwards = {"logits": turned, "seed": seeds[::-1], "position": positions[::-1]}
+        trial.same(backwards, {}, lambda result: result.flip(0), "in the other order")
     for row in range(trial.case.batch):
-        logits = trial.view(f"logits[{row}:{row + 1}]", lambda x, row=row: x[row : row + 1])  # type: ignore[misc]
-        alone = (
-            trial.sample(logits, seed=seeds[row], position=positions[row]),
-            trial.probs(logits),
-            trial.support(logits),
-        )
-        here = slice(row, row + 1)
-        _expect_equal(alone, (whole[0][here], whole[1][here], whole[2][here]), f"as of row {row} in its batch")
+        trial.same(row_alone(trial, row), {}, one_row(row), f"of row {row} in its batch")
+
+
+def row_alone(trial: Trial, row: int) -> dict[str, Any]:
+    """The arguments of a call with one row."""
+    return {
+        "logits": trial.view(f"logits[{row}:{row + 1}]", lambda x: x[row : row + 1]),
+        "seed": _numbers(trial.case.seed, trial)[row],
+        "position": _numbers(trial.case.position, trial)[row],
+    }
 
 
 @check("earlier-calls", "earlier calls and global random generators change nothing, nor are the generators changed")
@@ -190,21 +166,30 @@ def earlier_calls(kit: Kit) -> None:
 
 def earlier_law(trial: Trial) -> None:
     """The same after other calls and after the generators of torch, NumPy and Python have been set."""
-    _seed_all(trial, 1)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    expected = _results(trial)
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
-    names = ("torch", "random", "numpy.random")
-    moved = [
-        name
-        for name, old, new in zip(names, before, after, strict=True)
-        if not (old.equal(new) if isinstance(old, Tensor) else old == new)
-    ]
-    if moved:
-        raise Difference("global generators that are left alone", f"a draw from that of {moved[0]}")
-    _seed_all(trial, 2)
-    trial.sample(trial.view("-logits.nan_to_num(neginf=0)[:, :1]", lambda x: -x.nan_to_num(neginf=0)[:, :1]), params={})
-    _expect_equal(_results(trial), expected, "as before another call")
+    other = {"logits": trial.view("logits[:1, :1].nan_to_num(neginf=0)", lambda x: x[:1, :1].nan_to_num(neginf=0))}
+    for name in CALLS:
+        trial.lines.clear()
+        _seed_all(trial, 1)
+        before = _generators()
+        expected = trial.call(name, {})
+        moved = [generator for generator, state in _generators().items() if state != before[generator]]
+        if moved:
+            raise Difference("global generators that are left alone", f"a draw from that of {moved[0]}")
+        _seed_all(trial, 2)
+        trial.call(name, {**other, "params": {}, "seed": 5, "position": 5})
+        got = trial.call(name, {})
+        if not got.equal(expected):
+            raise Difference(f"{summary(expected)}, as before another call", got)
+
+
+def _generators() -> dict[str, Any]:
+    """The states of the global generators."""
+    numpy_state: Any = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy.random": (numpy_state[1].tolist(), *numpy_state[2:]),
+        "random": random.getstate(),
+    }
 
 
 def _seed_all(trial: Trial, seed: int) -> None:
@@ -266,7 +251,7 @@ def single_law(trial: Trial) -> None:
     """Of one token, that one, with certainty."""
     if trial.case.vocab != 1:
         return
-    ids, probs, support = _results(trial)
+    ids, probs, support = trial.sample(), trial.probs(), trial.support()
     if ids.any() or not bool((probs == 1).all()) or not bool(support.all()):
         raise Difference("id 0, probability 1, kept", f"{summary(ids)}, {summary(probs)}, {summary(support)}")
 
@@ -274,10 +259,9 @@ def single_law(trial: Trial) -> None:
 def empty_law(trial: Trial) -> None:
     """Of no rows, results without rows."""
     none = trial.view("logits[:0]", lambda x: x[:0])
-    ids, probs, support = _results(trial, none)
-    shapes = list(ids.shape), list(probs.shape), list(support.shape)
+    shapes = [list(trial.call(name, {"logits": none}).shape) for name in CALLS]
     vocab = trial.case.vocab
-    if shapes != ([0], [0, vocab], [0, vocab]):
+    if shapes != [[0], [0, vocab], [0, vocab]]:
         raise Difference(f"the shapes [0], [0, {vocab}], [0, {vocab}]", f"{shapes}")
 
 
@@ -290,19 +274,30 @@ def threads(kit: Kit) -> None:
 def threads_law(trial: Trial) -> None:
     """Each thread calls with rows of its own, many times, on one sampler."""
     sampler, logits = trial.sampler, trial.logits.value
-    seeds = torch.tensor(_numbers(trial.case.seed, trial), device=logits.device)
-    rolled = [logits.roll(number, 1) for number in range(THREADS)]
 
     def call(number: int) -> list[list[int]]:
-        state: dict[str, Any] = {"state": sampler.new_state(len(logits))} if sampler.stateful else {}
-        numbers = (seeds + number + turn for turn in range(CALLS_A_THREAD))
-        return [sampler.sample(rolled[number], seed=seed, check=False, **state).tolist() for seed in numbers]
+        rows = logits.roll(number, 1)
+        state: dict[str, Any] = {"state": sampler.new_state(len(rows))} if sampler.stateful else {}
+        return [sampler.sample(rows, seed=seed, check=False, **state).tolist() for seed in range(CALLS_A_THREAD)]
 
     expected = [call(number) for number in range(THREADS)]
-    trial.lines.append(f"# the same calls, {CALLS_A_THREAD} in each of {THREADS} threads with logits.roll(number, 1)")
     with ThreadPoolExecutor(THREADS) as pool:
         got = list(pool.map(call, range(THREADS)))
+    trial.lines.append(THREADED)
     for wanted, found in zip(expected, got, strict=True):
         if found != wanted:
             turn = next(turn for turn in range(CALLS_A_THREAD) if found[turn] != wanted[turn])
             raise Difference(f"{wanted[turn]}, as from one thread", f"{found[turn]}")
+
+
+THREADED = f"""
+def call(number):
+    rows = logits.roll(number, 1)
+    state = {{"state": sampler.new_state(len(rows))}} if sampler.stateful else {{}}
+    return [sampler.sample(rows, seed=seed, check=False, **state).tolist() for seed in range({CALLS_A_THREAD})]
+
+from concurrent.futures import ThreadPoolExecutor
+
+with ThreadPoolExecutor({THREADS}) as pool:
+    several = list(pool.map(call, range({THREADS})))
+several == [call(number) for number in range({THREADS})]  # False"""

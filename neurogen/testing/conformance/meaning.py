@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from neurogen import reference
 from neurogen.errors import InvalidLogitsError
-from neurogen.testing.conformance.case import Case, Shown, Value, summary
+from neurogen.testing.conformance.case import Case, Value, summary
 from neurogen.testing.conformance.cases import KINDS, TIED, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
-from neurogen.testing.conformance.trial import Difference, Trial
+from neurogen.testing.conformance.trial import CALLS, Difference, Trial
 
 __all__: list[str] = []
 
@@ -202,27 +202,24 @@ def invalid_law(trial: Trial) -> None:
     invalid = [not reference.is_valid(row) for row in trial.case.numpy_rows()]
     wrong = tuple(index for index, bad in enumerate(invalid) if bad)
     good = [index for index, bad in enumerate(invalid) if not bad]
-    results = (trial.sample(), trial.probs(), trial.support())
-    for index in wrong:
-        if results[0][index] != -1:
-            raise Difference(f"the id -1 in row {index}", results[0])
-        if bool(results[1][index].any()) or bool(results[2][index].any()):
-            raise Difference(f"zeros in row {index}", f"{summary(results[1][index])}, {summary(results[2][index])}")
+    for name, nothing in (("sample", -1), ("probs", 0), ("support", False)):
+        trial.lines.clear()
+        got = trial.call(name, {})
+        for index in wrong:
+            if bool((got[index] != nothing).any()):
+                raise Difference(f"{'the id -1' if name == 'sample' else nothing} in row {index}", got)
     if good and wrong:
         apart = trial.view(f"logits[{good}]", lambda logits: logits[good])
-        alone = (trial.sample(apart), trial.probs(apart), trial.support(apart))
-        for whole, part in zip(results, alone, strict=True):
-            if not whole[good].equal(part):
-                raise Difference(f"{summary(part)} in rows {good}, as without the others", whole[good])
+        trial.same({"logits": apart}, {}, lambda result: result[good], f"rows {good} beside the others")
     if wrong:
         _expect_error(trial, wrong)
 
 
 def _expect_error(trial: Trial, rows: tuple[int, ...]) -> None:
-    logits = Shown("logits", trial.logits.value)
-    for call in (trial.sample, trial.probs, trial.support):
+    for name in CALLS:
+        trial.lines.clear()
         try:
-            got = call(logits, check=True)
+            got = trial.call(name, {"check": True})
         except InvalidLogitsError as error:
             if error.rows != rows:
                 raise Difference(

@@ -109,10 +109,10 @@ def _rounder_logits(case: Case) -> Iterator[Case]:
     """Ranks in place of logits, then fewer digits, then zeros one by one."""
     x = case.logits
     finite = x.isfinite()
-    everywhere: tuple[Callable[[Tensor], Tensor], ...] = (_ranks, torch.round, lambda y: (y * 10).round() / 10)
+    everywhere: tuple[Callable[[Tensor], Tensor], ...] = (lambda y: y + 0.0, _ranks, torch.round, _to_tenths)
     for change in everywhere:
         other = torch.where(finite, change(x.float()).to(x.dtype), x)
-        if not other.equal(x) and _digits(other) < _digits(x):
+        if _digits(other) < _digits(x):
             yield replace(case, logits=other, recipe=())
     if x.numel() <= MOST_SINGLE:
         for row, column in finite.nonzero().tolist():
@@ -120,6 +120,10 @@ def _rounder_logits(case: Case) -> Iterator[Case]:
                 other = x.clone()
                 other[row, column] = 0
                 yield replace(case, logits=other, recipe=())
+
+
+def _to_tenths(x: Tensor) -> Tensor:
+    return (x * 10).round() / 10
 
 
 def _ranks(x: Tensor) -> Tensor:

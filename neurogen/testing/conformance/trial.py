@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,13 @@ from neurogen.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, is_valid, summary
 from neurogen.testing.conformance.subject import Subject
 
-__all__ = ["Difference", "Law", "Trial"]
+__all__ = ["CALLS", "Difference", "Law", "Trial", "all_rows", "one_row"]
+
+
+CALLS = ("sample", "probs", "support")
+
+Rows = Callable[[Tensor], Tensor]
+"""Picks rows of a result."""
 
 
 class Difference(Exception):  # noqa: N818  (it is what was found, and never leaves the kit)
@@ -26,6 +33,16 @@ class Difference(Exception):  # noqa: N818  (it is what was found, and never lea
         super().__init__(f"expected {summary(expected)}, got {summary(got)}")
         self.expected = expected if isinstance(expected, str) else summary(expected)
         self.got = got if isinstance(got, str) else summary(got)
+
+
+def all_rows(result: Tensor) -> Tensor:
+    """Every row."""
+    return result
+
+
+def one_row(row: int) -> Rows:
+    """One row, still as a batch."""
+    return lambda result: result[row : row + 1]
 
 
 class Trial:
@@ -49,6 +66,7 @@ class Trial:
         self.sampler = subject.make(self.uniform)
         self.logits = Shown("logits", case.logits.to(subject.device, copy=True))
         self.lines: list[str] = []
+        self._last_call = ""
 
     @property
     def is_valid(self) -> bool:
@@ -106,6 +124,33 @@ class Trial:
         self.lines.append(f"{name} = {code}")
         return Shown(name, state)
 
+    def same(self, other: Mapping[str, Any], expected: Mapping[str, Any], rows: Rows, why: str) -> None:
+        """Make each of the three calls in two ways, and raise `Difference` where the results are not the same.
+
+        Args:
+            other, expected: arguments of the call that is looked at, and of the one that says what is right: `logits`,
+                `params`, and for `sample` also `seed`, `position`.
+            rows: which rows of the expected result are to be compared.
+            why: what the right result is, after "as".
+        """
+        for name in CALLS:
+            self.lines.clear()
+            wanted = rows(self.call(name, expected))
+            got = self.call(name, other)
+            if not got.equal(wanted):
+                raise Difference(f"{summary(wanted)}, as {why}", got)
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Tensor:
+        """One of the three calls; `seed` and `position` are for `sample` alone."""
+        if name == "sample":
+            return self.sample(**arguments)
+        allowed = {key: value for key, value in arguments.items() if key in ("logits", "params", "check")}
+        return self.probs(**allowed) if name == "probs" else self.support(**allowed)
+
+    def apply(self, template: str, result: Tensor) -> None:
+        """Write what was made of the last call, in place of it: `template` has {} where the call stands."""
+        self.lines[-1] = f"{template.format(self._last_call)}  # {summary(result)}"
+
     def do(self, code: str, function: Callable[[], Any]) -> Any:
         """Something beside the sampler that belongs to the story."""
         self.lines.append(code)
@@ -116,6 +161,7 @@ class Trial:
         arguments = {key: value if key == "state" else as_shown(value, device) for key, value in given.items()}
         written = ", ".join([logits.code, *(f"{key}={shown.code}" for key, shown in arguments.items())])
         line = f"sampler.{name}({written}{'' if check else ', check=False'})"
+        self._last_call = line
         method: Callable[..., Tensor] = getattr(self.sampler, name)
         try:
             result = method(logits.value, check=check, **{key: shown.value for key, shown in arguments.items()})
@@ -131,8 +177,9 @@ class Trial:
         logits = self.case.logits_code(str(self.subject.device))
         body = [f"sampler = {self.subject.code(self.uniform)}", f"logits = {logits}", *self.lines]
         text = "\n".join(body)
+        code = " ".join(line.partition("  # ")[0] for line in text.splitlines())
         imports = ["import torch", *self.subject.imports()]
-        names = [name for name in ("inf", "nan") if name in logits]
+        names = [name for name in ("inf", "nan") if re.search(rf"\b{name}\b", code)]
         if names:
             imports.insert(0, f"from math import {', '.join(names)}")
         if "row_of(" in logits:

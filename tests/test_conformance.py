@@ -1,0 +1,394 @@
+"""The conformance kit finds the mistake it was made for, shows it small, and finds none in right samplers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import wrong_samplers
+from scipy import stats
+
+import neurogen
+from neurogen import ParameterError, Sampler
+from neurogen.testing import SamplerConformance
+from neurogen.testing.conformance import CHECKS, Report, check
+from neurogen.testing.conformance.case import Case, summary
+from neurogen.testing.conformance.cases import KINDS, row_of
+from neurogen.testing.conformance.drawing import g_test
+from neurogen.testing.conformance.shrink import shrink
+
+TESTS = Path(__file__).parent
+
+MISTAKES = {
+    "OneTooMany": "support",
+    "WithoutTheCrossing": "support",
+    "TemperatureAfterTruncation": "support",
+    "HalfPrecision": "support",
+    "HighestIdFirst": "ties",
+    "NotNormalised": "probs",
+    "OtherTemperature": "probs",
+    "SupportOfAll": "agreement",
+    "NotQuiteCold": "temperature-zero",
+    "DrawsRemoved": "minus-infinity",
+    "OneBadSpoilsAll": "invalid-rows",
+    "TakesInfinity": "invalid-rows",
+    "BeyondTheVocabulary": "ids",
+    "DrawsFlatter": "frequencies",
+    "EvenlySpread": "independence",
+    "IgnoresSeed": "seeds",
+    "IgnoresPosition": "seeds",
+    "SeedPlusPosition": "seeds",
+    "HalfTheSeed": "seeds",
+    "SaysDeterministic": "deterministic",
+    "HalfMasses": "dtypes",
+    "IgnoresStrides": "strides",
+    "FirstRowsParameters": "per-row-parameters",
+    "RowIndexed": "batch",
+    "GlobalGenerator": "earlier-calls",
+    "CountsItsCalls": "earlier-calls",
+    "DividesInPlace": "input",
+    "NeedsTwoTokens": "small-shapes",
+    "SharedScratch": "threads",
+    "AnyTemperature": "bounds",
+    "TakesAnything": "bounds",
+    "KeepsNoneAtZero": "bounds",
+    "ClashingOption": "declaration",
+    "LostReference": "declaration",
+    "Undescribed": "declaration",
+    "SharedState": "state",
+    "OneStateForAll": "state",
+    "MemoryBeside": "state",
+}
+"""Wrong sampler -> the check that must find its mistake."""
+
+ALONE = {  # samplers in which nothing but that check may fail
+    "HalfMasses",
+    "OneBadSpoilsAll",
+    "TakesInfinity",
+    "SeedPlusPosition",
+    "HalfTheSeed",
+    "IgnoresStrides",
+    "FirstRowsParameters",
+    "AnyTemperature",
+    "TakesAnything",
+    "KeepsNoneAtZero",
+    "ClashingOption",
+    "SharedState",
+    "OtherTemperature",
+    "SharedScratch",
+}
+IN_WORDS = {"declaration", "bounds"}  # checks that tell most of what they find in words
+UNREPEATABLE = {"GlobalGenerator", "CountsItsCalls", "MemoryBeside", "OneStateForAll", "SharedScratch"}
+
+RIGHT = ("greedy", "topk", "topp", wrong_samplers.Right, wrong_samplers.Nucleus, wrong_samplers.Remembering)
+SLOW_CHECKS = {"cuda", "speed"}
+QUICK_CHECKS = [name for name in CHECKS if name not in SLOW_CHECKS]
+
+
+def named(sampler: str | type[Sampler]) -> str:
+    return sampler if isinstance(sampler, str) else sampler.__name__
+
+
+def wrong(name: str) -> type[Sampler]:
+    found: type[Sampler] = getattr(wrong_samplers, name)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("name", "expected"), MISTAKES.items())
+def test_a_mistake_is_found_by_the_check_made_for_it(name: str, expected: str) -> None:
+    report = check(wrong(name), quick=True, only=[expected])
+    assert report.failed == [expected]
+    failure = report[expected].failure
+    assert failure is not None
+    assert failure.expected
+    assert failure.got
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_other_checks_do_not_blame_what_is_right(name: str) -> None:
+    assert check(wrong(name), quick=True, only=QUICK_CHECKS).failed == [MISTAKES[name]]
+
+
+def test_every_check_has_a_mistake_that_it_finds() -> None:
+    assert set(CHECKS) - set(MISTAKES.values()) == {"cuda", "speed"}, "the kernels' is tested below; speed never fails"
+
+
+@pytest.mark.parametrize("sampler", RIGHT, ids=named)
+def test_right_samplers_are_not_blamed(sampler: str | type[Sampler]) -> None:
+    report = check(sampler, quick=True, seed=1, only=QUICK_CHECKS)
+    assert report.passed, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", RIGHT, ids=named)
+def test_right_samplers_are_not_blamed_with_a_hundred_seeds(sampler: str | type[Sampler]) -> None:
+    for seed in range(100, 200):
+        report = check(sampler, quick=True, seed=seed, only=QUICK_CHECKS)
+        assert report.passed, f"seed {seed}: {report}"
+
+
+# What is shown.
+
+
+def sizes(report: Report, name: str) -> tuple[int, int]:
+    """Rows and tokens of the logits in a failure's program."""
+    failure = report[name].failure
+    assert failure is not None
+    found = re.search(r"logits = torch.tensor\(\[(.*)\](?:, dtype=.*)?\)", failure.snippet)
+    assert found is not None, failure.snippet
+    rows = re.findall(r"\[([^\[\]]*)\]", found[1])
+    return len(rows), len(rows[0].split(","))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "tokens"),
+    [
+        ("OneTooMany", 1, 2),
+        ("WithoutTheCrossing", 1, 2),
+        ("HighestIdFirst", 1, 2),
+        ("TakesInfinity", 1, 1),
+        ("NotNormalised", 1, 2),
+        ("OneBadSpoilsAll", 2, 1),
+        ("FirstRowsParameters", 2, 3),
+        ("RowIndexed", 2, 4),
+        ("DividesInPlace", 1, 1),
+        ("IgnoresStrides", 2, 3),
+    ],
+)
+def test_the_case_that_is_shown_is_small(name: str, rows: int, tokens: int) -> None:
+    report = check(wrong(name), quick=True, only=[MISTAKES[name]])
+    shown = sizes(report, MISTAKES[name])
+    assert shown[0] <= rows, report
+    assert shown[1] <= tokens, report
+
+
+def test_a_failure_reads_as_a_program_with_its_outcome() -> None:
+    failure = check(wrong_samplers.OneTooMany, quick=True, only=["support"])["support"].failure
+    assert failure is not None
+    assert (failure.expected, failure.got) == ("tokens [0] kept", "tokens [0, 1] kept")
+    assert failure.snippet == textwrap.dedent("""\
+        import torch
+        from wrong_samplers import OneTooMany
+
+        sampler = OneTooMany(k=1)
+        logits = torch.tensor([[0.0, 0.0]])
+        sampler.support(logits, check=False)  # [[True, True]]""")
+
+
+def replay(snippet: str) -> list[tuple[str, str, str]]:
+    """(call, what the comment says, what it gives) of every call of a program."""
+    program, _, calls = snippet.partition("\n\n")
+    names: dict[str, object] = {}
+    exec(program, names)
+    found = []
+    for line in calls.splitlines():
+        call, _, said = line.partition("  # ")
+        if not said:
+            exec(call, names)
+            continue
+        try:
+            got = summary(eval(call, names))
+        except neurogen.NeurogenError as error:
+            got = f"raises {type(error).__name__}"
+        found.append((call, said, got))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, found_by in MISTAKES.items() if name not in UNREPEATABLE and found_by not in IN_WORDS]
+)
+def test_the_program_gives_what_its_comments_say(name: str) -> None:
+    failure = check(wrong(name), quick=True, only=[MISTAKES[name]])[MISTAKES[name]].failure
+    assert failure is not None
+    calls = replay(failure.snippet)
+    assert calls
+    for call, said, got in calls:
+        assert got == said, call
+
+
+def test_an_installed_sampler_is_named_and_not_imported() -> None:
+    registry = neurogen.Registry()
+    registry.register(HookOf(wrong_samplers.OneTooMany))
+    failure = check(registry.load_sampler("right", k=3), quick=True, only=["support"])["support"].failure
+    assert failure is not None
+    assert "sampler = neurogen.load_sampler('right', k=" in failure.snippet
+
+
+class HookOf:
+    """An object with the hook of a plugin."""
+
+    def __init__(self, cls: type[Sampler]) -> None:
+        self._cls = cls
+
+    @neurogen.hookimpl
+    def neurogen_samplers(self) -> list[type[Sampler]]:
+        return [self._cls]
+
+
+# The parts.
+
+
+def test_the_report_says_what_was_tried_and_what_was_not() -> None:
+    report = check("greedy", quick=True, only=["declaration", "support", "frequencies", "state"])
+    assert [result.status for result in report.results] == ["passed", "passed", "skipped", "skipped"]
+    assert report["support"].cases >= 5
+    assert report["frequencies"].notes == ("it declares itself deterministic",)
+    assert report.verdict.startswith("greedy(): 2 passed, 0 failed, 2 skipped")
+    assert report.as_dict()["results"][0]["check"] == "declaration"
+
+
+def test_without_a_reference_the_report_says_so() -> None:
+    report = check(wrong_samplers.Remembering, quick=True, only=["declaration", "support", "probs", "agreement"])
+    assert report["support"].status == "skipped"
+    for name in ("declaration", "support", "probs"):
+        assert "no float64 reference is given" in report[name].notes[0]
+    assert report["agreement"].status == "passed"
+
+
+def test_parameters_in_the_name_are_the_base_of_those_tried() -> None:
+    report = check("topk(k=3, temperature=0.5)", quick=True, only=["support"])
+    assert report.sampler == "topk(k=3, temperature=0.5)"
+    assert report.passed
+
+
+def test_an_unknown_check_is_refused_by_name() -> None:
+    with pytest.raises(ParameterError, match=r"There is no check 'magic'. There are: declaration, bounds, support"):
+        check("greedy", only=["magic"])
+
+
+def test_a_class_that_cannot_be_made_fails_its_declaration_alone() -> None:
+    report = check(wrong_samplers.Undescribed, quick=True)
+    assert report.failed == ["declaration"]
+    assert report.count("skipped") == len(CHECKS) - 1
+    failure = report["declaration"].failure
+    assert failure is not None
+    assert failure.got == "the parameter 'k' has no description"
+
+
+def test_the_g_test_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.full(30, 20.0))
+    for wrongness in (0.0, 0.02):
+        counts = rng.multinomial(20_000, (1 - wrongness) * probs + wrongness / 30)
+        expected = probs * counts.sum()
+        assert (expected > 5).all()
+        right = stats.power_divergence(counts, expected, lambda_="log-likelihood").pvalue
+        assert g_test(counts, probs) == pytest.approx(float(right), rel=1e-9)
+
+
+def test_kinds_of_logits_are_valid_rows_that_their_dtype_holds() -> None:
+    for kind in KINDS:
+        for vocab in (1, 2, 9, 300):
+            for dtype in ("float32", "float16", "bfloat16"):
+                row = row_of(kind, 7, vocab, dtype)
+                assert row.shape == (vocab,)
+                assert not row.isnan().any()
+                assert row.max().isfinite()
+                assert row.to(getattr(torch, dtype)).float().equal(row)
+
+
+def test_shrinking_keeps_what_breaks_the_law() -> None:
+    """The law: no row has two logits above 3."""
+    case = Case(torch.randn(9, 200, generator=torch.Generator().manual_seed(0)) * 3, {"k": 3}, seed=77)
+    small = shrink(case, lambda one: bool(((one.logits > 3).sum(-1) >= 2).any()), seconds=5)
+    assert small.logits.shape == (1, 2)
+    assert (small.logits > 3).all()
+    assert (small.params, small.seed, small.position) == ({}, 0, 0)
+
+
+# Kernels for CUDA.
+
+TWISTED = """
+import neurogen
+
+
+class Twisted(neurogen.Sampler):
+    name = "twisted"
+    api_version = 1
+    backends = {"cpu": "neurogen_topk.cpu", "cuda": "twisted_kernels.cuda"}
+
+    class Params(neurogen.SamplerParams):
+        k: int = neurogen.Param(3, ge=0, description="Tokens to draw from.")
+        temperature: float = neurogen.Param(1.0, ge=0, description="Divides the logits.")
+"""
+ONE_MORE = """
+from neurogen.kernels.cuda import largest, truncation
+
+
+def keep(row, k):
+    return largest(row, k + 1)
+
+
+sample, probs, support = truncation(keep, "k")
+"""
+
+
+@pytest.mark.slow
+def test_a_cuda_kernel_that_differs_is_found_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "twisted_kernels"
+    package.mkdir()
+    (package / "__init__.py").write_text(TWISTED)
+    (package / "cuda.py").write_text(ONE_MORE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import twisted_kernels
+
+    report = check(twisted_kernels.Twisted, quick=True, only=["cuda"])
+    assert report.failed == ["cuda"]
+    failure = report["cuda"].failure
+    assert failure is not None
+    assert "is simulated" in failure.got
+    assert "sampler = Twisted(" in failure.snippet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["greedy", "topk", "topp"])
+def test_full_form_passes_for_the_samplers_that_come_along(name: str) -> None:
+    report = check(name)
+    assert report.passed, report
+    assert "thread by thread" in report["cuda"].notes[0]
+    assert "times one read of the logits" in report["speed"].notes[0]
+
+
+# The pytest class.
+
+
+class TestTopP(SamplerConformance):
+    """The class as an author uses it."""
+
+    sampler = "topp(p=0.5)"
+
+
+def test_the_class_has_a_test_for_every_check_and_tells_failures(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        "from wrong_samplers import OneTooMany\n"
+        "from neurogen.testing import SamplerConformance\n\n\n"
+        "class TestMine(SamplerConformance):\n    sampler = OneTooMany\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rfs", str(tmp_path), "-k"]
+    done = subprocess.run(
+        [*command, "support or ids or state or small_shapes"],
+        env={"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "FAILED test_mine.py::TestMine::test_support" in done.stdout
+    assert "expected: tokens [0] kept" in done.stdout
+    assert "sampler = OneTooMany(k=1)" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "1 failed, 2 passed, 1 skipped" in done.stdout
+    assert "it has no memory" in done.stdout
