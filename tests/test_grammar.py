@@ -1,0 +1,267 @@
+"""Grammars: what comes out keeps the schema, expression or grammar, whatever samples and whatever tokenizer it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import neurogen
+from neurogen import ParameterError, PluginError, Processor
+from neurogen.models import LanguageModel
+from neurogen.processor import Processing
+from neurogen.request import Request
+from neurogen.runner import Prompt, Result, Runner
+
+pytest.importorskip("llguidance", reason="llguidance is not installed (pip install 'neurogen[grammar]')")
+
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "pets": {"type": "array", "items": {"enum": ["cat", "dog", "größe"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "pets"],
+    "additionalProperties": False,
+}
+DATE = r"(19|20)\d{2}-[01]\d-[0-3]\d( at (noon|midnight))?"
+SUM = 'start: term (" + " term){1,3}\nterm: NUMBER | "(" start ")"\nNUMBER: /[1-9][0-9]{0,2}/\n'
+
+
+def grammar(**params: str) -> Processor:
+    return neurogen.Registry(disabled=()).load_processor("grammar", **params)
+
+
+def samplers() -> list[str]:
+    """Every sampler that is installed."""
+    return sorted({plugin.name for plugin in neurogen.Registry(disabled=()).plugins()})
+
+
+def is_person(text: str) -> bool:
+    value = json.loads(text)
+    return (
+        set(value) == {"name", "age", "pets"}
+        and isinstance(value["name"], str)
+        and len(value["name"]) <= 12
+        and type(value["age"]) is int
+        and 0 <= value["age"] <= 120
+        and len(value["pets"]) <= 2
+        and set(value["pets"]) <= {"cat", "dog", "größe"}
+    )
+
+
+def is_sum(text: str) -> bool:
+    """Of one to three more terms at every level."""
+    inner = re.compile(r"\([1-9]\d{0,2}( \+ [1-9]\d{0,2}){1,3}\)")
+    while inner.search(text):
+        text = inner.sub("1", text)
+    return re.fullmatch(r"[1-9]\d{0,2}( \+ [1-9]\d{0,2}){1,3}", text) is not None
+
+
+def results(model: LanguageModel, sampler: str, processor: Processor, count: int, length: int = 200) -> list[Result]:
+    runner = Runner(
+        model, neurogen.load_sampler(sampler), processors=[processor], n=count, seed=3, max_new_tokens=length, chat=None
+    )
+    return runner.generate("Describe a person, a date or a sum.")
+
+
+@pytest.mark.parametrize("model", ["stories", "tiny"])
+@pytest.mark.parametrize("sampler", samplers())
+def test_what_ends_keeps_the_expression_and_what_is_cut_says_so(
+    model: str, sampler: str, request: pytest.FixtureRequest
+) -> None:
+    """SentencePiece models, one of random weights: nothing but the grammar makes it write a date."""
+    loaded = request.getfixturevalue(model)
+    for result in results(loaded, sampler, grammar(regex=DATE), count=4, length=22):
+        if result.finish_reason == "eos":
+            assert re.fullmatch(DATE, result.text)
+            assert result.notices is None
+        else:
+            assert result.finish_reason == "length"
+            assert (result.notices is None) == (re.fullmatch(DATE, result.text) is not None)
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "topk"])
+def test_json_of_a_small_model_keeps_its_schema(stories: LanguageModel, sampler: str) -> None:
+    for result in results(stories, sampler, grammar(json_schema=json.dumps(PERSON)), count=3):
+        assert result.finish_reason == "eos"
+        assert is_person(result.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", samplers())
+def test_smollm2_keeps_schema_expression_and_grammar(smollm2: LanguageModel, sampler: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    ended = 0
+    for result in results(smollm2, sampler, grammar(json_schema=json.dumps(PERSON)), count=3, length=120):
+        ended += result.finish_reason == "eos"
+        if result.finish_reason == "eos":
+            jsonschema.validate(json.loads(result.text), PERSON)
+    for result in results(smollm2, sampler, grammar(regex=DATE), count=3, length=40):
+        ended += result.finish_reason == "eos"
+        assert re.fullmatch(DATE, result.text)
+    for result in results(smollm2, sampler, grammar(grammar=SUM), count=3, length=80):
+        ended += result.finish_reason == "eos"
+        assert is_sum(result.text) or result.notices
+    assert ended >= 7
+
+
+@pytest.mark.slow
+def test_the_starter_model_keeps_a_schema(tmp_path: Path) -> None:
+    from neurogen.models import load_model
+
+    (tmp_path / "person.json").write_text(json.dumps(PERSON), encoding="utf-8")
+    processor = grammar(json_schema=str(tmp_path / "person.json"))
+    for result in results(load_model("starter", device="cpu"), "topp", processor, count=4, length=150):
+        assert result.finish_reason == "eos"
+        assert is_person(result.text)
+
+
+def test_a_sequence_may_end_exactly_where_the_grammar_is_satisfied(stories: LanguageModel) -> None:
+    """a(bc)?: not before the a, then either, within b not, and behind c nothing else."""
+    tokenizer, vocab = stories.tokenizer, stories.vocab_size
+    (end,) = tokenizer.eos_ids
+    letters = {letter: next(t for t in range(vocab) if tokenizer.token_bytes(t) == letter.encode()) for letter in "abc"}
+    processor = grammar(regex="a(bc)?")
+    processor.prepare(tokenizer, vocab)
+    processing = Processing(Request((1,), 9, seed=0, stop_ids=frozenset({end}), processors=[processor]))
+
+    def possible() -> set[bytes]:
+        logits = torch.zeros(vocab)
+        processing.process(logits)
+        return {
+            b"<end>" if token == end else tokenizer.token_bytes(token)
+            for token in logits.isfinite().nonzero()[:, 0].tolist()
+        }
+
+    assert possible() == {b"a"}
+    processing.accept(letters["a"])
+    assert possible() == {b"b", b"<end>"}
+    processing.accept(letters["b"])
+    assert possible() == {b"c"}
+    processing.accept(letters["c"])
+    assert possible() == {b"<end>"}
+
+
+def test_nothing_may_follow_a_complete_text_and_none_is_without_an_end(stories: LanguageModel) -> None:
+    """Other stop tokens than the tokenizer's own end the sequence, and its own does not."""
+    processor = grammar(regex="a{0}")
+    processor.prepare(stories.tokenizer, stories.vocab_size)
+    logits = torch.zeros(stories.vocab_size)
+    Processing(Request((1,), 9, seed=0, stop_ids=frozenset({77}), processors=[processor])).process(logits)
+    assert logits.isfinite().nonzero().flatten().tolist() == [77]
+
+
+def test_requests_with_grammars_do_not_disturb_each_other(stories: LanguageModel) -> None:
+    dates = [
+        Prompt(i, f"{i}", processors=f'grammar(regex="{letter}+ [0-9]{{{i + 1}}}")') for i, letter in enumerate("abc")
+    ]
+    runner = Runner(stories, neurogen.load_sampler("topk"), seed=1, n=2, max_new_tokens=60, batch_size=4)
+    found = {(e.index, e.sample): e for e in runner.run(iter(dates)) if isinstance(e, Result)}
+    assert len(found) == 6
+    for (index, _), result in found.items():
+        if result.finish_reason == "eos":
+            assert re.fullmatch(rf"{'abc'[index]}+ [0-9]{{{index + 1}}}", result.text)
+
+
+def test_a_text_that_was_cut_off_says_why(stories: LanguageModel) -> None:
+    greedy = neurogen.load_sampler("greedy")
+    processor = grammar(regex="[a-z ]{30}")
+    (cut,) = Runner(stories, greedy, processors=[processor], max_new_tokens=3).generate("Once")
+    assert cut.notices == [
+        "The text is incomplete: max_new_tokens was reached before the regular expression was satisfied. "
+        "Allow more new tokens."
+    ]
+    assert cut.to_json()["notices"] == cut.notices
+    (stopped,) = Runner(stories, greedy, processors=[processor], max_new_tokens=40, stop=(" ",)).generate("Once")
+    assert stopped.finish_reason == "stop"
+    assert stopped.notices is not None
+    assert "a stop string came before" in stopped.notices[0]
+    exact = grammar(regex="[ab]{3}")
+    (whole,) = Runner(stories, greedy, processors=[exact], max_new_tokens=3).generate("Once")
+    assert (whole.finish_reason, whole.notices) == ("length", None)
+
+
+def test_digits_are_ascii_and_texts_may_be_any_unicode(tiny: LanguageModel) -> None:
+    """A random model with byte tokens would soon write a digit of another script."""
+    for result in results(tiny, "topk", grammar(regex=r"\d\d"), count=5, length=10):
+        assert re.fullmatch(r"[0-9]{2}", result.text)
+    for result in results(tiny, "topk", grammar(regex="(日本|größe)"), count=5, length=10):
+        assert result.text in ("日本", "größe")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "nothing is given. Give one of json_schema, regex and grammar"),
+        ({"regex": "a", "grammar": SUM}, "regex, grammar is given. Give one of"),
+        ({"regex": "(a"}, r'regex cannot be used: .*invalid regex "\(a".*unclosed group'),
+        ({"regex": "(?=a)b"}, "regex cannot be used: .*look-around"),
+        ({"grammar": "start: foo"}, 'grammar cannot be used: .*unknown name: "foo"'),
+        ({"grammar": "no/such.lark"}, "the file 'no/such.lark' that grammar names cannot be read: No such file"),
+        ({"json_schema": "no/such.json"}, "the file 'no/such.json' that json_schema names cannot be read"),
+        ({"json_schema": '{"type": '}, "json_schema is no JSON: it fails with Expecting value"),
+        ({"json_schema": '{"type": "objct"}'}, "json_schema cannot be used: Invalid type: objct"),
+        (
+            {"json_schema": '{"not": {"type": "string"}}'},
+            r"json_schema cannot be used: Unimplemented keys: \[\"not\"\]",
+        ),
+        ({"json_schema": "{} []"}, "json_schema is no JSON: it fails with Extra data"),
+    ],
+)
+def test_what_is_no_grammar_is_refused_in_one_paragraph(params: dict[str, str], message: str) -> None:
+    with pytest.raises(ParameterError, match=message) as caught:
+        grammar(**params)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_json_that_is_no_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text("[1]")
+    with pytest.raises(ParameterError, match=r"json_schema must be a JSON object"):
+        grammar(json_schema=str(path))
+    path.write_text("{")
+    with pytest.raises(ParameterError, match=r"json_schema is no JSON: the file '.*list.json' fails with"):
+        grammar(json_schema=str(path))
+
+
+def test_a_schema_of_another_content_is_another_processor(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "integer"}')
+    first = repr(grammar(json_schema=str(path)))
+    assert re.fullmatch(r'grammar\(json_schema=".*schema.json", checksum="[0-9a-f]{8}"\)', first)
+    path.write_text('{"type": "string"}')
+    assert repr(grammar(json_schema=str(path))) != first
+    with pytest.raises(ParameterError, match="has changed"):
+        neurogen.load_processors(first)
+
+
+def test_a_tokenizer_without_an_end_is_refused(stories: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stories.tokenizer, "eos_ids", frozenset())
+    with pytest.raises(ParameterError, match="has no token that ends a sequence"):
+        grammar(regex="a").prepare(stories.tokenizer, stories.vocab_size)
+
+
+def test_without_the_library_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(
+        PluginError, match=r"needs the library llguidance, which is not installed. .*neurogen\[grammar\]"
+    ):
+        grammar(regex="a")
+    neurogen.load_processors("repetition-penalty")  # needs none
+
+
+def test_the_library_is_imported_when_a_grammar_is_asked_for() -> None:
+    code = (
+        "import sys, neurogen; neurogen.load_processors('dry+repetition-penalty'); print('llguidance' in sys.modules);"
+        "neurogen.load_processors('grammar(regex=a)'); print('llguidance' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
