@@ -122,8 +122,8 @@ def _not_empty(ctx: click.Context, param: click.Parameter, value: Sequence[str])
 
 
 def _made(registry: Registry, cls: type[Processor], params: Mapping[str, Any], ctx: click.Context) -> Processor:
-    options = {param.parameter: param for param in ctx.command.params if isinstance(param, ProcessorOption)}
-    own = {name: option for name, option in options.items() if option.processor is cls}
+    options = [param for param in ctx.command.params if isinstance(param, ProcessorOption)]
+    own = {option.parameter: option for option in options if option.processor is cls}
     try:
         return registry.load_processor(cls.name, **params)
     except ParameterError as error:
