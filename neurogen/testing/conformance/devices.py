@@ -167,18 +167,19 @@ def _arrays(subject: Subject, case: Case) -> dict[str, Any]:
 @check("speed", "the speed, as a ratio to one read of the logits and to plain torch; for information")
 def speed(kit: Kit) -> None:
     from neurogen.bench.cells import Cell
-    from neurogen.bench.measure import measure
+    from neurogen.bench.measure import measure, set_threads
 
     kit.count()
     sampler = kit.subject.make({})
     cell = Cell(vocab=32_000, batch=8, dtype=kit.dtypes()[0])  # type: ignore[arg-type]
     seconds = BENCH_SECONDS[0] if kit.quick else BENCH_SECONDS[1]
     try:
-        result = measure(sampler, cell, device=kit.subject.device, seconds=seconds, peers=("floor", "torch"))
+        with set_threads(1):
+            result = measure(sampler, cell, device=kit.subject.device, seconds=seconds, peers=("floor", "torch"))
     except Exception as error:
         raise Skip(f"it cannot be measured: {type(error).__name__}: {error}") from error
-    times = [f"{result.microseconds:.0f} us for {cell.batch} rows of {cell.vocab:,}"]
-    times.append(f"{result.ratio_to_floor:.1f} times one read of the logits")
+    times = [f"{result.microseconds:.0f} us for {cell.batch} rows of {cell.vocab:,} on one thread"]
+    times.append(f"{result.ratio_to_floor:.2g} times one read of the logits")
     if "torch" in result.to_peers:
-        times.append(f"{result.times_faster_than('torch'):.1f} times as fast as plain torch")
+        times.append(f"{result.times_faster_than('torch'):.2g} times as fast as plain torch")
     kit.notes.append(", ".join(times))

@@ -1,0 +1,179 @@
+"""`neurogen conformance`: hold an installed sampler against its contract, and show what it does not keep.
+
+The sampler's own options come from its schema, as in `neurogen run`. The checks are in `neurogen.testing.conformance`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.cli.common import WholeNumber, debug_option
+from neurogen.cli.sampler_options import SamplerOption, make_sampler, sampler_options, unknown_option
+from neurogen.errors import DeviceError, PluginError
+from neurogen.registry import default_registry
+from neurogen.sampler import Sampler
+
+if TYPE_CHECKING:
+    from neurogen.testing.conformance import Report, Result
+
+__all__ = ["command", "print_failures"]
+
+COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
+MOST_CHECK = 20
+
+
+class ConformanceCommand(click.Command):
+    """`conformance` before its sampler is known; then the same with that sampler's options."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Find out which sampler is meant, then read the arguments with its options added."""
+        name = _sampler_named(self, args)
+        if name is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return OneSampler(self, name).make_context(info_name, args, parent, **extra)
+
+
+class OneSampler(click.Command):
+    """`conformance` with the options of one sampler."""
+
+    def __init__(self, base: click.Command, name: str) -> None:
+        registry = default_registry()
+        self._plugin, self._class = registry.find(name), registry.load_class(name)
+        taken = {"--help", "--debug", *(option for param in base.params for option in param.opts)}
+        own: list[SamplerOption] = []
+        with suppress(PluginError):  # options that cannot be given: the check of the declaration says so
+            own = sampler_options(self._plugin, self._class, taken)
+        super().__init__(
+            base.name,
+            params=[*base.params, *own],
+            callback=base.callback,
+            help=base.help,
+            context_settings=base.context_settings,
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As always, but an option that does not exist is explained."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            others = [option for param in self.params for option in param.opts]
+            message = unknown_option(error.option_name, self._class, default_registry(), others)
+            raise click.UsageError(message, ctx) from None
+
+
+def _sampler_named(base: click.Command, args: Sequence[str]) -> str | None:
+    """The first argument that is not an option of the command nor the value of one."""
+    valued = {option for param in base.params if _takes_value(param) for option in param.opts}
+    rest = iter(args)
+    for argument in rest:
+        if argument in valued:
+            next(rest, None)
+        elif not argument.startswith("-"):
+            return argument
+    return None
+
+
+def _takes_value(param: click.Parameter) -> bool:
+    return isinstance(param, click.Option) and not param.is_flag
+
+
+@click.command("conformance", cls=ConformanceCommand, context_settings={"max_content_width": 100})
+@click.argument("sampler", metavar="NAME")
+@click.option("--quick", is_flag=True, help="A few seconds in place of a minute.")
+@click.option(
+    "--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where the checks run."
+)
+@click.option("--only", multiple=True, metavar="CHECK", help="Run this check alone; repeat for several.")
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Of the cases that are tried.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    sampler: str,
+    quick: bool,
+    device: str,
+    only: Sequence[str],
+    seed: int,
+    as_json: bool,
+    **values: Any,
+) -> int:
+    """Hold a sampler against its contract.
+
+    NAME is an installed sampler, with or without parameters: topk, "topk(k=3)". Its own options can be given too; they
+    are the base of the parameters that are tried. What it does not keep is shown by the smallest case that was found,
+    as a Python program. Exit code 1 when a check fails.
+    """
+    chosen = make_sampler(default_registry(), sampler, values, ctx)
+    _check_device(device)
+    from neurogen.testing.conformance import check
+
+    told = None if as_json else _Lines(chosen, sys.stdout.isatty())
+    report = check(chosen, quick=quick, device=device, seed=seed, only=only, told=told)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_failures(report)
+        click.echo(f"\n{report.verdict}")
+    return 0 if report.passed else 1
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("The checks were asked for on CUDA, and there is no card here. Leave --device out.")
+
+
+class _Lines:
+    """Prints a line for each result when it is there; in a terminal with colours and times."""
+
+    def __init__(self, sampler: Sampler, in_terminal: bool) -> None:
+        self._in_terminal = in_terminal
+        self._header: str | None = f"{sampler!r} of {sampler.origin}\n"
+
+    def __call__(self, result: Result) -> None:
+        if self._header is not None:
+            click.echo(self._header)
+            self._header = None
+        status = f"{result.status:<8}"
+        if self._in_terminal:
+            status = click.style(status, fg=COLOURS[result.status])
+        cases = f"{result.cases:,}" if result.status != "skipped" else "-"
+        said = "; ".join(result.notes)
+        text = said if result.status == "skipped" else f"{result.title}{f' ({said})' if said else ''}"
+        took = f"  [{result.seconds:.1f} s]" if self._in_terminal and result.seconds >= 1 else ""
+        click.echo(f"{status} {result.check:<{MOST_CHECK}} {cases:>6}  {text}{took}")
+
+
+def print_failures(report: Report) -> None:
+    """What each failed check found: in a terminal with the program in colours."""
+    for result in report.results:
+        if result.failure is not None:
+            click.echo()
+            click.secho(f"{result.check}: {result.title}", bold=True)
+            click.echo(f"expected: {result.failure.expected}\ngot:      {result.failure.got}")
+            _print_program(result.failure.snippet)
+
+
+def _print_program(snippet: str) -> None:
+    if not snippet:
+        return
+    click.echo()
+    if not sys.stdout.isatty():
+        click.echo("\n".join(f"    {line}".rstrip() for line in snippet.splitlines()))
+        return
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+
+    Console().print(Padding(Syntax(snippet, "python", background_color="default", word_wrap=True), (0, 0, 0, 4)))
