@@ -1,8 +1,8 @@
-"""The command `neurogen` itself: its subcommands, found lazily, and what becomes of an error.
+"""The command `neurogen` itself: its subcommands, found lazily, their defaults, and what becomes of an error.
 
 Modules of subcommands import torch and other heavy packages inside their functions only, so that `--help` stays fast.
-Exit codes: 0 done, 1 an error or a failed prompt, 2 wrong usage, 130 Ctrl-C, 141 the reader of stdout went away, 143
-SIGTERM.
+Exit codes: 0 done, 1 an error or a failed prompt, 2 wrong usage or configuration, 130 Ctrl-C, 141 the reader of stdout
+went away, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import click
 
 from neurogen import __version__
 from neurogen.cli.common import Settings, debug_option, tell
+from neurogen.cli.configured import Defaults, check_variables, name_variables
+from neurogen.configuration import ConfigurationError, read_configuration
 from neurogen.errors import NeurogenError
 from neurogen.registry import default_registry
 
@@ -27,6 +29,7 @@ __all__ = ["main"]
 COMMANDS = {
     "run": "neurogen.cli.run",
     "chat": "neurogen.cli.chat",
+    "compare": "neurogen.cli.compare",
     "explain": "neurogen.cli.explain",
     "replay": "neurogen.cli.replay",
     "train": "neurogen.cli.train",
@@ -36,10 +39,14 @@ COMMANDS = {
     "samplers": "neurogen.cli.samplers",
     "processors": "neurogen.cli.processors",
     "plugins": "neurogen.cli.plugins",
+    "conformance": "neurogen.cli.conformance",
+    "config": "neurogen.cli.config",
+    "completion": "neurogen.cli.completion",
 }
 """Subcommand -> the module whose `command` it is, in the order of the help."""
 
 EXIT_ERROR = 1
+EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 DEBUG_VARIABLE = "NEUROGEN_DEBUG"
@@ -57,7 +64,38 @@ class Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
+        name_variables(command, (cmd_name,))
         return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the configuration as soon as the options before the subcommand are known."""
+        ctx = super().make_context(info_name, args, parent, **extra)
+        settings = ctx.find_object(Settings) or Settings()
+        ctx.obj = settings
+        try:
+            self._configure(ctx, settings)
+        except ConfigurationError:
+            if not ctx.resilient_parsing:  # a shell that completes a word has no place for it
+                raise
+        return ctx
+
+    def _configure(self, ctx: click.Context, settings: Settings) -> None:
+        """Restrict the plugins first, since finding out what a key means may load some."""
+        only = ctx.params.get("only_plugins")
+        if only is not None:
+            default_registry().restrict(filter(None, map(str.strip, only.split(","))), "--only-plugins")
+        files = read_configuration(ctx.params.get("config_file"))
+        for file in files:
+            if file.plugins.allow is not None:
+                default_registry().restrict(file.plugins.allow, f"plugins.allow of {file.path}")
+            if file.plugins.disable:
+                default_registry().exclude(file.plugins.disable, f"plugins.disable of {file.path}")
+        settings.defaults = Defaults(files)
+        settings.defaults.read(self, ctx)
+        ctx.default_map = settings.defaults.maps
+        check_variables(self, ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; when nobody reads its output any more, end without a word, as Unix tools do."""
@@ -76,18 +114,54 @@ class Program(click.Group):
         try:
             code = super().main(args, prog_name, **extra)
         except click.Abort:
+            _trace(settings)
             tell("Interrupted.")
             code = EXIT_INTERRUPTED
         except click.ClickException as error:
+            _trace(settings)
             code = error.exit_code
+            _name_source(error, settings)
             with suppress(OSError):  # what cannot be said still ends with its exit code
                 error.show()
         except (NeurogenError, OSError) as error:
-            if settings.debug:
-                traceback.print_exc()
+            _trace(settings)
             tell(f"Error: {error}")
+            code = EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_ERROR
+        except Exception as error:
+            _trace(settings)
+            tell(_bug(error, settings))
             code = EXIT_ERROR
         sys.exit(code or 0)
+
+
+def _trace(settings: Settings) -> None:
+    if settings.debug:
+        with suppress(OSError):
+            traceback.print_exc()
+
+
+def _bug(error: Exception, settings: Settings) -> str:
+    """What is said of an exception that nobody has foreseen."""
+    text = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    how = "the traceback above" if settings.debug else "what the same command shows with --debug behind it"
+    return f"Error: {what}. This is a bug of neurogen, or of a plugin: please report it with {how}."
+
+
+def _name_source(error: click.ClickException, settings: Settings) -> None:
+    """Say where a wrong value comes from if nobody has typed it."""
+    ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    if settings.defaults is None or ctx is None or param is None:
+        return
+    names: list[str] = []
+    node = ctx
+    while node is not None and node.parent is not None:
+        names.insert(0, str(node.command.name))
+        node = node.parent
+    source = settings.defaults.source(tuple(names), param, ctx)
+    if source is not None:
+        told = f"{error.message.rstrip('.')}. It comes from {source.place}."
+        error.message = told  # type: ignore[misc]  # click builds the text around it when it is shown
 
 
 def _drop_what_is_unwritten() -> None:
@@ -107,8 +181,12 @@ def _drop_what_is_unwritten() -> None:
     metavar="NAME,...",
     help="Load no other plugins than these (names or distributions), whatever is installed.",
 )
+@click.option(
+    "--config-file",
+    metavar="FILE.toml",
+    envvar="NEUROGEN_CONFIG_FILE",
+    help="Defaults of options, instead of neurogen.toml and pyproject.toml here. See neurogen config.",
+)
 @debug_option
-def main(only_plugins: str | None) -> None:
+def main(only_plugins: str | None, config_file: str | None) -> None:
     """Decode with language models through sampler plugins, and train them with greedy by contract."""
-    if only_plugins is not None:
-        default_registry().restrict(filter(None, map(str.strip, only_plugins.split(","))), "--only-plugins")

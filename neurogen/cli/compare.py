@@ -1,0 +1,220 @@
+"""`neurogen compare`: several samplers on the same prompts, as a table, as JSON or as a page."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, tell
+from neurogen.cli.output import CONTROL, loading
+from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.sampler_command import complete_sampler
+from neurogen.errors import DataError
+from neurogen.prompts import parse_lines
+from neurogen.registry import default_registry
+from neurogen.runner import Prompt
+
+if TYPE_CHECKING:
+    from neurogen.compare import Comparison
+    from neurogen.sampler import Sampler
+
+__all__ = ["command"]
+
+SEEDS = 2**31
+FEWEST = 2
+DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named Lily", "In the garden there was")
+
+
+@click.command("compare", context_settings={"max_content_width": 100})
+@click.option(
+    "--sampler",
+    "-s",
+    "specs",
+    multiple=True,
+    metavar="SPEC",
+    shell_complete=complete_sampler,
+    help="A sampler with its parameters, such as greedy or topk(k=40)+topp; give several.",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="SPEC.PARAMETER=START:STOP:STEP",
+    help="A sampler with many values of one parameter, such as topp.p=0.5:1.0:0.1.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option("--prompt", "texts", multiple=True, help="A text to continue; repeat for several.")
+@click.option(
+    "--prompts",
+    metavar="FILE.jsonl",
+    help="Many prompts, as for neurogen run; a line may have `reference` or `references`, the right answers.",
+)
+@click.option("-n", type=WholeNumber(1), default=4, show_default=True, help="Samples a prompt.")
+@click.option("--max-new-tokens", type=WholeNumber(1), default=64, show_default=True, help="Length of a text.")
+@click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="The same for every sampler.")
+@click.option("--processors", metavar="SPEC", help="Change the logits first: NAME(parameter=value)+...")
+@click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
+@click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Sequences at a time.")
+@click.option("--show", type=WholeNumber(0), default=1, show_default=True, help="Show texts of so many prompts.")
+@device_option
+@dtype_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--html", metavar="FILE.html", help="Write a page with plots and all texts.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress, and no word about the page.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], **values: Any) -> None:
+    """Compare samplers: texts side by side, perplexity, diversity, repetition, accuracy, with intervals.
+
+    Every sampler continues the same prompts with the same seeds; without prompts, four beginnings of stories.
+    """
+    samplers = _samplers(ctx, specs, sweeps)
+    prompts, references = _prompts(ctx, values, samplers[0])
+    if values["html"] is not None:
+        from neurogen.pages import check_page
+
+        check_page(values["html"])
+    comparison = _compare(samplers, prompts, references, values)
+    if values["html"] is not None:
+        from neurogen.compare_page import write_page
+
+        write_page(comparison, values["html"])
+        if not values["quiet"]:
+            tell(f"The page is in {values['html']}: open it in a browser.")
+    if values["as_json"]:
+        click.echo(json.dumps(comparison.to_json(), indent=2, allow_nan=False))
+    else:
+        _report(comparison, values["show"])
+
+
+def _samplers(ctx: click.Context, specs: Sequence[str], sweeps: Sequence[str]) -> list[Sampler]:
+    from neurogen.compare import sweep  # imports torch
+
+    everything = list(dict.fromkeys([*specs, *(spec for one in sweeps for spec in sweep(one))]))
+    if len(everything) < FEWEST:
+        raise click.UsageError(
+            "Which samplers? Give --sampler SPEC at least twice, such as --sampler greedy --sampler 'topk(k=40)', or "
+            "--sweep topp.p=0.5:1.0:0.1.",
+            ctx,
+        )
+    return [default_registry().load_sampler(spec) for spec in everything]
+
+
+def _prompts(
+    ctx: click.Context, values: dict[str, Any], sampler: Sampler
+) -> tuple[list[Prompt], list[list[str]] | None]:
+    """The prompts, numbered from 0, and the references of each where any line has some."""
+    if values["prompts"] is None:
+        texts = values["texts"] or DEFAULT_PROMPTS
+        return [Prompt(index, text) for index, text in enumerate(texts)], None
+    if values["texts"]:
+        raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
+    lines = _lines(values["prompts"])
+    prompts, broken = parse_lines(lines, sampler, values["prompts"])
+    for line in broken:
+        tell(f"{line}.")
+    if not prompts:
+        raise DataError(f"None of the lines of {values['prompts']} holds a prompt.")
+    references = [_references(lines[prompt.index]) for prompt in prompts]
+    numbered = [Prompt(index, prompt.text, seed=prompt.seed, stop=prompt.stop) for index, prompt in enumerate(prompts)]
+    return numbered, references if any(references) else None
+
+
+def _lines(path: str) -> list[bytes]:
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return data.splitlines(keepends=True)
+
+
+def _references(line: bytes) -> list[str]:
+    fields = json.loads(line.decode("utf-8-sig"))
+    given = fields.get("references", fields.get("reference", [])) if isinstance(fields, dict) else []
+    texts: list[Any] = given if isinstance(given, list) else [given]
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _compare(
+    samplers: Sequence[Sampler],
+    prompts: Sequence[Prompt],
+    references: Sequence[Sequence[str]] | None,
+    values: dict[str, Any],
+) -> Comparison:
+    processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
+    shown = sys.stderr is not None and sys.stderr.isatty() and not values["quiet"]
+    with loading(values["model"], shown=shown):
+        from neurogen.compare import compare
+        from neurogen.models import load_model
+
+        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
+    with _progress(shown=shown) as progress:
+        return compare(
+            model,
+            samplers,
+            prompts,
+            references=references,
+            progress=progress,
+            n=values["n"],
+            max_new_tokens=values["max_new_tokens"],
+            seed=secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"],
+            chat=values["chat"],
+            batch_size=values["batch_size"],
+            processors=processors,
+        )
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr that is told texts done and their total; None where it is not shown."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,} texts"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda count, total: bar.update(task, completed=count, total=total, visible=True)
+
+
+def _report(comparison: Comparison, show: int) -> None:
+    """The measures, a column a measure, then texts side by side."""
+    from neurogen.compare_page import measured, shown
+
+    names = measured(comparison)
+    header = ("SAMPLER", *(name.replace("_", " ").upper() for name in names), "TOKENS/S")
+    rows = [
+        (one.label, *(shown(one.measures.get(name)) for name in names), f"{one.tokens_per_second:.0f}")
+        for one in comparison.outcomes
+    ]
+    echo_table(header, rows)
+    options = comparison.options
+    tell(
+        f"{len(comparison.prompts)} prompts, {options['n']} samples each, seed {options['seed']}; in brackets 95 % "
+        "bootstrap intervals over prompts."
+    )
+    for index in range(min(show, len(comparison.prompts))):
+        _side_by_side(comparison, index)
+
+
+def _side_by_side(comparison: Comparison, index: int) -> None:
+    click.echo()
+    click.echo(comparison.prompts[index].translate(CONTROL))
+    texts = [
+        (one.label, next(sample.text for sample in one.samples if sample.index == index)) for one in comparison.outcomes
+    ]
+    echo_table(("SAMPLER", "TEXT"), [(label, " ".join(text.translate(CONTROL).split())) for label, text in texts])
