@@ -80,6 +80,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._disabled = _named(DISABLE_VARIABLE) if disabled is None else frozenset(disabled)
         self._only: dict[str, frozenset[str]] = {}
+        self._excluded: dict[str, frozenset[str]] = {}
         self._lock = threading.RLock()
         self._plugins: list[Plugin] = []
         self._chains: dict[tuple[str, ...], ChainPlugin] = {}
@@ -97,6 +98,17 @@ class Registry:
             reason: where this list comes from, for messages: "--only-plugins".
         """
         self._only[reason] = frozenset(only)
+        for plugin in self._plugins:
+            self._disable(plugin)
+
+    def exclude(self, names: Iterable[str], reason: str) -> None:
+        """Let these not be loaded from now on; what has been left out before stays so.
+
+        Args:
+            names: names, distributions or `distribution:name`.
+            reason: where this list comes from, for messages.
+        """
+        self._excluded[reason] = frozenset(names)
         for plugin in self._plugins:
             self._disable(plugin)
 
@@ -260,13 +272,16 @@ class Registry:
         """Leave a plugin out if a list says so."""
         if any(means(name, plugin) for name in self._disabled):
             plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
+        for reason, excluded in self._excluded.items():
+            if plugin.status != "disabled" and any(means(name, plugin) for name in excluded):
+                plugin.status, plugin.error = "disabled", f"left out by {reason}"
         for reason, allowed in self._only.items():
             if plugin.status != "disabled" and not any(means(name, plugin) for name in allowed):
                 plugin.status, plugin.error = "disabled", f"not among {reason}"
 
     def unused_exclusions(self) -> list[str]:
         """What the lists of those disabled and of those allowed name, and no plugin is meant by: it may be misspelt."""
-        named = self._disabled.union(*self._only.values())
+        named = self._disabled.union(*self._only.values(), *self._excluded.values())
         return sorted(name for name in named if not any(means(name, plugin) for plugin in self._plugins))
 
     def _usable(self, kind: Kind) -> list[Plugin]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import listed, tell, unambiguous_names
+from neurogen.cli.configured import variable_of
 from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
 from neurogen.errors import ParameterError, PluginError
 from neurogen.parameters import option_of
@@ -33,7 +35,13 @@ class SharedOption(click.Option):
         self.option = option
         self.owners = owners
         said = [f"{plugin.name}: {field.description} Default {field.default}." for plugin, _, field in owners]
-        super().__init__([option, f"{DESTINATION}{number}"], default=None, metavar="VALUE", help=" ".join(said))
+        super().__init__(
+            [option, f"{DESTINATION}{number}"],
+            default=None,
+            metavar="VALUE",
+            help=" ".join(said),
+            envvar=variable_of(("bench",), option.lstrip("-")),
+        )
 
 
 class BenchCommand(click.Command):
@@ -85,7 +93,8 @@ def load_samplers(
     given = {param: text for name, param in shared.items() if (text := values.pop(str(name), None)) is not None}
     plugins = {name: registry.find(name) for name in chosen}
     for param in given:
-        _refuse_idle(ctx, param, list(plugins.values()))
+        if ctx.get_parameter_source(str(param.name)) == ParameterSource.COMMANDLINE:  # a default may be idle
+            _refuse_idle(ctx, param, list(plugins.values()))
     return [_made(ctx, registry, name, plugin, given) for name, plugin in plugins.items()]
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from neurogen.parameters import INT64
 from neurogen.registry import Plugin
+
+if TYPE_CHECKING:
+    from neurogen.cli.configured import Defaults
 
 __all__ = [
     "Settings",
@@ -20,10 +25,13 @@ __all__ = [
     "debug_option",
     "device_option",
     "dtype_option",
+    "duration",
     "echo_table",
     "listed",
     "tell",
+    "typed",
     "unambiguous_names",
+    "write_json",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,9 +46,11 @@ class Settings:
 
     Attributes:
         debug: show tracebacks.
+        defaults: what configuration files say of options; None before they are read.
     """
 
     debug: bool = False
+    defaults: Defaults | None = None
 
 
 def debug_option(command: Command) -> Command:
@@ -102,6 +112,26 @@ def tell(message: str) -> None:
     """Say something on stderr. Where that cannot be written, a run does not fail: what counts is its result."""
     with suppress(OSError):
         click.echo(message, err=True)
+
+
+def typed(ctx: click.Context, name: str) -> bool:
+    """Whether an option was given for this command, not for all: on the command line or by its variable, no file."""
+    return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def write_json(value: Any) -> None:
+    """Print one JSON object on stdout: in escapes where its encoding is not UTF-8."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    click.echo(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", allow_nan=False))
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "1 h 05 min", "2 min 10 s", "7 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def listed(words: Iterable[str], conjunction: str = "and") -> str:

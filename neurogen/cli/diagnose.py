@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, typed
 from neurogen.cli.output import loading
 from neurogen.errors import DataError
 
@@ -97,7 +97,6 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
 
 def _check(ctx: click.Context, values: Mapping[str, Any]) -> None:
     """Refuse options that do not go together."""
-    default = click.core.ParameterSource.DEFAULT
     if values["logits"] is None:
         if values["model"] is None:
             raise click.UsageError("What shall be diagnosed? Give --model NAME, or --logits FILE.safetensors.", ctx)
@@ -105,7 +104,7 @@ def _check(ctx: click.Context, values: Mapping[str, Any]) -> None:
             raise click.UsageError("Give either --prompts or --data, not both.", ctx)
         return
     for name in ONLY_FOR_MODELS:
-        if ctx.get_parameter_source(name) != default:
+        if typed(ctx, name):
             option = "--" + name.replace("_", "-")
             raise click.UsageError(f"{option} belongs to --model; with --logits nothing is run. Leave it out.", ctx)
 

@@ -13,8 +13,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from neurogen.cli.common import listed
+from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
+from neurogen.errors import NeurogenError
 from neurogen.registry import Plugin, default_registry
 from neurogen.sampler import Sampler
 
@@ -33,8 +35,12 @@ class CommandWithSampler(click.Command):
         name = first.params.get("sampler")
         if name is None:
             return super().make_context(info_name, args, parent, **lenient)
+        if extra.get("resilient_parsing") and not _can_be_loaded(name):  # while its name is typed, in a shell
+            return super().make_context(info_name, args, parent, **lenient)
         # With its sampler in the name, the usage line and the hint at --help lead to the options of that sampler.
-        return SamplerCommand(self, name).make_context(f"{info_name} --sampler {name}", args, parent, **extra)
+        chosen = SamplerCommand(self, name)
+        extra["default_map"] = chosen.defaults(parent, name)
+        return chosen.make_context(f"{info_name} --sampler {name}", args, parent, **extra)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options, and how to see a sampler's."""
@@ -53,14 +59,19 @@ class SamplerCommand(click.Command):
         registry = default_registry()
         self.plugin: Plugin = registry.find(sampler)
         self.sampler_class: type[Sampler] = registry.load_class(sampler)
-        own = sampler_options(self.plugin, self.sampler_class, _spellings(base))
+        self.own = sampler_options(self.plugin, self.sampler_class, _spellings(base))
         super().__init__(
             base.name,
-            params=[*base.params, *own],
+            params=[*base.params, *self.own],
             callback=base.callback,
             help=base.help,
             context_settings=base.context_settings,
         )
+
+    def defaults(self, parent: click.Context | None, spec: str) -> dict[str, Any]:
+        """The defaults that configuration files give for the command and for this sampler, asked for by `spec`."""
+        path = (str(self.name),)
+        return sampler_defaults(parent, path, self.plugin, self.sampler_class, spec, self.own)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As always, but an option that does not exist is explained."""
@@ -102,6 +113,14 @@ def _write_sections(
 def sampler_names() -> list[str]:
     """Names of the samplers that may be used."""
     return sorted({plugin.name for plugin in default_registry().plugins() if plugin.status != "disabled"})
+
+
+def _can_be_loaded(name: str) -> bool:
+    try:
+        default_registry().load_class(name)
+    except NeurogenError:
+        return False
+    return True
 
 
 def _spellings(command: click.Command) -> set[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option
+from neurogen.cli.common import debug_option, duration, write_json
 from neurogen.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def command() -> None:
 @click.argument("data", nargs=-1, required=True)
 @click.option("--vocab-size", type=click.IntRange(min=1), default=32_000, show_default=True, help="Number of pieces.")
 @click.option("--out", metavar="FILE.model", required=True, help="The file to write.")
-@click.option("--model-type", type=click.Choice(MODEL_TYPES), default="bpe", show_default=True)
+@click.option(
+    "--model-type", type=click.Choice(MODEL_TYPES), default="bpe", show_default=True, help="How pieces are found."
+)
 @click.option(
     "--character-coverage",
     type=click.FloatRange(LEAST_COVERAGE, 1),
@@ -52,12 +56,16 @@ def command() -> None:
     help="Learn from the first N lines at most; they are held in memory.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the closing line.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no closing line.")
 @debug_option
-def train(data: tuple[str, ...], out: str, quiet: bool, **options: Any) -> None:
-    with _Watch(shown=not quiet and sys.stderr is not None and sys.stderr.isatty()) as watch:
+def train(data: tuple[str, ...], out: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+    with _Watch(shown=shown, most=options["max_sentences"]) as watch:
         trained = train_tokenizer(data, out=out, on_broken=watch.broken, on_progress=watch.progress, **options)
-    if not quiet:
+    if as_json:
+        write_json({**asdict(trained), "path": str(trained.path)})
+    elif not quiet:
         lines = f"{trained.lines:,} lines" if trained.whole else f"the first {trained.lines:,} lines"
         click.echo(f"{trained.path}: {trained.vocab_size:,} pieces, learnt from {lines}.")
 
@@ -70,8 +78,10 @@ class _Watch:
     that is ended in this way cannot show again.
     """
 
-    def __init__(self, *, shown: bool) -> None:
+    def __init__(self, *, shown: bool, most: int) -> None:
         self._shown = shown
+        self._most = most
+        self._started = time.monotonic()
         self._broken = 0
         self._handler: Any = None
 
@@ -95,10 +105,17 @@ class _Watch:
 
     def progress(self, lines: int, whole: bool) -> None:
         """Tell how far the reading is, and when the learning begins."""
-        self._show(f"Learning from {lines:,} lines ..." if whole else f"Reading: {lines:,} lines ...")
+        self._show(
+            f"Learning from {lines:,} lines ..." if whole else f"Reading: {lines:,} lines{self._left(lines)} ..."
+        )
         if whole:
             with suppress(ValueError):  # signals are the main thread's
                 self._handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _left(self, lines: int) -> str:
+        """How long the reading takes at most: it ends with the data, or with so many lines as are learnt from."""
+        seconds = (time.monotonic() - self._started) / max(lines, 1) * (self._most - lines)
+        return f" of {self._most:,} at most, {duration(seconds)} left at most" if lines else ""
 
     def _show(self, text: str) -> None:
         if self._shown:

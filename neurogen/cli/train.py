@@ -11,9 +11,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option
+from neurogen.cli.common import WholeNumber, debug_option, device_option, typed, write_json
 from neurogen.cli.training_display import Display, make_display
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ __all__ = ["command"]
 CHARTS = "charts.png"
 BROKEN_ROWS_SHOWN = 20
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet"})
+NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet", "as_json"})
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -75,7 +74,8 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet"}
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
 @device_option
 @click.option("--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights.")
-@click.option("--quiet", "-q", is_flag=True, help="No display.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the closing line.")
+@click.option("--quiet", "-q", is_flag=True, help="No display and no closing line.")
 @debug_option
 @click.pass_context
 def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool, **values: Any) -> int:
@@ -88,8 +88,9 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
     """
     if not data and not resume:
         raise click.UsageError("There is no data. Give files, folders or names of data sets, or --resume.", ctx)
-    extras = {name: values.pop(name) for name in ("chart_every", "tensorboard", "quiet")}
-    run, display = _prepared(ctx, data, Path(out), resume, values, extras["quiet"])
+    extras = {name: values.pop(name) for name in ("chart_every", "tensorboard")}
+    as_json, quiet = values.pop("as_json"), values.pop("quiet")
+    run, display = _prepared(ctx, data, Path(out), resume, values, quiet)
     observers = _observers(run, **extras)
     try:
         code = _train(run, display, observers)
@@ -98,7 +99,10 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
         run.close()
     if run.is_main:
         _charts(run)
-        click.echo(_closing_line(run, code), err=True)
+        if as_json:
+            write_json(_summary(run, code))
+        elif not quiet:
+            click.echo(_closing_line(run, code), err=True)
     return code
 
 
@@ -107,8 +111,7 @@ def _prepared(
 ) -> tuple[TrainingRun, Display]:
     from neurogen.training import TrainingOptions, TrainingRun
 
-    explicit = {ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT}
-    given = {name: ctx.params[name] for name in ctx.params if ctx.get_parameter_source(name) in explicit}
+    given = {name: ctx.params[name] for name in ctx.params if typed(ctx, name)}
     changes = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
     broken = _BrokenRows()
     if resume:
@@ -165,9 +168,7 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
             signal.signal(number, old)
 
 
-def _observers(
-    run: TrainingRun, chart_every: int, tensorboard: bool, quiet: bool
-) -> list[Callable[[ChunkReport], None]]:
+def _observers(run: TrainingRun, chart_every: int, tensorboard: bool) -> list[Callable[[ChunkReport], None]]:
     if not run.is_main:
         return []
 
@@ -204,6 +205,21 @@ def _tensorboard(folder: Path) -> Callable[[ChunkReport], None]:
         writer.flush()
 
     return write
+
+
+def _summary(run: TrainingRun, code: int) -> dict[str, Any]:
+    """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
+    from neurogen.checkpoint import latest_checkpoint
+    from neurogen.training import METRICS_FILE
+
+    checkpoint = latest_checkpoint(run.folder)
+    return {
+        "folder": str(run.folder),
+        "chunks": run.chunk,
+        "finished": code == 0,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "metrics": str(run.folder / METRICS_FILE),
+    }
 
 
 def _closing_line(run: TrainingRun, code: int) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from neurogen.cli.common import duration
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -17,8 +19,35 @@ __all__ = ["Display", "LineDisplay", "LiveDisplay", "make_display"]
 
 LINE_SECONDS = 10.0
 COLORS = {"healthy": "green", "flat": "yellow", "saturated": "red", "diverged": "magenta"}
-PACE = 20
-"""Chunks over which the speed is averaged for the time left."""
+
+
+class TimeLeft:
+    """How long a run takes yet, from how long its chunks took since it was begun or went on.
+
+    Args:
+        max_chunks: where it ends; None is where the data do.
+    """
+
+    def __init__(self, max_chunks: int | None) -> None:
+        self._max_chunks = max_chunks
+        self._first: tuple[int, float] | None = None
+
+    def seconds(self, chunk: int) -> float | None:
+        """Behind a chunk; None where it cannot be told."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (chunk, now)
+        first, started = self._first
+        if self._max_chunks is None or chunk <= first:
+            return None
+        return (now - started) / (chunk - first) * (self._max_chunks - chunk)
+
+    def words(self, chunk: int) -> str:
+        """The same in words."""
+        if self._max_chunks is None:
+            return "until the data end"
+        seconds = self.seconds(chunk)
+        return "time left unknown yet" if seconds is None else f"{duration(seconds)} left"
 
 
 class Display:
@@ -38,14 +67,16 @@ class Display:
 class LineDisplay(Display):
     """A line every few seconds, and for every chunk that is measured on held-out data or saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_chunks: int | None = None) -> None:
         self._last = 0.0
+        self._left = TimeLeft(max_chunks)
 
     def show(self, report: ChunkReport) -> None:
-        now = time.monotonic()
+        now, seconds = time.monotonic(), self._left.seconds(report.chunk)
         if now - self._last >= LINE_SECONDS or report.validation is not None or report.checkpoint is not None:
             self._last = now
-            click.echo(_line(report), err=True)
+            left = f", {duration(seconds)} left" if seconds is not None else ""
+            click.echo(_line(report) + left, err=True)
 
 
 class LiveDisplay(Display):
@@ -57,15 +88,13 @@ class LiveDisplay(Display):
 
         self._max_chunks = max_chunks
         self._validation: ChunkReport | None = None
-        self._first: tuple[int, float] | None = None
+        self._left = TimeLeft(max_chunks)
         self._live = Live(
             console=Console(stderr=True), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
         self._live.start()
 
     def show(self, report: ChunkReport) -> None:
-        if self._first is None:
-            self._first = (report.chunk, time.monotonic())
         if report.validation is not None:
             self._validation = report
         self._live.update(self._panel(report), refresh=True)
@@ -82,9 +111,10 @@ class LiveDisplay(Display):
         from rich.text import Text
 
         health = report.health
+        of = f" of {self._max_chunks:,}" if self._max_chunks else ""
         table = Table.grid(padding=(0, 2))
         rows = {
-            "chunk": f"{report.chunk:,}{f' of {self._max_chunks:,}' if self._max_chunks else ''}, {self._left(report)}",
+            "chunk": f"{report.chunk:,}{of}, {self._left.words(report.chunk)}",
             "tokens": f"{report.tokens / 1e6:,.2f} million, epoch {report.epoch + 1}",
             "loss": f"{health.loss:.3f} nats a token",
             "accuracy": f"{health.accuracy:.1%} greedy, {health.top5_accuracy:.1%} among the first five",
@@ -103,22 +133,13 @@ class LiveDisplay(Display):
         health = self._validation.validation
         return f"loss {health.loss:.3f}, accuracy {health.accuracy:.1%} at chunk {self._validation.chunk:,}"
 
-    def _left(self, report: ChunkReport) -> str:
-        chunk, started = self._first or (report.chunk, 0.0)
-        if self._max_chunks is None:
-            return "until the data end"
-        if report.chunk <= chunk:
-            return "time left unknown yet"
-        pace = (time.monotonic() - started) / (report.chunk - chunk)
-        return f"{_duration(pace * (self._max_chunks - report.chunk))} left"
-
 
 def make_display(*, quiet: bool, max_chunks: int | None) -> Display:
     """What fits stderr."""
     if quiet:
         return Display()
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return LiveDisplay(max_chunks) if terminal else LineDisplay()
+    return LiveDisplay(max_chunks) if terminal else LineDisplay(max_chunks)
 
 
 def _line(report: ChunkReport) -> str:
@@ -134,11 +155,3 @@ def _line(report: ChunkReport) -> str:
         *([f"saved {report.checkpoint}"] if report.checkpoint is not None else []),
     ]
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
