@@ -1,26 +1,40 @@
-"""`neurogen plugins`: every plugin found, whether it loads, and why not."""
+"""`neurogen plugins`: every plugin found, whether it loads, and why not; `doctor` looks closer and names remedies."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from neurogen.cli.common import debug_option, echo_table, listed, tell
 from neurogen.cli.samplers import NONE_INSTALLED
-from neurogen.registry import DISABLE_VARIABLE, Plugin, default_registry
+from neurogen.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
+
+if TYPE_CHECKING:
+    from neurogen.doctor import Examined
 
 __all__ = ["command"]
 
+HEADER = ("PLUGIN", "KIND", "DISTRIBUTION", "MODULE", "STATUS", "LOAD TIME", "ERROR")
+DOCTOR_HEADER = ("PLUGIN", "KIND", "DISTRIBUTION", "STATUS", "API", "LOAD TIME", "CONFORMANCE", "FILE")
 
-@click.command("plugins")
+
+@click.group("plugins", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when a plugin fails to load.")
 @debug_option
-def command(as_json: bool, strict: bool) -> int:
+@click.pass_context
+def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
     """List every plugin found, loaded or failed, and why."""
+    if ctx.invoked_subcommand is not None:
+        for name, option in (("as_json", "--json"), ("strict", "--strict")):
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{option} belongs behind the subcommand: {ctx.invoked_subcommand}.", ctx)
+        return 0
     registry = default_registry()
-    plugins = registry.load_all()
+    plugins = [*registry.load_all(SAMPLERS), *registry.load_all(PROCESSORS)]
     unused = registry.unused_exclusions()
     if unused:
         names = listed(map(repr, unused))
@@ -30,7 +44,7 @@ def command(as_json: bool, strict: bool) -> int:
     elif not plugins:
         click.echo(NONE_INSTALLED, err=True)
     else:
-        echo_table(("PLUGIN", "DISTRIBUTION", "MODULE", "STATUS", "LOAD TIME", "ERROR"), map(_row, plugins))
+        echo_table(HEADER, map(_row, plugins))
     failed = any(plugin.status == "failed" for plugin in plugins)
     return 1 if strict and failed else 0
 
@@ -38,6 +52,7 @@ def command(as_json: bool, strict: bool) -> int:
 def _entry(plugin: Plugin) -> dict[str, str | float | None]:
     return {
         "name": plugin.name,
+        "kind": plugin.kind.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
         "module": plugin.value,
@@ -48,6 +63,54 @@ def _entry(plugin: Plugin) -> dict[str, str | float | None]:
 
 
 def _row(plugin: Plugin) -> tuple[str, ...]:
-    seconds = plugin.load_seconds
-    took = "-" if seconds is None else f"{seconds * 1000:.0f} ms"
-    return plugin.name, plugin.origin, plugin.value, plugin.status, took, plugin.error or "-"
+    name, kind = plugin.name, plugin.kind.name
+    return name, kind, plugin.origin, plugin.value, plugin.status, _took(plugin.load_seconds), plugin.error or "-"
+
+
+def _took(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+@command.command("doctor")
+@click.option("--no-conformance", is_flag=True, help="Do not run the quick conformance checks of the samplers.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+@debug_option
+def doctor(no_conformance: bool, as_json: bool) -> int:
+    """Say where each plugin comes from, whether it keeps its contract, and what to do about each problem.
+
+    The conformance checks take some seconds a sampler. Exit code 1 when there is a problem.
+    """
+    from neurogen.doctor import examine
+
+    found = examine(default_registry(), conformance=not no_conformance)
+    if as_json:
+        click.echo(json.dumps([plugin.as_dict() for plugin in found], indent=2, ensure_ascii=False))
+    elif not found:
+        click.echo(NONE_INSTALLED, err=True)
+    else:
+        echo_table(DOCTOR_HEADER, map(_doctor_row, found))
+        _print_problems(found)
+    return 1 if any(plugin.problems for plugin in found) else 0
+
+
+def _doctor_row(plugin: Examined) -> tuple[str, ...]:
+    return (
+        plugin.name,
+        plugin.kind,
+        f"{plugin.distribution} {plugin.version}",
+        f"{plugin.status}: {plugin.disabled}" if plugin.disabled else plugin.status,
+        "-" if plugin.api_version is None else str(plugin.api_version),
+        _took(plugin.load_seconds),
+        plugin.conformance or "-",
+        plugin.file or "-",
+    )
+
+
+def _print_problems(found: list[Examined]) -> None:
+    """Each problem with its remedy, or that there is none."""
+    count = sum(len(plugin.problems) for plugin in found)
+    click.echo(f"\n{count or 'no'} problem{'' if count == 1 else 's'}")
+    for plugin in found:
+        for problem in plugin.problems:
+            click.echo(f"\n{plugin.kind} {plugin.name} of {plugin.distribution} {plugin.version}: {problem.what}.")
+            click.echo(f"    {problem.remedy}.")

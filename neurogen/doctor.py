@@ -1,0 +1,258 @@
+"""What is wrong with the plugins of an environment, each with its remedy, and where each was loaded from.
+
+It loads every plugin, reads the metadata of their distributions, and holds samplers against their contract in a process
+of their own, so that one that hangs or ends its process harms nothing. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from neurogen.plugin import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin
+from neurogen.registry import Registry
+
+__all__ = ["Examined", "Problem", "examine"]
+
+CONFORMANCE_SECONDS = 300
+CAUSE = re.compile(r"cannot be used: (?P<cause>.*?)\. Update or uninstall", re.DOTALL)
+MISSING = re.compile(r"needs the module '(?P<module>[^']+)'")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and what to do."""
+
+    what: str
+    remedy: str
+
+
+@dataclass
+class Examined:
+    """One plugin.
+
+    Attributes:
+        name, kind, distribution, version, status, load_seconds: see `neurogen.plugin.Plugin`.
+        api_version: of the contract that it was written for; None where it could not be loaded.
+        file: of its module; None where that is not known.
+        disabled: what left it out; empty where nothing did.
+        conformance: what the quick checks found, in a line; empty where they were not run.
+        problems: what is wrong.
+    """
+
+    name: str
+    kind: str
+    distribution: str
+    version: str
+    status: str
+    load_seconds: float | None
+    api_version: int | None
+    file: str | None
+    disabled: str = ""
+    conformance: str = ""
+    problems: list[Problem] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine(registry: Registry, *, conformance: bool = True) -> list[Examined]:
+    """Load every plugin and say what is wrong with it.
+
+    Args:
+        registry: where they are.
+        conformance: also run the quick conformance checks of every sampler that can be loaded.
+    """
+    pairs = [(plugin, _examined(plugin)) for kind in (SAMPLERS, PROCESSORS) for plugin in registry.load_all(kind)]
+    for plugin, found in pairs:
+        others = [other for other, _ in pairs if other.kind is plugin.kind]
+        found.problems += [*_load_problems(plugin), *_clashes(plugin, others)]
+        if plugin.status != "disabled":
+            found.problems += [*_requirement_problems(plugin), *_place_problems(plugin, found.file)]
+    if conformance:
+        samplers = [pair for pair in pairs if pair[0].kind is SAMPLERS and pair[0].status == "loaded"]
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+            for _ in pool.map(lambda pair: _check_conformance(*pair), samplers):
+                pass
+    return [found for _, found in pairs]
+
+
+def _examined(plugin: Plugin) -> Examined:
+    cls = plugin.plugin_class
+    return Examined(
+        name=plugin.name,
+        kind=plugin.kind.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        status=plugin.status,
+        load_seconds=plugin.load_seconds,
+        api_version=getattr(cls, "api_version", None),
+        file=getattr(sys.modules.get(plugin.value.partition(":")[0]), "__file__", None),
+        disabled=plugin.error or "" if plugin.status == "disabled" else "",
+    )
+
+
+def _load_problems(plugin: Plugin) -> Iterator[Problem]:
+    if plugin.status != "failed":
+        return
+    found = CAUSE.search(plugin.error or "")
+    cause = found["cause"] if found else str(plugin.error)
+    missing = MISSING.search(cause)
+    if missing:
+        remedy = f"pip install the distribution of the module {missing['module']!r}, or reinstall {plugin.distribution}"
+    elif "api_version" in cause:
+        remedy = f"pip install --upgrade {plugin.distribution} neurogen"
+    elif "does not exist" in cause:
+        remedy = f"pip install --force-reinstall {plugin.distribution}"
+    else:
+        remedy = f"update {plugin.distribution} or report it to its author, or leave it out with {_excluding(plugin)}"
+    yield Problem(cause, remedy)
+
+
+def _excluding(plugin: Plugin) -> str:
+    return f"{DISABLE_VARIABLE}={plugin.qualified_name}"
+
+
+def _clashes(plugin: Plugin, others: Iterable[Plugin]) -> Iterator[Problem]:
+    """Others that are offered under the same name."""
+    rivals = [
+        other
+        for other in others
+        if other is not plugin and other.name == plugin.name and "disabled" not in (other.status, plugin.status)
+    ]
+    if rivals:
+        origins = " and ".join(other.origin for other in rivals)
+        yield Problem(
+            f"{origins} offers a {plugin.kind.name} of the same name",
+            f"ask for {plugin.qualified_name!r}, uninstall one, or leave one out with {_excluding(rivals[0])}",
+        )
+
+
+# The distribution.
+
+
+def _distribution(plugin: Plugin) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(plugin.distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _requirement_problems(plugin: Plugin) -> Iterator[Problem]:
+    """Requirements in the metadata that are not installed, or in another version."""
+    distribution = _distribution(plugin)
+    for text in (distribution.requires or []) if distribution is not None else []:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            yield Problem(f"its requirement {text!r} cannot be read", f"update {plugin.distribution}")
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Problem(f"it requires {requirement.name}, which is not installed", f'pip install "{requirement}"')
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            what = f"it requires {requirement.name}{requirement.specifier}, and {installed} is installed"
+            yield Problem(what, f'pip install "{requirement}", or a release of {plugin.distribution} that fits')
+
+
+def _place_problems(plugin: Plugin, file: str | None) -> Iterator[Problem]:
+    """Whether the module comes from the distribution that names it, and that is installed once."""
+    distribution = _distribution(plugin)
+    if distribution is None:
+        return
+    places = _places_of(plugin.distribution)
+    if len(places) > 1:
+        yield Problem(
+            f"{plugin.distribution} is installed {len(places)} times: in {' and in '.join(map(str, places))}",
+            f"pip uninstall {plugin.distribution} until none is left, and install it again",
+        )
+    folders = _folders_of(distribution)
+    if file is not None and folders and not any(Path(file).resolve().is_relative_to(folder) for folder in folders):
+        yield Problem(
+            f"its module {plugin.value} was loaded from {file}, which is not where {plugin.distribution} was installed",
+            f"rename or remove what stands in its way there, or start Python elsewhere (sys.path begins with "
+            f"{sys.path[0] or 'the current folder'})",
+        )
+
+
+def _places_of(name: str) -> list[Path]:
+    """The folders in which a distribution of this name is installed: those of installers, not of source trees."""
+    found = {
+        Path(str(distribution.locate_file(""))).resolve()
+        for distribution in importlib.metadata.distributions(name=name)
+        if distribution.read_text("INSTALLER") is not None
+        and canonicalize_name(distribution.metadata["Name"] or "") == canonicalize_name(name)
+    }
+    return sorted(found)
+
+
+def _folders_of(distribution: importlib.metadata.Distribution) -> list[Path]:
+    """Where the modules of a distribution may be: where it was installed, and the source of an editable one."""
+    folders = [Path(str(distribution.locate_file(""))).resolve()]
+    direct = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if direct.get("dir_info", {}).get("editable"):
+        folders.append(Path(unquote(urlsplit(direct["url"]).path)).resolve())
+    return folders
+
+
+# The contract.
+
+
+def _check_conformance(plugin: Plugin, found: Examined) -> None:
+    """Run the quick checks in a process of their own."""
+    if _distribution(plugin) is None:
+        found.conformance = "not run: it is not installed, but registered in this process"
+        return
+    command = [sys.executable, "-m", "neurogen", "conformance", plugin.qualified_name, "--quick", "--json"]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command, env=paths, capture_output=True, text=True, timeout=CONFORMANCE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        what = f"its quick conformance checks did not end within {CONFORMANCE_SECONDS} seconds"
+        _blame(plugin, found, "did not end", what)
+        return
+    try:
+        report = json.loads(done.stdout)
+    except json.JSONDecodeError:
+        said = done.stderr.strip().splitlines()
+        what = f"its conformance checks ended with exit code {done.returncode}: {said[-1] if said else 'no word'}"
+        _blame(plugin, found, f"exit code {done.returncode}", what)
+        return
+    _tell(plugin, found, report)
+
+
+def _tell(plugin: Plugin, found: Examined, report: dict[str, Any]) -> None:
+    results = report["results"]
+    failed = [result["check"] for result in results if result["status"] == "failed"]
+    passed = sum(result["status"] == "passed" for result in results)
+    if failed:
+        summary = f"{len(failed)} of {passed + len(failed)} failed"
+        _blame(plugin, found, summary, f"it does not keep its contract: {', '.join(failed)}")
+    else:
+        found.conformance = f"{passed} passed"
+
+
+def _blame(plugin: Plugin, found: Examined, summary: str, what: str) -> None:
+    found.conformance = summary
+    show = f"see `neurogen conformance {plugin.qualified_name}`"
+    found.problems.append(Problem(what, f"{show}, and update {plugin.distribution} or report it to its author"))
