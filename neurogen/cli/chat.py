@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
@@ -31,7 +32,9 @@ SEEDS = 2**31
     shell_complete=complete_sampler,
     help="Chooses the tokens; /sampler NAME changes it.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
+)
 @click.option("--system", metavar="TEXT", help="What a chat model is told before the first turn.")
 @click.option("--load", metavar="FILE", help="Go on with a conversation that /save has written.")
 @click.option(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, tell
+from neurogen.cli.completion import complete_model
 from neurogen.cli.output import CONTROL, loading
 from neurogen.cli.run import DEFAULT_MODEL
 from neurogen.cli.sampler_command import complete_sampler
@@ -49,7 +50,9 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
     metavar="SPEC.PARAMETER=START:STOP:STEP",
     help="A sampler with many values of one parameter, such as topp.p=0.5:1.0:0.1.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
+)
 @click.option("--prompt", "texts", multiple=True, help="A text to continue; repeat for several.")
 @click.option(
     "--prompts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from click.core import ParameterSource
 
 from neurogen.cli.common import Settings, debug_option, echo_table, tell
 from neurogen.cli.configured import Defaults, key_of
+from neurogen.cli.sampler_options import SamplerOption
 from neurogen.configuration import files_looked_at
 
 __all__ = ["command"]
 
 BUILT_IN = "built in"
+LENIENT: Mapping[str, Any] = {"resilient_parsing": True, "ignore_unknown_options": True}
+"""Contexts that are made to be looked at: what is required may be missing."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,24 @@ def _settings(root: click.Context, defaults: Defaults) -> Iterator[Setting]:
 def _of_command(
     parent: click.Context, defaults: Defaults, command: click.Command, path: tuple[str, ...]
 ) -> Iterator[Setting]:
-    ctx = command.make_context(path[-1], [], parent, resilient_parsing=True, ignore_unknown_options=True)
-    for param in ctx.command.get_params(ctx):
+    ctx = command.make_context(path[-1], [], parent, **LENIENT)
+    yield from _of_options(ctx, defaults, path, " ".join(path), ctx.command.get_params(ctx))
+    for sampler in sorted({name for whose, name in defaults.samplers if whose == path}):
+        other = command.make_context(path[-1], ["--sampler", sampler], parent, **LENIENT)
+        own = [param for param in other.command.params if isinstance(param, SamplerOption)]
+        if ctx.params.get("sampler") != sampler:
+            yield from _of_options(other, defaults, path, f"{' '.join(path)} --sampler {sampler}", own)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            assert below is not None
+            yield from _of_command(ctx, defaults, below, (*path, name))
+
+
+def _of_options(
+    ctx: click.Context, defaults: Defaults, path: tuple[str, ...], shown: str, params: Sequence[click.Parameter]
+) -> Iterator[Setting]:
+    for param in params:
         key = key_of(param)
         if key is None or not isinstance(param.envvar, str):
             continue
@@ -95,12 +114,7 @@ def _of_command(
         origin = defaults.source(path, param, ctx)
         set_by_somebody = source in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT)
         plain = value if set_by_somebody else ctx.params.get(str(param.name))
-        yield Setting(" ".join(path), key, plain, origin.place if origin else BUILT_IN, param.envvar)
-    if isinstance(command, click.Group):
-        for name in command.list_commands(ctx):
-            below = command.get_command(ctx, name)
-            assert below is not None
-            yield from _of_command(ctx, defaults, below, (*path, name))
+        yield Setting(shown, key, plain, origin.place if origin else BUILT_IN, param.envvar)
 
 
 def _files(root: click.Context, defaults: Defaults) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, typed
+from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.errors import DataError
 
@@ -43,7 +44,10 @@ SHOWN_MEASURES = (
 
 @click.command("diagnose", context_settings={"max_content_width": 100})
 @click.option(
-    "--model", metavar="NAME", help="A known name, a folder, a .gguf file, or a name on the Hugging Face hub."
+    "--model",
+    metavar="NAME",
+    shell_complete=complete_model,
+    help="A known name, a folder, a .gguf file, or a name on the Hugging Face hub.",
 )
 @click.option(
     "--logits",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, tell
+from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
@@ -31,7 +32,9 @@ PAGE_TOP = 40
 
 @click.command("explain", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="As for neurogen run.")
+@click.option(
+    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
+)
 @click.option("--prompt", required=True, help="The text to continue, or in a chat model to answer.")
 @click.option(
     "--processors", metavar="SPEC", help="Change the logits before the sampler, such as NAME(parameter=value)."

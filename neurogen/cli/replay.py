@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import debug_option, device_option, tell
+from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ EXIT_DIFFERENT = 1
 
 @click.command("replay")
 @click.argument("file")
-@click.option("--model", show_default="the one recorded", help="Run another model: a folder, a file, a name.")
+@click.option(
+    "--model",
+    shell_complete=complete_model,
+    show_default="the one recorded",
+    help="Run another model: a folder, a file, a name.",
+)
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no texts; the answer is the exit code.")

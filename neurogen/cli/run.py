@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.completion import complete_model
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -51,6 +52,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     default=DEFAULT_MODEL,
     show_default=True,
     callback=_model,
+    shell_complete=complete_model,
     help="A known name, a folder, a .gguf file, or a name on the Hugging Face hub.",
 )
 @click.option("--prompt", callback=_prompt, help="The text to continue, or in a chat model to answer.")
