@@ -99,6 +99,9 @@ class Processor:
                 token.
             history: the sequence.
             memory: what `start` made.
+
+        Raises:
+            ParameterError: this sequence cannot go on; it ends with the error, and the others go on.
         """
         raise PluginError(f"Processor {self.name!r} ({self.origin}) does not implement process().")
 

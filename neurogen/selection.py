@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neurogen.errors import ContractError, InvalidLogitsError
+from neurogen.errors import ContractError, InvalidLogitsError, ParameterError
 from neurogen.parameters import NUMBERS, build_params, clamped
 from neurogen.processor import Processing, names_of
 from neurogen.request import Drawn, Request, Row, TokenLogprobs
@@ -78,6 +78,7 @@ class Selection:
         self._state: State | None = None
         self._arguments: dict[str, Any] | None = None
         self._processing: list[Processing | None] = []
+        self._refused: dict[int, ParameterError] = {}
 
     @torch.inference_mode()
     def add(self, rows: Sequence[Row]) -> None:
@@ -132,13 +133,21 @@ class Selection:
         return drawn
 
     def _processed(self, logits: Tensor) -> Tensor:
-        """The logits as the processors leave them, float32; the same tensor where no row has any."""
+        """The logits as the processors leave them, float32; the same tensor where no row has any.
+
+        A row that a processor refuses has nothing left, and its error in `_refused`.
+        """
+        self._refused.clear()
         if not any(self._processing):
             return logits
         processed = logits.to(torch.float32, copy=True)
-        for row, processing in zip(processed, self._processing, strict=True):
+        for i, processing in enumerate(self._processing):
             if processing is not None:
-                processing.process(row)
+                try:
+                    processing.process(processed[i])
+                except ParameterError as error:  # this sequence cannot go on, the others can
+                    processed[i] = float("-inf")
+                    self._refused[i] = error
         return processed
 
     def _accept(self, tokens: Sequence[int]) -> None:
@@ -186,6 +195,8 @@ class Selection:
 
     def _checked(self, row: int, token: int, logits: Tensor, processed: Tensor, info: TokenLogprobs | None) -> Drawn:
         """Blame the logits or the processors for a row without a token, the sampler for an id that cannot be."""
+        if row in self._refused:
+            return Drawn(NO_TOKEN, error=self._refused[row])
         if 0 <= token < self._vocab_size:
             return Drawn(token, info)
         request, sampler = self.rows[row].request, self._sampler

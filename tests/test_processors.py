@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import neurogen
-from neurogen import History, ParameterError, Processor
+from neurogen import History, Param, ParameterError, PluginError, Processor, SamplerParams
 from neurogen.models import LanguageModel
 from neurogen.processor import Processing
 from neurogen.processors import FIRST_PARTY
@@ -556,6 +556,39 @@ def test_processors_that_leave_nothing_are_blamed_and_end_one_sequence_alone(sto
     assert failure.index == 0
     assert "the processors allowed-tokens, banned-tokens together leave no token" in str(failure.error)
     assert [event.index for event in events if isinstance(event, Result)] == [1]
+
+
+class Tired(Processor):
+    """Cannot go on after some tokens; its error, or one that is none of neurogen's."""
+
+    name = "tired"
+    api_version = 1
+
+    class Params(SamplerParams):
+        after: int = Param(2, description="Tokens.")
+
+    def process(self, logits: Tensor, history: History, memory: None) -> None:
+        if history.new_tokens == self.params.after:
+            raise ParameterError("tired: that is enough.")
+        if history.new_tokens > 5:
+            raise ZeroDivisionError("oh")
+
+
+def test_a_processor_that_refuses_ends_its_own_sequence_alone(stories: LanguageModel) -> None:
+    greedy = neurogen.load_sampler("greedy")
+    engine = stories.engine(greedy, batch_size=3)
+    ids = tuple(stories.tokenizer.encode("Tom"))
+    requests = [Request(ids, 5, seed=0, processors=[Tired(after=after)], key=after) for after in (2, 99, 3)]
+    steps: dict[int, list[Any]] = {2: [], 99: [], 3: []}
+    for step in engine.generate(requests):
+        steps[step.key].append(step)
+    assert {key: len(found) for key, found in steps.items()} == {2: 3, 99: 5, 3: 4}
+    assert [steps[key][-1].finish_reason for key in (2, 99, 3)] == ["error", "length", "error"]
+    assert str(steps[2][-1].error) == "tired: that is enough."
+    with pytest.raises(
+        PluginError, match=r"Processor 'tired' \(class .*Tired\) failed in process: ZeroDivisionError: oh"
+    ):
+        list(engine.generate([Request(ids, 9, seed=0, processors=[Tired(after=99)])]))
 
 
 def test_bytes_of_tokens_join_to_the_text(stories: LanguageModel, tiny: LanguageModel) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from neurogen.parameters import Param
 from neurogen.processor import History
 from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_list
-from neurogen.processors.sequences import behind, checked_id
+from neurogen.processors.sequences import behind, checked_id, pieces_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +65,7 @@ class Dry(FromText):
 
     def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """Find the tokens of the sequence breakers."""
-        pieces = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        pieces = pieces_of(tokenizer, vocab_size)
         sequences: list[tuple[int, ...]] = []
         for item in self._items:
             if isinstance(item, int):

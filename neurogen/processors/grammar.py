@@ -16,7 +16,7 @@ from neurogen.errors import ParameterError, PluginError
 from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import History
 from neurogen.processors.listing import FromText, checksum_param
-from neurogen.processors.sequences import behind
+from neurogen.processors.sequences import behind, pieces_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +106,7 @@ class Grammar(FromText):
         """O(vocab) to ban tokens; what llguidance takes for the mask is usually far less than a millisecond.
 
         Raises:
-            PluginError: llguidance gave up, for example because the grammar is too ambiguous.
+            ParameterError: llguidance gave up, for example because the grammar is too ambiguous.
         """
         import numpy as np
         import torch
@@ -119,7 +119,11 @@ class Grammar(FromText):
         else:
             bits = np.frombuffer(memory.compute_bitmask(), dtype=np.uint8)
             if memory.is_error():
-                raise PluginError(f"The grammar cannot go on after {history.new_tokens} tokens: {_brief(memory)}")
+                raise ParameterError(
+                    f"grammar: {self._source} cannot be followed any further after {history.new_tokens} new tokens: "
+                    f"{_brief(memory)} A grammar that is less ambiguous may help.",
+                    self._source,
+                )
             banned = np.unpackbits(bits, count=len(logits), bitorder="little") == 0
             logits.masked_fill_(torch.from_numpy(banned).to(logits.device), float("-inf"))
         logits[others] = float("-inf")  # it allows them, though they may not end this request
@@ -204,7 +208,7 @@ class _Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
-        self.tokens = [tokenizer.token_bytes(token) for token in range(vocab_size)]
+        self.tokens = pieces_of(tokenizer, vocab_size)
         self._ids = {piece: token for token, piece in enumerate(self.tokens) if piece}
         self._longest = max(map(len, self._ids), default=0)
         self.eos_token_id = min(tokenizer.eos_ids)

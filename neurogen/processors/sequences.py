@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from neurogen.errors import ParameterError
 from neurogen.processors.listing import Item
@@ -11,12 +12,14 @@ from neurogen.processors.listing import Item
 if TYPE_CHECKING:
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["SequenceTable", "behind", "checked_id", "spellings", "spellings_of"]
+__all__ = ["SequenceTable", "behind", "checked_id", "pieces_of", "spellings", "spellings_of"]
 
 CONTEXTS = ("x", "1", ".", "\n", "-")
 """A text is encoded behind the first of these with whose end its beginning does not merge."""
 
 Value = TypeVar("Value")
+
+_pieces: WeakKeyDictionary[Tokenizer, Sequence[bytes]] = WeakKeyDictionary()
 
 
 class SequenceTable(Generic[Value]):
@@ -36,6 +39,13 @@ class SequenceTable(Generic[Value]):
         """The tokens that complete a sequence whose beginning `ids` end with, each with the sequence's value."""
         entries = self._by_last.get(ids[-1], ()) if ids else ()
         return [(last, value) for prefix, last, value in entries if tuple(ids[-len(prefix) :]) == prefix]
+
+
+def pieces_of(tokenizer: Tokenizer, vocab_size: int) -> Sequence[bytes]:
+    """The bytes of every token below `vocab_size`; kept as long as the tokenizer is."""
+    if len(_pieces.get(tokenizer, ())) != vocab_size:
+        _pieces[tokenizer] = tuple(tokenizer.token_bytes(token) for token in range(vocab_size))
+    return _pieces[tokenizer]
 
 
 def spellings_of(name: str, parameter: str, item: Item, tokenizer: Tokenizer, vocab: int) -> list[tuple[int, ...]]:
