@@ -73,7 +73,7 @@ def run(function: Any, logits: Tensor, *tensors: Tensor) -> None:
     """Run a kernel over all rows of `logits`, on as many threads as torch uses and the work is worth.
 
     The kernel is called as `function(flat, row_stride, vocab, rows, *arrays)`, by every thread, where row r of the
-    logits is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
+    logits is `flat[r * row_stride:][:vocab]`: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
 
     Args:
         function: made by `kernel`.
