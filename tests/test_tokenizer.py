@@ -119,6 +119,15 @@ def test_sentencepiece_agrees_with_the_library(tiny: Tokenizer, tiny_model_dir: 
 
 
 @pytest.mark.parametrize("name", ["tiny", "stories", "byte_fallback", "chat"])
+def test_bytes_of_tokens_join_to_the_text(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    ids = tokenizer.encode(SAMPLE, add_bos=False)
+    joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
+    assert joined == (SAMPLE if name == "chat" else f" {SAMPLE}")  # SentencePiece begins a text with a space
+    assert all(tokenizer.token_bytes(token) == b"" for token in [*tokenizer.special_ids, -1, tokenizer.vocab_size])
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories", "byte_fallback", "chat"])
 def test_text_survives_a_round_trip(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(name)
     assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE

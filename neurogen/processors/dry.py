@@ -80,6 +80,7 @@ class Dry(FromText):
 
     def process(self, logits: Tensor, history: History, memory: Repeats) -> None:
         """O(window), in NumPy."""
+        import numpy as np
         import torch
 
         if self.params.multiplier == 0:
@@ -90,7 +91,8 @@ class Dry(FromText):
         exponents = lengths - self.params.allowed_length
         if self._largest_exponent > 0:
             exponents = exponents.clip(max=self._largest_exponent)
-        penalties = self.params.multiplier * float(self.params.base) ** exponents
+        with np.errstate(over="ignore"):  # a penalty that is infinite bans
+            penalties = self.params.multiplier * float(self.params.base) ** exponents
         ids = torch.from_numpy(tokens).to(logits.device)
         logits[ids] -= torch.from_numpy(penalties).to(logits.device, logits.dtype)
 

@@ -65,6 +65,12 @@ class FromText(Processor):
     def __init__(self, /, **params: Any) -> None:
         self._digest = ""
         super().__init__(**params)
+        for name, value in self.params:
+            if isinstance(value, str) and not _is_text(value):
+                raise ParameterError(
+                    f"{self.name}: {name} holds half of a character, which no text does: {value!r}. Give it in UTF-8.",
+                    name,
+                )
 
     def __repr__(self) -> str:
         defaults = type(self.params)().model_dump()
@@ -155,6 +161,15 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
 
 
+def _is_text(value: str) -> bool:
+    """Whether it has no lone surrogate, what a byte that is not UTF-8 becomes on the command line."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def quoted(text: str) -> str:
     """A text as an item of a list."""
     return json.dumps(text, ensure_ascii=False)
@@ -180,6 +195,7 @@ def _unquoted(found: re.Match[str]) -> str:
     value = json.loads(f'"{inner}"', strict=False)
     if not value:
         raise ValueError("an empty text is no token")
+    value.encode()  # a lone surrogate, which JSON's escapes can spell, is a ValueError
     return str(value)
 
 
