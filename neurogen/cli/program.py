@@ -40,6 +40,7 @@ COMMANDS = {
     "processors": "neurogen.cli.processors",
     "plugins": "neurogen.cli.plugins",
     "conformance": "neurogen.cli.conformance",
+    "new-sampler": "neurogen.cli.new_sampler",
     "config": "neurogen.cli.config",
     "completion": "neurogen.cli.completion",
 }
