@@ -43,7 +43,7 @@ class Sampler:
         api_version: the `neurogen.API_VERSION` it was written for.
         deterministic: the result depends on the logits alone, never on seed or position.
         stateful: has memory; see `new_state`.
-        backends: device type -> module with functions `sample(logits, seed, position, params)`,
+        backends: device type -> module with functions `sample(logits, seed, position, params)` (and state),
             `probs(logits, params)` and `support(logits, params)`. Imported when first needed on that device.
         dtypes: names of the torch dtypes it accepts.
         reference: module with what the sampler means in float64 on one row, slow and readable: `support(logits,
@@ -176,7 +176,7 @@ class Sampler:
         Returns:
             int64 [batch]; -1 for a row without a valid distribution.
         """
-        return self._backend(logits).sample(logits, seed, position, params)  # type: ignore[no-any-return]
+        return self._backend(logits).sample(logits, seed, position, params, *state)  # type: ignore[no-any-return]
 
     def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
         """float32 [batch, vocab], the distribution; by default the `probs` of the backend's module."""

@@ -1,0 +1,15 @@
+"""Epsilon sampling in float64."""
+
+from __future__ import annotations
+
+from neurogen.reference import Mask, Row, drawable, greedy_support, probs
+
+__all__ = ["support"]
+
+
+def support(logits: Row, epsilon: float, temperature: float) -> Mask:
+    """Tokens with p >= epsilon at the temperature (Hewitt et al., 2022, "Truncation Sampling as Language Model
+    Desmoothing"), and the argmax in any case; epsilon = 0 keeps all.
+    """
+    can = drawable(logits, temperature)
+    return ((probs(logits, can, temperature) >= epsilon) & can) | greedy_support(logits)

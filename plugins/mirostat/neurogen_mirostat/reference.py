@@ -1,0 +1,39 @@
+"""Mirostat 2 in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from neurogen.reference import Mask, Row, drawable, greedy_support, probs
+
+__all__ = ["next_mu", "support", "support_at"]
+
+
+def support(logits: Row, tau: float, eta: float, temperature: float) -> Mask:
+    """The support of the first token of a sequence, where mu = 2 * tau (Basu et al., 2021, "Mirostat: A Neural Text
+    Decoding Algorithm that Directly Controls Perplexity").
+    """
+    return support_at(logits, 2 * tau, temperature)
+
+
+def support_at(logits: Row, mu: float, temperature: float) -> Mask:
+    """Tokens with a surprise -log2 p <= mu bits at the temperature, and the argmax in any case."""
+    can = drawable(logits, temperature)
+    if temperature == 0:
+        return can
+    with np.errstate(over="ignore", under="ignore"):
+        depth = (logits.max().astype(np.float64) - logits.astype(np.float64)) / temperature
+        surprise = (depth + np.log(np.sum(np.exp(-depth)))) / np.log(2)
+    return ((surprise <= mu) & can) | greedy_support(logits)
+
+
+def next_mu(logits: Row, chosen: int, mu: float, tau: float, eta: float, temperature: float) -> float:
+    """mu after a token: mu - eta * (its surprise - tau), by its probability among the tokens that were kept.
+
+    llama.cpp measures it so; the code of the paper's authors by the probability among all tokens, which makes the
+    surprise larger by -log2 of the mass kept. At temperature 0 nothing is drawn, and mu stays.
+    """
+    if temperature == 0:
+        return mu
+    p = probs(logits, support_at(logits, mu, temperature), temperature)[chosen]
+    return float(mu - eta * (-np.log2(p) - tau))
