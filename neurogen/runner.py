@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from neurogen.errors import NeurogenError, ParameterError
@@ -202,7 +201,7 @@ class Runner:
         self.chat = template if self.options.chat is None else self.options.chat
         self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
         self._prepare(self.options.processors)
-        self._processors_of = lru_cache(maxsize=KEPT_PROCESSORS)(self._loaded)
+        self._own_processors: dict[str, Sequence[Processor]] = {}
 
     def generate(self, *texts: str) -> list[Result]:
         """Continue texts and wait for all results, in the order of prompts and samples.
@@ -257,11 +256,18 @@ class Runner:
             processor.prepare(self.model.tokenizer, self._engine.vocab_size)
         return processors
 
-    def _loaded(self, spec: str) -> Sequence[Processor]:
-        """The processors of a prompt's own; kept, for the next one often has the same."""
+    def _processors_of(self, prompt: Prompt) -> Sequence[Processor]:
+        """The run's, or a prompt's own, which are kept, for the next prompt often has the same."""
         from neurogen.registry import load_processors
 
-        return self._prepare(load_processors(spec)) if spec else ()
+        spec, kept = prompt.processors, self._own_processors
+        if not spec:
+            return self.options.processors if spec is None else ()
+        if spec not in kept:
+            if len(kept) == KEPT_PROCESSORS:
+                kept.clear()
+            kept[spec] = self._prepare(load_processors(spec))
+        return kept[spec]
 
     def _requests(
         self,
@@ -287,7 +293,6 @@ class Runner:
         ids = tuple(self.encode(prompt))
         stops = options.stop if prompt.stop is None else _check_stops(prompt.stop)
         first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
-        processors = options.processors if prompt.processors is None else self._processors_of(prompt.processors)
         requests = []
         for sample in samples:
             request = Request(
@@ -297,7 +302,7 @@ class Runner:
                 params=prompt.params,
                 stop_ids=model.eos_ids,
                 logprobs=options.logprobs,
-                processors=processors,
+                processors=self._processors_of(prompt),
                 key=None,
             )
             params = self._engine.check(request)

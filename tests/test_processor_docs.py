@@ -17,7 +17,7 @@ from neurogen.processors import FIRST_PARTY
 from neurogen.processors.listing import parse_biases, parse_list
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "processors.md").read_text()
-COMMANDS = re.findall(r"^    neurogen (run .*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:    )?neurogen (run .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -48,12 +48,15 @@ def test_commands_are_read(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
     result = CliRunner().invoke(main, shlex.split(command))
     files = re.findall(r"[\w]+\.(?:json|lark)", command)
     expected = f"the file '{files[0]}'" if files else "the command is right"
-    assert len(COMMANDS) >= 6
     assert expected in result.stderr
 
 
+def test_the_page_shows_commands() -> None:
+    assert len(COMMANDS) >= 6
+
+
 def test_lists_are_read() -> None:
-    (line,) = re.findall(r"^    (--ban-tokens .*) --allow @tokens.txt$", PAGE, re.MULTILINE)
+    (line,) = re.findall(r"^ *(--ban-tokens .*) --allow @tokens.txt$", PAGE, re.MULTILINE)
     words = shlex.split(line)
     given = dict(zip(words[::2], words[1::2], strict=True))
     registry = neurogen.Registry(disabled=())

@@ -116,7 +116,7 @@ def test_processors_work_in_one_order_whatever_that_of_the_options(run: Invoke) 
         "repetition-penalty(penalty=1.2, last_n=-1, prompt=true)",
         "no-repeat-ngram(size=3)",
         "allowed-tokens(tokens=\"'once', 'upon', 5, 6\")",
-        'banned-tokens(tokens="\\"the\\"")',
+        'banned-texts(texts="\\"the\\"")',
         "min-new-tokens(tokens=2)",
     ]
 
@@ -132,9 +132,10 @@ def test_a_spec_and_a_direct_option_give_the_same(run: Invoke) -> None:
 
 
 def test_bans_are_joined_and_may_hold_any_character(run: Invoke) -> None:
-    arguments = ("--ban", 'say "it"\n', "--ban", "a,b", "--ban-tokens", "[5, ' x']", "--prompt", PROMPT, "--json")
+    arguments = ("--ban", 'say "it"\n', "--ban", "a,b", "--ban-texts", "['it', ' x']", "--prompt", PROMPT, "--json")
     (text,) = shown(run(*arguments)) or []
-    assert neurogen.load_processors(text)[0]._items == [5, " x", 'say "it"\n', "a,b"]  # type: ignore[attr-defined]
+    words = [automaton.word.decode() for automaton in neurogen.load_processors(text)[0]._automata]  # type: ignore[attr-defined]
+    assert words == ["it", " x", 'say "it"\n', "a,b"]
 
 
 @needs_llguidance
@@ -182,7 +183,8 @@ def test_a_text_that_is_cut_off_is_told_on_stderr_even_when_quiet(run: Invoke, t
         (["--logit-bias", "cat:1"], 2, "Invalid value for '--logit-bias': logit-bias: bias cannot be read"),
         (["--logit-bias", ""], 2, "bias is empty"),
         (["--ban", ""], 2, "Invalid value for '--ban': it must not be empty"),
-        (["--ban", "x", "--ban-tokens", "@list"], 2, "Give either --ban TEXT or --ban-tokens @FILE"),
+        (["--ban", "x", "--ban-texts", "@list"], 2, "Give either --ban TEXT or --ban-texts @FILE"),
+        (["--ban-texts", "5"], 2, "banned-texts: texts must be in quotes, got 5. Tokens are banned by banned-tokens"),
         (["--allow", "@/no/such"], 2, "the file '/no/such' that tokens names cannot be read"),
         (["--processor", ""], 2, "Invalid value for '--processor': it must not be empty"),
         (["--processor", "no-repeat"], 1, "There is no processor 'no-repeat'. Installed: allowed-tokens,"),

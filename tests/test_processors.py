@@ -214,6 +214,49 @@ def test_a_banned_text_does_not_come(stories: LanguageModel) -> None:
 # Against definitions
 
 
+PIECES = [b"", b"a", b"b", b"ab", b"ba", b"aab", b"abab", b"\xc3", b"\xa9", b"\xc3\xa9a", b"bb", b"aa", b"babab"]
+
+
+class OfPieces(Letters):
+    """Tokens with these bytes."""
+
+    def token_bytes(self, token: int) -> bytes:
+        return PIECES[token]
+
+
+@pytest.mark.parametrize("texts", [["ab"], ["aba"], ["aa"], ["abab", "é"], ["b"], ["aaaa", "bbb", "abb"]])
+@pytest.mark.parametrize("prompt", [1, 9])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_banned_text_is_never_completed_whatever_spells_it(texts: list[str], prompt: int, seed: int) -> None:
+    """Banned is every token behind which a text would end within the token's own bytes, wherever it began."""
+
+    def reference(ids: Sequence[int], logits: Tensor) -> Tensor:
+        before = b"".join(PIECES[token] for token in ids)
+        for token, piece in enumerate(PIECES):
+            for word in map(str.encode, texts):
+                if (before + piece).find(word, max(0, len(before) - len(word) + 1)) >= 0:
+                    logits[token] = -torch.inf
+        return logits
+
+    processor = neurogen.Registry(disabled=()).load_processor("banned-texts", texts=", ".join(f"'{t}'" for t in texts))
+    prepare = processor.prepare
+    processor.prepare = lambda _, vocab: prepare(OfPieces(len(PIECES)), vocab)  # type: ignore[method-assign]
+    ids = sequence(60 + seed, length=60, kinds=len(PIECES))
+    assert check(processor, reference, ids, prompt, vocab=len(PIECES)) > (61 - prompt) // 2
+
+
+def test_banned_texts_do_not_come_from_small_tokens_nor_in_large_ones(tiny: LanguageModel) -> None:
+    """A random model of which most tokens are bytes says "in" and many other things."""
+    options: dict[str, Any] = {"max_new_tokens": 40, "n": 12, "seed": 4}
+    free = Runner(tiny, neurogen.load_sampler("topk", k=0), **options).generate("once")
+    texts = ["in", "e", " a"]
+    assert all(any(text in result.text for result in free) for text in texts)
+    banned = neurogen.load_processors("banned-texts(texts=\"'in', 'e', ' a'\")")
+    for result in Runner(tiny, neurogen.load_sampler("topk", k=0), processors=banned, **options).generate("once"):
+        assert not any(text in result.text for text in texts)
+        assert result.new_tokens == 40 or result.finish_reason == "eos"
+
+
 def test_presence_and_frequency_count_new_tokens_alone() -> None:
     """logits 1, 2, 3, 4; prompt 0 0; new 1 3 3: presence takes 0.5 from 1 and 3, frequency 0.5 and 2 * 0.5."""
     history = [0, 0, 1, 3, 3]
@@ -444,6 +487,7 @@ def test_every_processor_shows_itself_as_a_spec_that_gives_it_again() -> None:
     specs = {
         "allowed-tokens": "allowed-tokens(tokens=\"5, 'it\\\\'s'\", end=false)",
         "banned-tokens": "banned-tokens(tokens=5)",
+        "banned-texts": "banned-texts(texts=\"'a', 'b'\")",
         "logit-bias": "logit-bias(bias=5:-2)",
         "grammar": 'grammar(regex="a(b|\\"c\\")+")',
     }

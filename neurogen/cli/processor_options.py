@@ -25,9 +25,16 @@ __all__ = ["OfProcessors", "direct_option", "make_processors", "processor_option
 OTHERS_COME_BEFORE = "no-repeat-ngram"
 """Processors of `--processor` come after whatever shifts logits and before this one, the first that bans."""
 
-BANNED = "banned-tokens"
+BANNED = "banned-texts"
 WITHOUT_OPTION = frozenset({"checksum"})
-HINTS: Mapping[str, str] = {"json_schema": "FILE", "grammar": "FILE", "regex": "TEXT", "bias": "LIST", "tokens": "LIST"}
+HINTS: Mapping[str, str] = {
+    "json_schema": "FILE",
+    "grammar": "FILE",
+    "regex": "TEXT",
+    "bias": "LIST",
+    "tokens": "LIST",
+    "texts": "LIST",
+}
 ALONE_IS_ENOUGH: Mapping[str, Sequence[str]] = {"grammar": ("json_schema", "regex", "grammar")}
 """Processors that several parameters ask for; all others are asked for by their first one."""
 
@@ -101,7 +108,7 @@ def make_processors(registry: Registry, values: dict[str, Any], ctx: click.Conte
         given = {name: values.pop(_destination(cls, name)) for name in cls.Params.model_fields if _has_option(name)}
         params = {name: value for name, value in given.items() if value is not None}
         if cls.name == BANNED and banned:
-            params["tokens"] = _joined(params.get("tokens"), banned, ctx)
+            params["texts"] = _joined(params.get("texts"), banned, ctx)
         if params:
             _check_asked(cls, params, ctx)
             made.append(_made(registry, cls, params, ctx))
@@ -144,9 +151,9 @@ def _asking(cls: type[Processor]) -> Sequence[str]:
 
 
 def _joined(listed: str | None, texts: Sequence[str], ctx: click.Context) -> str:
-    """What --ban and --ban-tokens list together."""
+    """What --ban and --ban-texts list together."""
     if listed is not None and listed.lstrip().startswith("@"):
-        raise click.UsageError("Give either --ban TEXT or --ban-tokens @FILE, not both; add the text to the file.", ctx)
+        raise click.UsageError("Give either --ban TEXT or --ban-texts @FILE, not both; add the text to the file.", ctx)
     inner = listed.strip().removeprefix("[").removesuffix("]") if listed is not None else ""
     return ", ".join([*([inner] if inner else []), *map(quoted, texts)])
 

@@ -11,6 +11,7 @@ from neurogen.processors.dry import Dry
 from neurogen.processors.grammar import Grammar
 from neurogen.processors.penalties import FrequencyPenalty, PresencePenalty, RepetitionPenalty
 from neurogen.processors.repeats import NoRepeatNgram
+from neurogen.processors.texts import BannedTexts
 from neurogen.processors.tokens import AllowedTokens, BannedTokens, LogitBias, MinNewTokens
 
 __all__ = ["FIRST_PARTY"]
@@ -24,6 +25,7 @@ FIRST_PARTY: tuple[type[Processor], ...] = (
     NoRepeatNgram,
     AllowedTokens,
     BannedTokens,
+    BannedTexts,
     MinNewTokens,
     Grammar,
 )

@@ -7,29 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import History, Processor
+from neurogen.processors.constants import Constant
 from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_biases, parse_list
 from neurogen.processors.sequences import SequenceTable, spellings_of
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from neurogen.tokenizer import Tokenizer
 
 __all__ = ["AllowedTokens", "BannedTokens", "LogitBias", "MinNewTokens"]
-
-
-class _Constant:
-    """A tensor that is brought to each device once."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._on = {tensor.device: tensor}
-
-    def on(self, device: torch.device) -> Tensor:
-        """The tensor there."""
-        if device not in self._on:
-            self._on[device] = next(iter(self._on.values())).to(device)
-        return self._on[device]
 
 
 class _Biases(FromText):
@@ -42,8 +29,8 @@ class _Biases(FromText):
         for tokens, bias in biases:
             if len(tokens) == 1:
                 single[tokens[0]] = single.get(tokens[0], 0.0) + bias
-        self._ids = _Constant(torch.tensor(list(single), dtype=torch.int64))
-        self._values = _Constant(torch.tensor(list(single.values()), dtype=torch.float32))
+        self._ids = Constant(torch.tensor(list(single), dtype=torch.int64))
+        self._values = Constant(torch.tensor(list(single.values()), dtype=torch.float32))
         self._sequences = SequenceTable((tokens, bias) for tokens, bias in biases if len(tokens) > 1)
 
     def process(self, logits: Tensor, history: History, memory: None) -> None:
@@ -152,7 +139,7 @@ class AllowedTokens(FromText):
         for item in self._items:
             for tokens in spellings_of(self.name, "tokens", item, tokenizer, vocab_size):
                 banned[list(tokens)] = False
-        self._banned = _Constant(banned)
+        self._banned = Constant(banned)
 
     def process(self, logits: Tensor, history: History, memory: None) -> None:
         """O(vocab)."""
