@@ -101,11 +101,21 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{checkpoint / STATE_FILE} cannot be read: {error}. Remove that checkpoint to go on from the one before."
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(checkpoint, str(error)) from None
+    needed = {"chunk": int, "step": int, "optimizer": dict}
+    lacking = [
+        name for name, kind in needed.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)
+    ]
+    if lacking:
+        raise _unreadable(checkpoint, f"it has no {lacking[0]}")
     return state
+
+
+def _unreadable(checkpoint: Path, cause: str) -> DataError:
+    return DataError(
+        f"{checkpoint / STATE_FILE} cannot be read: {cause}. Remove that checkpoint to go on from the one before."
+    )
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
@@ -129,7 +139,7 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
             _joined(tensors, state["optimizer"]),
             options=StateDictOptions(full_state_dict=True),
         )
-    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"The optimizer's state in {checkpoint} cannot be used: {type(error).__name__}: {error}. Remove that "
             "checkpoint to go on from the one before."

@@ -154,7 +154,8 @@ def read_recording(path: str | Path) -> Recording:
     steps: dict[Key, list[Mapping[str, Any]]] = defaultdict(list)
     complete = bool(values[-1].get("end"))
     for number, line in enumerate(values[1 : len(values) - complete], start=2):
-        if not {"index", "sample", "token", "logits", "top"} <= line.keys():
+        numbers = [line.get("index"), line.get("sample")]
+        if not {"token", "logits", "top"} <= line.keys() or not all(isinstance(one, int) for one in numbers):
             raise _foreign(path, number)
         steps[line["index"], line["sample"]].append(line)
     return Recording(str(path), values[0], steps, complete)

@@ -84,7 +84,13 @@ class TrainingRun:
         if checkpoint is not None:
             state = read_state(checkpoint)
             load_checkpoint(checkpoint, self.trainer)
-            self._train.load_state_dict(state["data"])
+            try:
+                self._train.load_state_dict(state["data"])
+            except (LookupError, TypeError, AttributeError) as error:
+                raise DataError(
+                    f"The position in the data of {checkpoint} cannot be used: {type(error).__name__}: {error}. "
+                    "Remove that checkpoint to go on from the one before."
+                ) from None
             self.chunk = int(state["chunk"])
         if self._accelerator.is_main_process:
             write_json(self.folder / OPTIONS_FILE, asdict(self.options))
@@ -335,15 +341,26 @@ def _make_tokenizer(options: TrainingOptions, folder: Path) -> None:
 
 def _load_weights(checkpoint: Path) -> Any:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from neurogen.models import quiet_transformers
 
     loader: Any = AutoModelForCausalLM
-    with quiet_transformers():
-        return loader.from_pretrained(
-            str(checkpoint), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+    try:
+        with quiet_transformers():
+            return loader.from_pretrained(
+                str(checkpoint),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except (OSError, SafetensorError, LookupError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError(
+            f"The model in {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}. Remove that checkpoint "
+            "to go on from the one before."
+        ) from None
 
 
 def _contrast() -> Any:
