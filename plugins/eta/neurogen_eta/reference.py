@@ -18,7 +18,7 @@ def support(logits: Row, epsilon: float, temperature: float) -> Mask:
     can = drawable(logits, temperature)
     p = probs(logits, can, temperature)
     eta = min(epsilon, np.sqrt(epsilon) * np.exp(-_entropy(p)))
-    return ((p >= eta) & can) | greedy_support(logits)
+    return np.asarray(((p >= eta) & can) | greedy_support(logits))
 
 
 def _entropy(p: Floats) -> float:

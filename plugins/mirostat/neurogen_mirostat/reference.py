@@ -24,7 +24,7 @@ def support_at(logits: Row, mu: float, temperature: float) -> Mask:
     with np.errstate(over="ignore", under="ignore"):
         depth = (logits.max().astype(np.float64) - logits.astype(np.float64)) / temperature
         surprise = (depth + np.log(np.sum(np.exp(-depth)))) / np.log(2)
-    return ((surprise <= mu) & can) | greedy_support(logits)
+    return np.asarray(((surprise <= mu) & can) | greedy_support(logits))
 
 
 def next_mu(logits: Row, chosen: int, mu: float, tau: float, eta: float, temperature: float) -> float:

@@ -22,7 +22,8 @@ def support(logits: Row, typical_p: float, temperature: float) -> Mask:
     p = probs(logits, can, temperature)
     ids = order(logits)[: can.sum()]  # those above -inf, which stand first
     surprise = _surprise(logits, ids, temperature)
-    entropy = np.sum((p[ids] * surprise)[p[ids] > 0])
+    some = p[ids] > 0
+    entropy = np.sum(p[ids][some] * surprise[some])
     distance = np.abs(surprise - entropy)
     nearest = ids[np.argsort(distance, kind="stable")]
     mass = np.cumsum(p[nearest])
