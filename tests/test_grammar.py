@@ -32,6 +32,9 @@ PERSON: dict[str, Any] = {
     "additionalProperties": False,
 }
 DATE = r"(19|20)\d{2}-[01]\d-[0-3]\d( at (noon|midnight))?"
+QUICK = ("greedy", "topk", "topp")
+"""Samplers whose kernels other quick tests compile, too."""
+
 SUM = 'start: term (" + " term){1,3}\nterm: NUMBER | "(" start ")"\nNUMBER: /[1-9][0-9]{0,2}/\n'
 
 
@@ -73,7 +76,9 @@ def results(model: LanguageModel, sampler: str, processor: Processor, count: int
 
 
 @pytest.mark.parametrize("model", ["stories", "tiny"])
-@pytest.mark.parametrize("sampler", samplers())
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in samplers()]
+)
 def test_what_ends_keeps_the_expression_and_what_is_cut_says_so(
     model: str, sampler: str, request: pytest.FixtureRequest
 ) -> None:
