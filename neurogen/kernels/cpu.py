@@ -16,35 +16,46 @@ from typing import Any
 
 from numba.extending import register_jitable
 
+from neurogen.kernels.cpu_bands import above, likelier, mix, spared, typical
 from neurogen.kernels.cpu_cache import kernel
 from neurogen.kernels.cpu_cuts import draw, everything, heavier, largest, mark, normalise, nucleus
-from neurogen.kernels.cpu_rows import NOTHING, Row, argmax_of, at_row, open_row
+from neurogen.kernels.cpu_rows import EVERYTHING, NOTHING, Row, argmax_of, at_row, open_row
+from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
 from neurogen.kernels.host import Calls, calls, with_row_parameters
-from neurogen.kernels.numerics import is_warm, random_bits
+from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
     "NOTHING",
     "Row",
+    "above",
     "argmax",
     "argmax_of",
     "at_row",
     "draw",
+    "entropy",
     "everything",
+    "finite",
     "heavier",
     "kernel",
     "largest",
+    "likelier",
     "mark",
     "next_row",
     "normalise",
     "nucleus",
     "open_row",
     "run",
+    "spared",
+    "tempered",
     "truncation",
+    "typical",
 ]
 
 
-def truncation(keep: Callable[..., Any], *names: str) -> Calls:
+def truncation(
+    keep: Callable[..., Any], *names: str, chance: str | None = None, temper: Callable[..., Any] | None = None
+) -> Calls:
     """The kernels of a sampler that keeps some tokens of a row and draws from them by probability.
 
     Args:
@@ -52,11 +63,19 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
             `nucleus`, `heavier` or `everything` return. Not called at temperature 0, where the argmax is kept, nor for
             a row without a valid distribution.
         *names: the sampler's parameters that `keep` takes, at most three.
+        chance: name of a parameter that is the probability with which `keep` is called, and else everything is kept.
+            A second random number of the same seed and position decides.
+        temper: called as temper(row, *parameters), with the row at temperature 1, before `keep`; returns the
+            temperature of the row, float64. By default that is the sampler's parameter `temperature`.
 
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
     """
     kept_of = register_jitable(with_row_parameters(register_jitable(keep), len(names)))
+    if temper is not None:
+        return _tempering(kept_of, register_jitable(with_row_parameters(register_jitable(temper), len(names))), names)
+    if chance is not None:
+        return _by_chance(kept_of, (*names, chance, "temperature"))
 
     @kernel
     def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
@@ -90,6 +109,97 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
         return describe
 
     return calls(run, sample, describing(normalise), describing(mark), (*names, "temperature"))
+
+
+def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler whose temperature follows from the row."""
+
+    @kernel
+    def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+        space = open_row(flat, vocab)
+        seed, position, ids = arrays[-3], arrays[-2], arrays[-1]
+        r = next_row(rows, -1)
+        while r >= 0:
+            row = at_row(space, flat, r * row_stride, 1.0)
+            own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
+            if row.top == NOTHING:
+                ids[r] = -1
+            elif is_warm(own):
+                warm = tempered(row, own)
+                ids[r] = draw(warm, kept_of(warm, arrays, r), random_bits(seed[r], position[r], 0))
+            else:
+                ids[r] = argmax_of(row)
+            r = next_row(rows, r)
+
+    def describing(write: Callable[..., None]) -> Any:
+        @kernel
+        def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+            space = open_row(flat, vocab)
+            out = arrays[-1]
+            r = next_row(rows, -1)
+            while r >= 0:
+                row = at_row(space, flat, r * row_stride, 1.0)
+                own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
+                if is_warm(own):
+                    warm = tempered(row, own)
+                    write(warm, kept_of(warm, arrays, r), out[r])
+                else:
+                    _only_argmax(row, out[r])
+                r = next_row(rows, r)
+
+        return describe
+
+    return calls(run, sample, describing(normalise), describing(mark), names)
+
+
+def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
+
+    @kernel
+    def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+        space = open_row(flat, vocab)
+        chance, temperature, seed, position, ids = arrays[-5], arrays[-4], arrays[-3], arrays[-2], arrays[-1]
+        r = next_row(rows, -1)
+        while r >= 0:
+            row = at_row(space, flat, r * row_stride, temperature[r])
+            if row.top == NOTHING:
+                ids[r] = -1
+            elif is_warm(temperature[r]):
+                removes = uniform(random_bits(seed[r], position[r], 1)) < chance[r]
+                kept = kept_of(row, arrays, r) if removes else EVERYTHING
+                ids[r] = draw(row, kept, random_bits(seed[r], position[r], 0))
+            else:
+                ids[r] = argmax_of(row)
+            r = next_row(rows, r)
+
+    @kernel
+    def probs(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+        space = open_row(flat, vocab)
+        chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
+        r = next_row(rows, -1)
+        while r >= 0:
+            row = at_row(space, flat, r * row_stride, temperature[r])
+            if row.top == NOTHING or not is_warm(temperature[r]):
+                _only_argmax(row, out[r])
+            else:
+                normalise(row, EVERYTHING, out[r])
+                mix(row, kept_of(row, arrays, r), min(max(chance[r], 0.0), 1.0), out[r])
+            r = next_row(rows, r)
+
+    @kernel
+    def support(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+        space = open_row(flat, vocab)
+        chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
+        r = next_row(rows, -1)
+        while r >= 0:
+            row = at_row(space, flat, r * row_stride, temperature[r])
+            if row.top == NOTHING or not is_warm(temperature[r]):
+                _only_argmax(row, out[r])
+            else:
+                mark(row, kept_of(row, arrays, r) if chance[r] >= 1.0 else EVERYTHING, out[r])
+            r = next_row(rows, r)
+
+    return calls(run, sample, probs, support, names)
 
 
 def argmax() -> Calls:

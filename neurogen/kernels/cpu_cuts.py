@@ -75,16 +75,21 @@ def largest(row: Any, k: Any) -> Any:
 
 
 @register_jitable
-def nucleus(row: Any, p: Any) -> Any:
+def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
 
-    Reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is estimated
+    After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
+    whole; that is among what is listed, so the row is not read.
+
+    Else reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is estimated
     from a sample of the row; the masses listed tell whether it was low enough, and if not it is lowered. What is listed
     is weighed exactly, so the mass of the row is known to some millionths of what is not. Rarely, that leaves open
     where the nucleus ends: then the row is read once more for its exact mass.
     """
     if p >= 1:
-        return EVERYTHING
+        return kept
+    if kept != EVERYTHING:
+        return _cut(row, kept, nucleus_mass(p, sum_of(row.masses[:kept])), False)
     rough = weigh_roughly(row)
     exponent = _estimated_exponent(row, SAFETY * (1.0 - p) * rough)
     while True:
@@ -117,6 +122,12 @@ def heavier(row: Any, share: Any) -> Any:
     wanted = nucleus_mass(share, unit)
     if share <= 0 or wanted <= 1:
         return EVERYTHING
+    return heavy_enough(row, wanted)
+
+
+@register_jitable
+def heavy_enough(row: Any, wanted: Any) -> Any:
+    """Keep the tokens with at least this mass, which the most probable one has."""
     low, high = np.int64(key_of(NEGATIVE_INFINITY)), np.int64(key_of(row.top))
     while high - low > 1:
         middle = (low + high) >> np.int64(1)
@@ -124,10 +135,16 @@ def heavier(row: Any, share: Any) -> Any:
             high = middle
         else:
             low = middle
-    count = collect(row, value_of(np.uint32(high)), len(row.logits))
+    return cut_at(row, np.uint32(high))
+
+
+@register_jitable
+def cut_at(row: Any, lowest: Any) -> Any:
+    """Keep the tokens whose key is at least `lowest`, at most the top's."""
+    count = collect(row, value_of(lowest), len(row.logits))
     kept = 0
     for i in range(count):
-        if row.keys[i] >= np.uint32(high):
+        if row.keys[i] >= lowest:
             row.ids[kept] = row.ids[i]
             row.keys[kept] = row.keys[i]
             kept += 1

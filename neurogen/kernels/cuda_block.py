@@ -67,6 +67,8 @@ else:
 
     @overload(exact_mul, target="cuda", strict=False)
     def _exact_mul_cuda(a: Any, b: Any) -> Any:
+        if a == types.float64:
+            return lambda a, b: libdevice.dmul_rn(a, b)
         return lambda a, b: libdevice.fmul_rn(a, b)  # the only multiplication NVVM and ptxas never fuse
 
     @overload(fused_mul_add, target="cuda", strict=False)

@@ -35,6 +35,7 @@ __all__ = [
     "is_valid",
     "is_warm",
     "key_of",
+    "log2_of",
     "mass_bits",
     "mass_of",
     "mul_high",
@@ -44,6 +45,7 @@ __all__ = [
     "split_exponent",
     "times_power",
     "to_float32",
+    "two_to",
     "uniform",
     "value_of",
 ]
@@ -93,7 +95,7 @@ SHIFT_32 = np.uint64(32)
 
 
 def exact_mul(a: Any, b: Any) -> Any:
-    """The product of two float32, rounded once and never fused with a following addition."""
+    """The product of two float32 or two float64, rounded once and never fused with a following addition."""
     return a * b
 
 
@@ -350,3 +352,36 @@ def nucleus_mass(p: Any, total: Any) -> Any:
         return total
     wanted = np.int64(math.ceil(np.float64(max(p, 0.0)) * np.float64(total)))
     return min(max(wanted, np.int64(1)), total)
+
+
+# Logarithms and powers, for what depends on a row's entropy: in integers, so that they are the same on every target.
+
+LOG_BITS = 30
+LOG_ONE = np.uint64(1 << 31)
+LOG_TWO = np.uint64(1 << 32)
+EXPONENT_SHIFT_64 = np.int64(52)
+EXPONENT_BIAS_64 = np.int64(1023)
+MANTISSA_TO_31 = np.int64(21)
+MANTISSA_MASK_64 = np.int64((1 << 52) - 1)
+LEAST_EXPONENT = np.float32(-126.0)
+
+
+@register_jitable
+def log2_of(x: Any) -> Any:
+    """log2 of a float64 above 0, normal, within 2**-29: bit by bit, by squaring a number of [1, 2)."""
+    bits = np.float64(x).view(np.int64)
+    y = LOG_ONE + np.uint64((bits & MANTISSA_MASK_64) >> MANTISSA_TO_31)
+    fraction = np.int64(0)
+    for _ in range(LOG_BITS):
+        y = (y * y) >> np.uint64(31)
+        fraction *= 2
+        if y >= LOG_TWO:
+            y >>= np.uint64(1)
+            fraction += 1
+    return np.float64((bits >> EXPONENT_SHIFT_64) - EXPONENT_BIAS_64) + np.float64(fraction) * 2.0**-LOG_BITS
+
+
+@register_jitable
+def two_to(x: Any) -> Any:
+    """2**x as float64 for x <= 0, at least 2**-126, with the precision of a mass."""
+    return np.float64(exponential(np.float32(x), ZERO, ONE, LEAST_EXPONENT))
