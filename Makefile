@@ -6,7 +6,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/greedy plugins/topk plugins/topp
+PLUGINS := $(sort $(wildcard plugins/*))
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?= python3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from neurogen.kernels.cuda import Row, entropy, everything, finite, truncation
 from neurogen.kernels.numerics import exact_mul, log2_of, two_to
 
@@ -10,7 +12,7 @@ __all__ = ["probs", "sample", "support"]
 LEAST = 1e-30
 
 
-def temper(row: Row, low: float, high: float, exponent: float) -> float:
+def temper(row: Row, low: float, high: float, exponent: float) -> Any:
     """low + (high - low) * (entropy / log(tokens))**exponent (kalomaze, 2023)."""
     count = finite(row)
     part = min(entropy(row) / log2_of(float(count)), 1.0) if count > 1 else 0.0
@@ -18,7 +20,7 @@ def temper(row: Row, low: float, high: float, exponent: float) -> float:
     return max(low + exact_mul(high - low, power), 0.0)
 
 
-def keep(row: Row, low: float, high: float, exponent: float) -> int:
+def keep(row: Row, low: float, high: float, exponent: float) -> Any:
     """All tokens."""
     return everything(row)
 
