@@ -81,10 +81,10 @@ def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
     After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
     whole; that is among what is listed, so the row is not read.
 
-    Else reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is estimated
-    from a sample of the row; the masses listed tell whether it was low enough, and if not it is lowered. What is listed
-    is weighed exactly, so the mass of the row is known to some millionths of what is not. Rarely, that leaves open
-    where the nucleus ends: then the row is read once more for its exact mass.
+    Else reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is
+    estimated from a sample of the row; the masses listed tell whether it was low enough, and if not it is lowered. What
+    is listed is weighed exactly, so the mass of the row is known to some millionths of what is not. Rarely, that leaves
+    open where the nucleus ends: then the row is read once more for its exact mass.
     """
     if p >= 1:
         return kept

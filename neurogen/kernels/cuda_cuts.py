@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, mass_listed
+from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, is_listed, keep_listed, mass_listed
 from neurogen.kernels.cuda_parts import bin_of, locate, part_weights, share_of
 from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
@@ -51,17 +51,34 @@ def largest(row, k):  # type: ignore[no-untyped-def]
 
 
 @device
-def nucleus(row, p):  # type: ignore[no-untyped-def]
+def nucleus(row, p, cut=None):  # type: ignore[no-untyped-def]
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
+
+    After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
+    whole: reads nothing where that is listed, else the row once for its mass, and as `_cut` does.
 
     Reads the row once where the nucleus has no more tokens than are listed, about 1.4 * GROUPS; more often for a
     flatter row (see `_cut`).
     """
+    if cut is not None:
+        return _nucleus_of(row, p, cut)
     if p >= 1:
         return LOWEST, row.vocab
     count, total = collect(row, _nth_maximum(row, np.int64(AIM)), True)
     wanted = nucleus_mass(p, total)
     return _cut(row, count, count > LISTED or mass_listed(row, count) < wanted, wanted, False)
+
+
+@device
+def _nucleus_of(row, p, cut):  # type: ignore[no-untyped-def]
+    """The nucleus of what a cut keeps: a prefix of the row too, so it is looked for by its mass alone."""
+    if p >= 1:
+        return cut
+    if is_listed(row, cut):
+        count, total = keep_listed(row, cut)
+        return cut_listed(row, count, nucleus_mass(p, total), False)
+    total = part_weights(row, cut, False)
+    return _cut(row, np.int64(LISTED + 1), True, nucleus_mass(p, total), False)
 
 
 @device

@@ -1,4 +1,4 @@
-"""Top-p within the k largest on the CPU. Each kernel reads a row as `topk` does; the nucleus is found among those kept."""
+"""Top-p within the k largest on the CPU. Each kernel reads a row as often as that of `topk`."""
 
 from __future__ import annotations
 
