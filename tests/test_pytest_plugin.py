@@ -24,17 +24,17 @@ def test_start():
 
 
 def test_speed(neurogen_benchmark):
-    result = neurogen_benchmark("minp", min_p=0.2, vocab=600, batch=2, seconds=0.02)
+    result = neurogen_benchmark("minp-example", min_p=0.2, vocab=600, batch=2, seconds=0.02)
     assert result.ratio_to_floor > 0
     assert result.ratio_to("torch") > 0
     assert result.times_faster_than("torch") > 0
-    assert result.label == "minp(min_p=0.2, temperature=1.0)"
+    assert result.label == "minp-example(min_p=0.2, temperature=1.0)"
 """
 
 
 @pytest.fixture(scope="module")
 def author(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with neurogen-minp, and its author's tests in `tests`."""
+    """An environment with neurogen-minp-example, and its author's tests in `tests`."""
     folder = tmp_path_factory.mktemp("author")
     shutil.copytree(SOURCE, folder / "source")
     fresh = Environment(folder / "venv")
@@ -64,7 +64,7 @@ def test_ratios_are_recorded_with_pytest_benchmark(author: Environment) -> None:
     assert "2 passed" in run_tests(author, "--benchmark-json", "times.json")
     (recorded,) = json.loads((author.folder / "times.json").read_text())["benchmarks"]
     assert recorded["group"] == "neurogen normal float32 vocab=600 batch=2 cpu"
-    assert recorded["extra_info"]["sampler"] == "minp(min_p=0.2, temperature=1.0)"
+    assert recorded["extra_info"]["sampler"] == "minp-example(min_p=0.2, temperature=1.0)"
     assert recorded["extra_info"]["ratio_to_floor"] > 0
     assert recorded["extra_info"]["ratio_to_torch"] > 0
     assert recorded["stats"]["median"] > 0
@@ -88,12 +88,12 @@ def test_it_goes_with_and_without_pytest_benchmark(author: Environment, argument
 @pytest.mark.slow
 def test_the_command_measures_it_beside_peers_with_its_parameters(author: Environment) -> None:
     cell = ("--vocab", "600", "--batch", "2", "--kind", "normal", "--seconds", "0.02")
-    done = author.run("-m", "neurogen", "bench", "minp", "greedy", *cell, "--min-p", "0.3", "--json")
+    done = author.run("-m", "neurogen", "bench", "minp-example", "greedy", *cell, "--min-p", "0.3", "--json")
     minp, greedy = json.loads(done.stdout)["results"]
     assert minp["params"] == {"min_p": 0.3, "temperature": 1.0}
     assert greedy["params"] == {}
-    assert {"floor", "torch", "transformers"} <= set(minp["to_peers"])
-    assert not minp["peer_notes"].get("torch")
+    assert {"floor", "torch"} <= set(minp["to_peers"])
+    assert "temperature" in minp["peer_notes"]["torch"]  # all that is known of a sampler of this name
 
 
 def test_it_measures_a_sampler_that_is_made_already() -> None:

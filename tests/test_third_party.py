@@ -19,7 +19,7 @@ import torch
 import neurogen
 from neurogen import Contract, InvalidLogitsError, ParameterError, Sampler
 
-SOURCE = Path(__file__).with_name("plugins") / "neurogen-minp"
+SOURCE = Path(__file__).with_name("plugins") / "neurogen-minp-example"
 VOCAB = 700
 
 
@@ -55,7 +55,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """A fresh environment into which pip has installed neurogen-minp, without network."""
+    """A fresh environment into which pip has installed neurogen-minp-example, without network."""
     folder = tmp_path_factory.mktemp("third-party")
     source = folder / "source"
     shutil.copytree(SOURCE, source)  # building writes into the source folder
@@ -96,23 +96,23 @@ def rows() -> torch.Tensor:
 
 
 def test_package_is_short_and_uses_the_public_api_alone() -> None:
-    lines = (SOURCE / "neurogen_minp" / "__init__.py").read_text().splitlines()
+    lines = (SOURCE / "neurogen_minp_example" / "__init__.py").read_text().splitlines()
     assert len(lines) < 30
     assert [line for line in lines if "import" in line.split()] == ["import neurogen"]
 
 
 def test_pip_installs_it_into_the_fresh_environment_only(environment: Environment) -> None:
-    assert (environment.packages / "neurogen_minp" / "__init__.py").is_file()
-    where = environment.run("-c", "import neurogen_minp; print(neurogen_minp.__file__)").stdout.strip()
+    assert (environment.packages / "neurogen_minp_example" / "__init__.py").is_file()
+    where = environment.run("-c", "import neurogen_minp_example as it; print(it.__file__)").stdout.strip()
     assert Path(where).is_relative_to(environment.folder)
     assert not (SOURCE / "build").exists()
-    assert all(plugin.name != "minp" for plugin in neurogen.Registry().plugins())
+    assert all(plugin.name != "minp-example" for plugin in neurogen.Registry().plugins())
 
 
 def test_samplers_command_lists_it_with_its_distribution(environment: Environment) -> None:
     listed = json.loads(environment.run("-m", "neurogen", "samplers", "--json").stdout)
-    entry = {sampler["name"]: sampler for sampler in listed}["minp"]
-    assert (entry["distribution"], entry["version"], entry["status"]) == ("neurogen-minp", "1.0", "loaded")
+    entry = {sampler["name"]: sampler for sampler in listed}["minp-example"]
+    assert (entry["distribution"], entry["version"], entry["status"]) == ("neurogen-minp-example", "1.0", "loaded")
     options = {parameter["option"]: parameter for parameter in entry["parameters"]}
     assert set(options) == {"--min-p", "--temperature"}
     assert (options["--min-p"]["default"], options["--min-p"]["bounds"]) == (0.1, {"ge": 0, "le": 1})
@@ -126,23 +126,25 @@ def test_run_command_continues_a_prompt_with_it(environment: Environment, tiny_m
     def run(*options: str) -> str:
         return environment.run("-m", "neurogen", "run", *prompt, "--seed", "3", *options).stdout
 
-    drawn = run("--sampler", "minp", "--min-p", "0.1")
+    drawn = run("--sampler", "minp-example", "--min-p", "0.1")
     assert drawn.strip()
-    assert run("--sampler", "minp", "--min-p", "1") == run("--sampler", "greedy")
+    assert run("--sampler", "minp-example", "--min-p", "1") == run("--sampler", "greedy")
 
 
 def test_load_sampler_finds_it_and_checks_its_parameters(registry: neurogen.Registry) -> None:
-    sampler = registry.load_sampler("minp", min_p=0.3)
-    assert sampler.origin == "neurogen-minp 1.0"
-    assert repr(registry.load_sampler("neurogen-minp:minp")) == "minp(min_p=0.1, temperature=1.0)"
-    with pytest.raises(ParameterError, match=r"minp: min_p must be a number in \[0, 1\], got 1.5"):
-        registry.load_sampler("minp", min_p=1.5)
-    registry.load_sampler("minp", temperature=0, require=Contract(argmax=True))
+    sampler = registry.load_sampler("minp-example", min_p=0.3)
+    assert sampler.origin == "neurogen-minp-example 1.0"
+    assert (
+        repr(registry.load_sampler("neurogen-minp-example:minp-example")) == "minp-example(min_p=0.1, temperature=1.0)"
+    )
+    with pytest.raises(ParameterError, match=r"minp-example: min_p must be a number in \[0, 1\], got 1.5"):
+        registry.load_sampler("minp-example", min_p=1.5)
+    registry.load_sampler("minp-example", temperature=0, require=Contract(argmax=True))
 
 
 @pytest.fixture
 def minp(registry: neurogen.Registry) -> Sampler:
-    return registry.load_sampler("minp")
+    return registry.load_sampler("minp-example")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
