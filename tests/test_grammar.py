@@ -17,7 +17,7 @@ from neurogen import ParameterError, PluginError, Processor
 from neurogen.models import LanguageModel
 from neurogen.processor import Processing
 from neurogen.request import Request
-from neurogen.runner import Prompt, Result, Runner
+from neurogen.runner import Failure, Prompt, Result, Runner
 
 pytest.importorskip("llguidance", reason="llguidance is not installed (pip install 'neurogen[grammar]')")
 
@@ -246,6 +246,25 @@ def test_a_schema_of_another_content_is_another_processor(tmp_path: Path) -> Non
     assert repr(grammar(json_schema=str(path))) != first
     with pytest.raises(ParameterError, match="has changed"):
         neurogen.load_processors(first)
+
+
+@pytest.mark.parametrize(
+    "params", [{"regex": r"[^\x00-\x{10FFFF}]"}, {"json_schema": '{"$ref": "#"}'}, {"grammar": "start: start"}]
+)
+def test_a_grammar_that_no_text_keeps_is_refused(stories: LanguageModel, params: dict[str, str]) -> None:
+    with pytest.raises(ParameterError, match="cannot be used: no text that this model can write keeps it"):
+        grammar(**params).prepare(stories.tokenizer, stories.vocab_size)
+
+
+def test_a_grammar_that_is_too_large_ends_its_sequence_alone(stories: LanguageModel) -> None:
+    runner = Runner(stories, neurogen.load_sampler("greedy"), max_new_tokens=4)
+    prompts = [Prompt(0, "Tom", processors='grammar(regex="(a{1000}){1000}")'), Prompt(1, "Tom")]
+    failure, result = sorted(
+        (event for event in runner.run(iter(prompts)) if isinstance(event, Failure | Result)), key=lambda e: e.index
+    )
+    assert isinstance(failure, Failure)
+    assert re.search("grammar: regex cannot be (used|followed any further)", str(failure.error))
+    assert isinstance(result, Result)
 
 
 def test_a_tokenizer_without_an_end_is_refused(stories: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,12 @@ class Grammar(FromText):
         self._eos = tokenizer.eos_ids
         self._first = _library().LLMatcher(_tokens_of(tokenizer, vocab_size), self._text, log_level=0)
         if self._first.is_error():
-            raise self._wrong(self._first.get_error())
+            raise self._wrong(_brief(self._first))
+        probe = self._first.deep_copy()
+        probe.compute_bitmask()
+        if probe.is_error():
+            nothing = probe.get_error().startswith("NoExtension")
+            raise self._wrong("no text that this model can write keeps it" if nothing else _brief(probe))
 
     def start(self, history: History) -> Any:
         """The state before the first new token; the prompt is not part of the text."""
@@ -121,7 +126,7 @@ class Grammar(FromText):
             if memory.is_error():
                 raise ParameterError(
                     f"grammar: {self._source} cannot be followed any further after {history.new_tokens} new tokens: "
-                    f"{_brief(memory)} A grammar that is less ambiguous may help.",
+                    f"{_brief(memory)}. It may be too large, or too ambiguous.",
                     self._source,
                 )
             banned = np.unpackbits(bits, count=len(logits), bitorder="little") == 0
@@ -175,9 +180,10 @@ class Grammar(FromText):
         return grammar
 
     def _wrong(self, message: str) -> ParameterError:
+        cause = " ".join(message.split())[:SHOWN].removesuffix(".")
         return ParameterError(
-            f"grammar: {self._source} cannot be used: {' '.join(message.split())[:SHOWN]}. It is read by llguidance, "
-            f"whose documentation says what it may hold.",
+            f"grammar: {self._source} cannot be used: {cause}. It is read by llguidance, whose documentation says what "
+            "it may hold.",
             self._source,
         )
 
@@ -236,4 +242,4 @@ class _Vocabulary:
 
 
 def _brief(state: Any) -> str:
-    return " ".join(str(state.get_error()).split("<state>")[0].split())[:SHOWN]
+    return " ".join(str(state.get_error()).split("<state>")[0].split())[:SHOWN].removesuffix(".")
