@@ -22,9 +22,9 @@ LONGEST = 60
 ALWAYS = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
+    "tests/test_sampler.py": "tests/test_{package}.py",
     "package/__init__.py": "{package}/__init__.py",
     "package/reference.py": "{package}/reference.py",
-    "tests/test_sampler.py": "tests/test_{package}.py",
 }
 """Template -> the file that is made of it."""
 
@@ -63,10 +63,10 @@ def new_sampler(name: str, out: Path, registry: Registry, *, with_kernels: bool 
     try:
         out.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
-        return [
-            _write(folder / target.format(package=package), template, values)
-            for template, target in (ALWAYS | (WITH_KERNELS if with_kernels else IN_TORCH)).items()
-        ] + [_touched(folder / package / "py.typed")]
+        templates = ALWAYS | (WITH_KERNELS if with_kernels else IN_TORCH)
+        files = [_write(folder / to.format(package=package), template, values) for template, to in templates.items()]
+        (folder / package / "py.typed").touch()
+        return [*files, folder / package / "py.typed"]
     except FileExistsError as error:
         raise DataError(
             f"{error.filename or folder} exists already, and nothing is overwritten. Choose another name, or another "
@@ -122,9 +122,4 @@ def _write(file: Path, template: str, values: dict[str, str]) -> Path:
     )
     file.parent.mkdir(exist_ok=True)
     file.write_text(Template(text).substitute(values), encoding="utf-8")
-    return file
-
-
-def _touched(file: Path) -> Path:
-    file.touch()
     return file

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option
+from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.sampler_options import SamplerOption, make_sampler, sampler_options, unknown_option
 from neurogen.errors import DeviceError, PluginError
 from neurogen.registry import default_registry
@@ -38,7 +39,10 @@ class ConformanceCommand(click.Command):
         name = _sampler_named(self, args)
         if name is None:
             return super().make_context(info_name, args, parent, **extra)
-        return OneSampler(self, name).make_context(info_name, args, parent, **extra)
+        chosen = OneSampler(self, name)
+        path = (str(self.name),)
+        extra["default_map"] = sampler_defaults(parent, path, chosen.plugin, chosen.sampler_class, name, chosen.own)
+        return chosen.make_context(info_name, args, parent, **extra)
 
 
 class OneSampler(click.Command):
@@ -46,14 +50,14 @@ class OneSampler(click.Command):
 
     def __init__(self, base: click.Command, name: str) -> None:
         registry = default_registry()
-        self._plugin, self._class = registry.find(name), registry.load_class(name)
+        self.plugin, self.sampler_class = registry.find(name), registry.load_class(name)
         taken = {"--help", "--debug", *(option for param in base.params for option in param.opts)}
-        own: list[SamplerOption] = []
+        self.own: list[SamplerOption] = []
         with suppress(PluginError):  # options that cannot be given: the check of the declaration says so
-            own = sampler_options(self._plugin, self._class, taken)
+            self.own = sampler_options(self.plugin, self.sampler_class, taken)
         super().__init__(
             base.name,
-            params=[*base.params, *own],
+            params=[*base.params, *self.own],
             callback=base.callback,
             help=base.help,
             context_settings=base.context_settings,
@@ -65,7 +69,7 @@ class OneSampler(click.Command):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             others = [option for param in self.params for option in param.opts]
-            message = unknown_option(error.option_name, self._class, default_registry(), others)
+            message = unknown_option(error.option_name, self.sampler_class, default_registry(), others)
             raise click.UsageError(message, ctx) from None
 
 
@@ -85,6 +89,15 @@ def _takes_value(param: click.Parameter) -> bool:
     return isinstance(param, click.Option) and not param.is_flag
 
 
+def _list_checks(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from neurogen.testing.conformance import CHECKS
+
+        for check in CHECKS.values():
+            click.echo(f"{check.name:<{MOST_CHECK}} {check.title}")
+        ctx.exit()
+
+
 @click.command("conformance", cls=ConformanceCommand, context_settings={"max_content_width": 100})
 @click.argument("sampler", metavar="NAME")
 @click.option("--quick", is_flag=True, help="A few seconds in place of a minute.")
@@ -92,6 +105,7 @@ def _takes_value(param: click.Parameter) -> bool:
     "--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True, help="Where the checks run."
 )
 @click.option("--only", multiple=True, metavar="CHECK", help="Run this check alone; repeat for several.")
+@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list_checks, help="Name the checks.")
 @click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Of the cases that are tried.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @debug_option

@@ -185,7 +185,7 @@ class Kit:
             other = self._break(candidate, law, valid)
             return other is not None and other[0] == manner
 
-        small = shrink(case, breaks, seconds=2 if self.quick else 5)
+        small = shrink(case, breaks, seconds=5 if self.quick else 10)
         again = self._break(small, law, valid)
         return again[1] if again is not None else failure
 
