@@ -142,6 +142,11 @@ class Result:
     processors: list[str] | None = None
     notices: list[str] | None = None
 
+    def _repr_html_(self) -> str:
+        from neurogen.notebook import result_html
+
+        return result_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """The result as plain values; `logprobs`, `processors` and `notices` only where there are any."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}

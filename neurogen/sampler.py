@@ -80,6 +80,11 @@ class Sampler:
         values = ", ".join(f"{name}={value!r}" for name, value in self.params.model_dump().items())
         return f"{self.name}({values})"
 
+    def _repr_html_(self) -> str:
+        from neurogen.notebook import sampler_html
+
+        return sampler_html(self)
+
     # What users call.
 
     def sample(
