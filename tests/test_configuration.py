@@ -333,3 +333,12 @@ def _read_or_refused(content: bytes) -> None:
 
 def test_nothing_to_read_is_no_error() -> None:
     assert read_configuration() == []
+
+
+def test_a_sampler_that_is_an_argument_has_its_section_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("neurogen.toml").write_text("[conformance.samplers.topk]\nk = 3\n")
+    assert in_force()["conformance topk top-k"] == (3, "neurogen.toml, key conformance.samplers.topk.k")
+    monkeypatch.setenv("NEUROGEN_CONFORMANCE_TOP_K", "-7")
+    result = neurogen_command("conformance", "topk", "--quick")
+    assert result.exit_code == 2
+    assert "NEUROGEN_CONFORMANCE_TOP_K" in result.stderr

@@ -29,9 +29,9 @@ def watched(results: Iterator[Result], total: int, *, shown: bool) -> Iterator[I
         yield results
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     # Drawn between cells alone: a thread that redraws it would disturb what is measured.
     with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
         yield bar.track(results, total=total)

@@ -91,10 +91,11 @@ def _of_command(
     ctx = command.make_context(path[-1], [], parent, **LENIENT)
     yield from _of_options(ctx, defaults, path, " ".join(path), ctx.command.get_params(ctx))
     for sampler in sorted({name for whose, name in defaults.samplers if whose == path}):
-        other = command.make_context(path[-1], ["--sampler", sampler], parent, **LENIENT)
+        chosen = ["--sampler", sampler] if any("--sampler" in param.opts for param in command.params) else [sampler]
+        other = command.make_context(path[-1], list(chosen), parent, **LENIENT)
         own = [param for param in other.command.params if isinstance(param, SamplerOption)]
         if ctx.params.get("sampler") != sampler:
-            yield from _of_options(other, defaults, path, f"{' '.join(path)} --sampler {sampler}", own)
+            yield from _of_options(other, defaults, path, " ".join([*path, *chosen]), own)
     if isinstance(command, click.Group):
         for name in command.list_commands(ctx):
             below = command.get_command(ctx, name)

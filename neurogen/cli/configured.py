@@ -261,7 +261,8 @@ def _by_key(params: Iterable[click.Parameter]) -> dict[str, click.Parameter]:
 
 
 def _takes_sampler(command: click.Command) -> bool:
-    return any(key_of(param) == "sampler" for param in command.params)
+    """Whether its options depend on a sampler: the one of its option --sampler, or of its argument."""
+    return any(param.name == "sampler" for param in command.params)
 
 
 def _table(file: ConfigurationFile, keys: Sequence[str], value: Any) -> Mapping[str, Any]:
