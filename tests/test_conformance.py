@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
 import re
 import subprocess
 import sys
@@ -86,9 +88,13 @@ ALONE = {  # samplers in which nothing but that check may fail
 IN_WORDS = {"declaration", "bounds"}  # checks that tell most of what they find in words
 UNREPEATABLE = {"GlobalGenerator", "CountsItsCalls", "MemoryBeside", "OneStateForAll", "SharedScratch"}
 
-RIGHT = ("greedy", "topk", "topp", wrong_samplers.Right, wrong_samplers.Nucleus, wrong_samplers.Remembering)
+INSTALLED = ("greedy", "topk", "topp")
+RIGHT = (*INSTALLED, wrong_samplers.Right, wrong_samplers.Nucleus, wrong_samplers.Remembering)
 SLOW_CHECKS = {"cuda", "speed"}
 QUICK_CHECKS = [name for name in CHECKS if name not in SLOW_CHECKS]
+
+
+NAME_OF = operator.attrgetter("name")
 
 
 def named(sampler: str | type[Sampler]) -> str:
@@ -132,11 +138,38 @@ def test_right_samplers_are_not_blamed(sampler: str | type[Sampler]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", RIGHT, ids=named)
-def test_right_samplers_are_not_blamed_with_a_hundred_seeds(sampler: str | type[Sampler]) -> None:
-    for seed in range(100, 200):
+@pytest.mark.parametrize(("sampler", "seeds"), [(sampler, 100 if sampler in INSTALLED else 10) for sampler in RIGHT])
+def test_right_samplers_are_not_blamed_with_other_seeds(sampler: str | type[Sampler], seeds: int) -> None:
+    """All six have passed with a hundred; those in torch are slow, so here they get ten."""
+    for seed in range(100, 100 + seeds):
         report = check(sampler, quick=True, seed=seed, only=QUICK_CHECKS)
         assert report.passed, f"seed {seed}: {report}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [plugin.name for plugin in neurogen.Registry(disabled=()).plugins()])
+def test_every_installed_sampler_keeps_its_contract(name: str) -> None:
+    report = check(name, quick=True)
+    assert report.passed, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", sorted(file.parent for file in TESTS.glob("plugins/*/*/__init__.py")), ids=NAME_OF)
+def test_the_examples_of_the_documentation_keep_their_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their modules may be called as those of installed plugins: what is loaded of those is put aside."""
+    for module in [name for name in sys.modules if name.partition(".")[0] == package.name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(package.parent)
+    example = importlib.import_module(package.name)
+    if not hasattr(example, "neurogen_samplers"):
+        pytest.skip("it is no sampler")
+    try:
+        for cls in example.neurogen_samplers():
+            report = check(cls, quick=True, only=QUICK_CHECKS)
+            assert report.passed, report
+    finally:
+        for module in [name for name in sys.modules if name.partition(".")[0] == package.name]:
+            del sys.modules[module]
 
 
 # What is shown.
