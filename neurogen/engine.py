@@ -19,6 +19,7 @@ from neurogen.selection import Observer, row_of, values_of
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
+    from neurogen.request import DecodableModel
     from neurogen.sampler import Sampler
 
 __all__ = ["Engine", "FinishReason", "Request", "Step", "TokenLogprobs"]
@@ -55,7 +56,7 @@ class Engine:
         self.batch_size = batch_size
         self.observer = observer
         self.vocab_size = min(model.vocab_size, model.tokenizer.vocab_size)
-        self._running: list[tuple[Batch, _Waiting]] = []
+        self._running: list[tuple[Batch, Waiting]] = []
 
     def check(self, request: Request) -> dict[str, Any]:
         """Make sure that a request can be decoded.
@@ -81,9 +82,9 @@ class Engine:
             ParameterError: see `check`.
             ContractError, PluginError: the sampler does not do what it declared, or fails.
         """
-        waiting = _Waiting(requests, self._row)
+        waiting = Waiting(requests, self._row)
         if isinstance(requests, Sequence):
-            waiting = _Waiting([self._row(request) for request in requests], lambda row: row)
+            waiting = Waiting([self._row(request) for request in requests], lambda row: row)
         return self._steps(Batch(self.model, self.sampler, self.vocab_size, self.observer), waiting)
 
     def cancel(self, key: Any) -> bool:
@@ -103,7 +104,7 @@ class Engine:
                 found = True
         return found
 
-    def _steps(self, batch: Batch, waiting: _Waiting) -> Iterator[Step]:
+    def _steps(self, batch: Batch, waiting: Waiting) -> Iterator[Step]:
         """The loop.
 
         1. Admit: requests take the free rows; prefill runs their prompts, equal ones once.
@@ -127,7 +128,7 @@ class Engine:
         finally:
             self._running.remove(running)
 
-    def _admit(self, batch: Batch, waiting: _Waiting, prefill: Prefill) -> None:
+    def _admit(self, batch: Batch, waiting: Waiting, prefill: Prefill) -> None:
         newcomers: list[Row] = []
         while len(batch.rows) + len(newcomers) < self.batch_size:
             following = waiting.peek()
@@ -144,7 +145,7 @@ class Engine:
         return row_of(self.sampler, request)
 
 
-class _Waiting:
+class Waiting:
     """Requests that have no row yet, read and checked one ahead."""
 
     def __init__(self, requests: Iterable[Any], to_row: Callable[[Any], Row]) -> None:
@@ -189,7 +190,7 @@ def _finish_reason(row: Row, new: Drawn) -> FinishReason | None:
     return "length" if row.produced >= row.request.max_new_tokens else None
 
 
-def check_request(request: Request, model: LanguageModel) -> None:
+def check_request(request: Request, model: DecodableModel) -> None:
     """Refuse a request that the model cannot continue.
 
     Raises:
