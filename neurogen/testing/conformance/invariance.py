@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurogen.testing.conformance.case import Case, Shown, Value, per_row_numbers, summary
+from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, per_row_numbers, summary
 from neurogen.testing.conformance.cases import KINDS, values_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.trial import CALLS, Difference, Trial, all_rows, one_row
@@ -216,9 +216,9 @@ def untouched_law(trial: Trial) -> None:
     given: dict[str, tuple[Shown, Tensor]] = {}
     for name, value in {"seed": trial.case.seed, "position": trial.case.position, **trial.per_row}.items():
         if isinstance(value, tuple):
-            tensor = torch.tensor(value, device=trial.subject.device)
-            given[name] = Shown(name, tensor), tensor.clone()
-            trial.lines.append(f"{name} = torch.tensor({list(value)})")
+            made = as_shown(value, trial.subject.device)
+            given[name] = Shown(name, made.value), made.value.clone()
+            trial.lines.append(f"{name} = {made.code}")
     params = {name: shown for name, (shown, _) in given.items() if name in trial.per_row}
     numbers: dict[str, Any] = {name: shown for name, (shown, _) in given.items() if name not in trial.per_row}
     calls: tuple[Callable[[], Tensor], ...] = (
