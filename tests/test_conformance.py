@@ -140,7 +140,7 @@ def test_right_samplers_are_not_blamed(sampler: str | type[Sampler]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "seeds"), [(sampler, 100 if sampler in INSTALLED else 10) for sampler in RIGHT])
 def test_right_samplers_are_not_blamed_with_other_seeds(sampler: str | type[Sampler], seeds: int) -> None:
-    """All six have passed with a hundred; those in torch are slow, so here they get ten."""
+    """Those in torch are slow: they get ten."""
     for seed in range(100, 100 + seeds):
         report = check(sampler, quick=True, seed=seed, only=QUICK_CHECKS)
         assert report.passed, f"seed {seed}: {report}"

@@ -164,6 +164,10 @@ def _arrays(subject: Subject, case: Case) -> dict[str, Any]:
     return {**SIMULATED, **columns, **numbers, "logits": logits}
 
 
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 @check("speed", "the speed, as a ratio to one read of the logits and to plain torch; for information")
 def speed(kit: Kit) -> None:
     from neurogen.bench.cells import Cell
@@ -179,7 +183,7 @@ def speed(kit: Kit) -> None:
     except Exception as error:
         raise Skip(f"it cannot be measured: {type(error).__name__}: {error}") from error
     times = [f"{result.microseconds:.0f} us for {cell.batch} rows of {cell.vocab:,} on one thread"]
-    times.append(f"{result.ratio_to_floor:.2g} times one read of the logits")
+    times.append(f"{_ratio(result.ratio_to_floor)} times one read of the logits")
     if "torch" in result.to_peers:
-        times.append(f"{result.times_faster_than('torch'):.2g} times as fast as plain torch")
+        times.append(f"{_ratio(result.times_faster_than('torch'))} times as fast as plain torch")
     kit.notes.append(", ".join(times))
