@@ -12,6 +12,7 @@ import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
 from neurogen.cli.completion import complete_model
+from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -82,6 +83,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Log-probabilities of the chosen token and of the N most probable, in --json and --output.",
 )
+@engine_options
 @device_option
 @dtype_option
 @click.option(
@@ -114,6 +116,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         raise click.UsageError("--stream writes text as it grows, --json whole objects: give one of them.", ctx)
     if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
         raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
+    check_engine(values, ctx)
     made = make_sampler(default_registry(), name, values, ctx)
     processors = make_processors(default_registry(), values, ctx)
     return execute(Arguments(**values), made, processors)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import tell
+from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.parameters import INT64, is_whole
@@ -27,9 +28,9 @@ from neurogen.results import Key, ResultsFile
 from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
 
 if TYPE_CHECKING:
-    from neurogen.models import LanguageModel
     from neurogen.processor import Processor
     from neurogen.recording import Recorder
+    from neurogen.request import DecodableModel
     from neurogen.sampler import Sampler
 
 __all__ = ["Arguments", "execute"]
@@ -62,6 +63,8 @@ class Arguments:
     record: str | None
     batch_size: int
     quiet: bool
+    engine: str = "torch"
+    threads: int | None = None
 
 
 class Terminated(BaseException):
@@ -145,6 +148,7 @@ class Session:
             "logprobs": arguments.logprobs,
             "chat": arguments.chat,
             "dtype": arguments.dtype,
+            "engine": arguments.engine,
         }
 
 
@@ -256,23 +260,30 @@ def _run(session: Session, todo: list[Key]) -> int:
     return 0
 
 
-def _load(arguments: Arguments, sampler: Sampler) -> LanguageModel:
+def _load(arguments: Arguments, sampler: Sampler) -> DecodableModel:
     """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
     with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet) as instead:
-        from neurogen.models import load_model, resolve_device
+        from neurogen.models import resolve_device
 
-        device, reason = resolve_device(arguments.device)
-        model = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
+        torchs = arguments.device if arguments.engine == "torch" else "cpu"
+        device, reason = resolve_device(torchs)
+        model = load_for_engine(
+            arguments.engine,
+            arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+        )
         slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
         # What is wrong with the sampler shows where it is used.
         with if_slow(lambda: instead(slow)), suppress(NeurogenError):
             _warm(sampler, model)
-    if arguments.device == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
+    if torchs == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
         _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
     return model
 
 
-def _warm(sampler: Sampler, model: LanguageModel) -> None:
+def _warm(sampler: Sampler, model: Any) -> None:
     """Sample once as the engine does, so that the kernels for this model are there."""
     import torch
 
@@ -282,7 +293,7 @@ def _warm(sampler: Sampler, model: LanguageModel) -> None:
     sampler.sample(logits, state=state)
 
 
-def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Summary) -> None:
+def _events(session: Session, model: DecodableModel, todo: list[Key], summary: Summary) -> None:
     """Run, and hand every event to file, output, progress and summary."""
     arguments = session.arguments
     streams = arguments.stream if arguments.stream is not None else len(todo) == 1
@@ -325,7 +336,7 @@ def _events(session: Session, model: LanguageModel, todo: list[Key], summary: Su
 
 
 @contextmanager
-def _recorder(session: Session, model: LanguageModel, options: RunOptions) -> Iterator[Recorder]:
+def _recorder(session: Session, model: Any, options: RunOptions) -> Iterator[Recorder]:
     """The recording of the run; marked as complete where nothing has stopped it."""
     from neurogen.recording import Recorder
 

@@ -1,0 +1,108 @@
+"""The options `--engine` and `--threads`: what runs the forward pass, and what each engine cannot honour.
+
+Whatever an engine cannot honour is refused before anything is loaded. Imports no engine before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from neurogen.cli.common import Settings, WholeNumber
+from neurogen.errors import ModelError
+
+if TYPE_CHECKING:
+    from neurogen.request import DecodableModel
+
+__all__ = ["ENGINES", "check_engine", "engine_options", "load_for_engine"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+ENGINES = ("torch", "llamacpp", "vllm")
+
+
+def engine_options(command: Command) -> Command:
+    """Accept `--engine` and `--threads`."""
+    engine = click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default="torch",
+        show_default=True,
+        help="Runs the model: PyTorch; llama.cpp, for .gguf files; vLLM.",
+    )
+    threads = click.option(
+        "--threads",
+        type=WholeNumber(1),
+        metavar="N",
+        help="Threads of the model on the CPU.  [default: PyTorch's own number]",
+    )
+    return engine(threads(command))
+
+
+def check_engine(values: Mapping[str, Any], ctx: click.Context) -> None:
+    """Refuse what the engine asked for cannot honour, and an engine that is not installed.
+
+    Raises:
+        click.UsageError: an option does not go with it.
+        ModelError: it is not here.
+    """
+    engine = values["engine"]
+    if engine == "llamacpp" and values["dtype"] != "auto":
+        raise click.UsageError(
+            f"--dtype {values['dtype']} does not go with --engine llamacpp: the number format is the GGUF file's own.",
+            ctx,
+        )
+    if engine == "llamacpp" and values["record"] is not None:
+        raise click.UsageError(
+            "--record does not go with --engine llamacpp: neurogen replay runs the engine torch alone.", ctx
+        )
+    if engine == "llamacpp" and importlib.util.find_spec("llama_cpp") is None:
+        raise ModelError(
+            "The engine llamacpp needs the package llama-cpp-python, which is not installed. Install it with "
+            "`pip install 'neurogen[llamacpp]'`; it is compiled on your machine, which takes some minutes and a C++ "
+            "compiler."
+        )
+    if engine == "vllm":
+        _refuse_vllm()
+
+
+def _refuse_vllm() -> None:
+    """`neurogen run` does not drive vLLM; the samplers go into vLLM instead."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ModelError(
+            "The engine vllm needs the package vllm, which is not installed. Install it into an environment of its own "
+            "with `pip install vllm`, for it brings its own PyTorch, and neurogen beside it; or use --engine torch."
+        )
+    raise ModelError(
+        "neurogen run cannot drive vLLM yet, although it is installed. Use --engine torch, or llamacpp for .gguf files."
+    )
+
+
+def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads: int | None) -> DecodableModel:
+    """Load a model for an engine.
+
+    Args:
+        engine: one of `ENGINES` that `check_engine` has let pass.
+        model, device, dtype: as `neurogen.models.load_model` takes them.
+        threads: of the forward pass on the CPU; None for the default.
+
+    Raises:
+        NeurogenError: see `neurogen.models.load_model` and `neurogen.engines.llamacpp.load_llamacpp_model`.
+    """
+    if engine == "llamacpp":
+        from neurogen.engines.llamacpp import load_llamacpp_model
+
+        ctx = click.get_current_context(silent=True)
+        settings = ctx.find_object(Settings) if ctx is not None else None
+        verbose = settings is not None and settings.debug
+        return load_llamacpp_model(model, device=device, threads=threads, verbose=verbose)
+    from neurogen.models import load_model
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return load_model(model, device=device, dtype=dtype)
