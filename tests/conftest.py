@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ import pytest
 
 # Read when huggingface_hub is imported, which no test does before this.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What the user of this machine has set is none of the tests' business.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel

@@ -7,6 +7,7 @@ went away, 143 SIGTERM.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -132,6 +133,7 @@ class Program(click.Group):
             _trace(settings)
             tell(_bug(error, settings))
             code = EXIT_ERROR
+        _forget_colorama()
         sys.exit(code or 0)
 
 
@@ -163,6 +165,13 @@ def _name_source(error: click.ClickException, settings: Settings) -> None:
     if source is not None:
         told = f"{error.message.rstrip('.')}. It comes from {source.place}."
         error.message = told  # type: ignore[misc]  # click builds the text around it when it is shown
+
+
+def _forget_colorama() -> None:
+    """Keep colorama, which tqdm starts where it is installed, from writing to the terminal on the way out."""
+    module = sys.modules.get("colorama.initialise")
+    if module is not None:
+        atexit.unregister(module.reset_all)
 
 
 def _drop_what_is_unwritten() -> None:
