@@ -13,6 +13,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from neurogen.errors import ParameterError
+from neurogen.hookspecs import hookimpl
 from neurogen.parameters import Param, RowParams, SamplerParams
 from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
 
@@ -249,3 +250,9 @@ class Survivors:
 def _inverse(order: Tensor) -> Tensor:
     """The place of every id in an order, int64 [batch, vocab]."""
     return order.argsort(dim=-1)
+
+
+@hookimpl
+def neurogen_samplers() -> list[type[Sampler]]:
+    """The profiles are samplers like all others: `neurogen run --sampler transformers`, or --profile transformers."""
+    return list(PROFILES.values())

@@ -12,7 +12,7 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
-from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
+from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.registry import default_registry
 
@@ -32,6 +32,7 @@ SEEDS = 2**31
     shell_complete=complete_sampler,
     help="Chooses the tokens; /sampler NAME changes it.",
 )
+@profile_option
 @click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
 )

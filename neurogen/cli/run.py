@@ -14,7 +14,7 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_
 from neurogen.cli.completion import complete_model
 from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.processor_options import make_processors, processor_options
-from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, require_sampler
+from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.cli.session import Arguments, execute
 from neurogen.errors import DataError
@@ -48,6 +48,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @processor_options
 @click.command("run", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
+@profile_option
 @click.option(
     "--model",
     default=DEFAULT_MODEL,

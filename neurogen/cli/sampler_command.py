@@ -6,8 +6,8 @@ schema.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,7 +20,11 @@ from neurogen.errors import NeurogenError
 from neurogen.registry import Plugin, default_registry
 from neurogen.sampler import Sampler
 
-__all__ = ["CommandWithSampler", "complete_sampler", "require_sampler", "sampler_names"]
+__all__ = ["CommandWithSampler", "complete_sampler", "profile_option", "require_sampler", "sampler_names"]
+
+PROFILES = ("llamacpp", "transformers", "vllm")
+PROFILE = "neurogen.profile"
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class CommandWithSampler(click.Command):
@@ -32,7 +36,7 @@ class CommandWithSampler(click.Command):
         """Find out which sampler is meant, then read the arguments with its options added."""
         lenient = {**extra, "ignore_unknown_options": True}
         first = super().make_context(info_name, list(args), parent, **{**lenient, "resilient_parsing": True})
-        name = first.params.get("sampler")
+        name = _chosen(first)
         if name is None:
             return super().make_context(info_name, args, parent, **lenient)
         if extra.get("resilient_parsing") and not _can_be_loaded(name):  # while its name is typed, in a shell
@@ -133,12 +137,41 @@ def complete_sampler(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in sampler_names() if name.startswith(incomplete)]
 
 
+def profile_option(command: Command) -> Command:
+    """Accept `--profile`, which chooses the sampler that does what another program does."""
+    return click.option(
+        "--profile",
+        type=click.Choice(PROFILES),
+        expose_value=False,
+        callback=_remember_profile,
+        help="Instead of --sampler: mean by top-k, top-p, min-p and temperature what this program means.",
+    )(command)
+
+
+def _remember_profile(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[PROFILE] = value
+
+
+def _chosen(ctx: click.Context) -> str | None:
+    """The sampler that is meant, by its name or by a profile."""
+    profile: str | None = ctx.meta.get(PROFILE)
+    sampler: str | None = ctx.params.get("sampler")
+    if profile is None:
+        return sampler
+    if ctx.get_parameter_source("sampler") == click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("Give either --sampler or --profile, not both: a profile is a sampler.", ctx)
+    return profile
+
+
 def require_sampler(ctx: click.Context, sampler: str | None) -> str:
     """The sampler that was given.
 
     Raises:
         click.UsageError: none was, or there are arguments that belong to nothing.
     """
+    profile: str | None = ctx.meta.get(PROFILE)
+    sampler = profile or sampler
     if sampler is None:
         raise click.UsageError(f"Which sampler? {_choice_of_samplers()}", ctx)
     if ctx.args:
