@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import click
 from neurogen.cli.common import tell
 from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
+from neurogen.cli.ranks import Ranks, launched, local_device
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
@@ -84,6 +85,7 @@ class Session:
         file: where results go, beside or instead of stdout.
         done: keys that an earlier run has left in `file`.
         failed: lines whose prompt could not be run, or not all of its samples.
+        ranks: this process's share of the prompts; None where it is the only one.
     """
 
     arguments: Arguments
@@ -96,16 +98,23 @@ class Session:
     file: ResultsFile | None
     done: set[Key] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
+    ranks: Ranks | None = None
+
+    def mine(self) -> list[int]:
+        """The lines of this process, save those that have failed."""
+        return [
+            index
+            for index in self.prompts
+            if index not in self.failed and (self.ranks is None or self.ranks.mine(index))
+        ]
 
     def sequences(self) -> Iterator[Key]:
-        """All sequences of the run, done or not, save those of lines that have failed."""
-        return (
-            (index, sample) for index in self.prompts if index not in self.failed for sample in range(self.arguments.n)
-        )
+        """All sequences of this process, done or not, save those of lines that have failed."""
+        return ((index, sample) for index in self.mine() for sample in range(self.arguments.n))
 
     def queue(self) -> Iterable[Prompt]:
         """The prompts as the runner wants them: it raises for the only one of a list, and goes on after others."""
-        prompts = [prompt for index, prompt in self.prompts.items() if index not in self.failed]
+        prompts = [self.prompts[index] for index in self.mine()]
         return prompts if self.source is None else iter(prompts)
 
     def identity(self, key: Key) -> dict[str, Any] | None:
@@ -161,6 +170,9 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
     Raises:
         NeurogenError: nothing can be run, or the run cannot go on.
     """
+    ranks = launched(vars(arguments), click.get_current_context(silent=True))
+    if ranks is not None:
+        return _execute_share(replace(arguments, quiet=arguments.quiet or ranks.rank > 0), sampler, processors, ranks)
     prompts, source, broken = _read(arguments, sampler)
     with ExitStack() as stack:
         file = stack.enter_context(ResultsFile(arguments.output)) if arguments.output is not None else None
@@ -184,14 +196,47 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
     return _report_failures(session)
 
 
-def _read(arguments: Arguments, sampler: Sampler) -> tuple[dict[int, Prompt], str | None, int]:
+def _execute_share(arguments: Arguments, sampler: Sampler, processors: Sequence[Processor], ranks: Ranks) -> int:
+    """Do this process's share of the run, and as rank 0 merge what all have done; see `neurogen.cli.ranks`."""
+    prompts, source, broken = _read(arguments, sampler, told=ranks.rank == 0)
+    assert arguments.output is not None
+    assert arguments.seed is not None
+    with ExitStack() as stack:
+        whole = stack.enter_context(ResultsFile(arguments.output)) if ranks.rank == 0 else None
+        file = stack.enter_context(ResultsFile(ranks.own))
+        session = Session(arguments, sampler, processors, prompts, source, broken, arguments.seed, file, ranks=ranks)
+        stack.callback(ranks.close)
+        ranks.begin()
+        _check_seeds(session)
+        if whole is not None:
+            whole.resume(session.identity)
+        session.done = file.resume(session.identity) | ranks.done_elsewhere(session.identity)
+        todo = [key for key in session.sequences() if key not in session.done]
+        stack.enter_context(_sigterm_raises())
+        try:
+            code = _run(session, todo) if todo else 0
+            if code:
+                return code
+            if ranks.rank > 0:
+                ranks.wait(session.failed)
+                return 0
+            count, failed = ranks.gather(session.identity)
+        except (KeyboardInterrupt, Terminated) as stop:
+            tell("Interrupted. Repeat the command to go on.")
+            return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+        session.failed |= failed
+        _say(arguments, f"{ranks.world} processes: {_results(count)} in {arguments.output}.")
+    return _report_failures(session)
+
+
+def _read(arguments: Arguments, sampler: Sampler, *, told: bool = True) -> tuple[dict[int, Prompt], str | None, int]:
     """The prompts by line, the file they are from, and how many lines hold none."""
     if arguments.prompts is None:
         text = arguments.prompt if arguments.prompt is not None else _standard_input()
         return {0: Prompt(0, text)}, None, 0
     source = "standard input" if arguments.prompts == "-" else arguments.prompts
     prompts, broken = read_prompts(arguments.prompts, sampler)
-    for line in broken:
+    for line in broken if told else ():
         tell(f"{line}.")
     if not prompts:
         raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
@@ -225,8 +270,9 @@ def _check_seeds(session: Session) -> None:
             f"is {INT64[-1]}. Give a smaller one.",
             click.get_current_context(),
         )
+    mine = set(session.mine())
     for index, prompt in session.prompts.items():
-        if prompt.seed is not None and not is_whole(prompt.seed + n - 1):
+        if index in mine and prompt.seed is not None and not is_whole(prompt.seed + n - 1):
             problem = (
                 f"'seed' is {prompt.seed}, and the last of {n} samples would have {prompt.seed + n - 1}; the largest "
                 f"of 64 bits is {INT64[-1]}. Give a smaller one."
@@ -256,7 +302,8 @@ def _run(session: Session, todo: list[Key]) -> int:
         return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     if summary.sequences:
         there = f"; {_results(len(session.done) + summary.sequences)} in {session.arguments.output}"
-        _say(session.arguments, summary.line() + (there if session.file is not None else ""))
+        tells_where = session.file is not None and session.ranks is None
+        _say(session.arguments, summary.line() + (there if tells_where else ""))
     return 0
 
 
@@ -270,7 +317,7 @@ def _load(arguments: Arguments, sampler: Sampler) -> DecodableModel:
         model = load_for_engine(
             arguments.engine,
             arguments.model,
-            device=arguments.device,
+            device=local_device(arguments.device),
             dtype=arguments.dtype,
             threads=arguments.threads,
         )
