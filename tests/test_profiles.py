@@ -28,7 +28,7 @@ Answer = dict[int, float]
 
 
 def rows(seed: int, *, tied: bool) -> Iterator[Row]:
-    """Rows of 1 to 60 float32 logits, some of 3000; tied ones are multiples of 1/2, exact at every temperature tried."""
+    """Rows of 1 to 60 float32 logits, some of 3000; tied ones are multiples of 1/2, exact at every temperature here."""
     rng = np.random.default_rng(seed)
     for number in range(ROWS):
         size = 3000 if number % 10 == 9 else int(rng.integers(1, 60))
