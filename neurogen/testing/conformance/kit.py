@@ -29,6 +29,9 @@ __all__ = ["CHECKS", "Check", "Kit", "Skip", "check", "run", "run_check"]
 RUN_ROWS = 64
 """Rows are numbered from here for every run: runs with neighbouring seeds have no row in common."""
 
+SHRINK_SECONDS = (5.0, 10.0)
+"""For making a case small, in the quick and in the full form."""
+
 
 class Skip(Exception):  # noqa: N818  (it says why a check does not apply, and never leaves the kit)
     """A check does not apply to this sampler, or cannot be made here."""
@@ -185,7 +188,7 @@ class Kit:
             other = self._break(candidate, law, valid)
             return other is not None and other[0] == manner
 
-        small = shrink(case, breaks, seconds=5 if self.quick else 10)
+        small = shrink(case, breaks, seconds=SHRINK_SECONDS[0 if self.quick else 1])
         again = self._break(small, law, valid)
         return again[1] if again is not None else failure
 
