@@ -111,18 +111,35 @@ class LanguageModel:
         Returns:
             logits of the last position, [batch, vocab] in `dtype`, and the cache, now `past + new` long.
         """
+        logits, cache = self.forward_last(input_ids, attention_mask, position_ids, cache, count=1)
+        return logits[:, -1, :], cache
+
+    def forward_last(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        *,
+        count: int,
+    ) -> tuple[torch.Tensor, Cache]:
+        """Run the model as `forward` does, and return the logits behind each of the last `count` tokens.
+
+        Returns:
+            logits, [batch, count, vocab] in `dtype`, and the cache.
+        """
         cache = self.new_cache() if cache is None else cache
         if position_ids is None:
             counted = attention_mask.cumsum(dim=-1) - 1
             position_ids = counted.clamp_(min=0)[:, -input_ids.shape[1] :]
         # transformers before 5.24 calls the cache past_key_values; a few architectures take no positions.
-        offered = {"position_ids": position_ids, "logits_to_keep": 1, "cache": cache}
+        offered = {"position_ids": position_ids, "logits_to_keep": count, "cache": cache}
         arguments = {name: value for name, value in offered.items() if name in self._arguments}
         if "cache" not in arguments:
             arguments["past_key_values"] = cache
         with torch.inference_mode():
             output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **arguments)
-        return output.logits[:, -1, :], cache
+        return output.logits[:, -count:, :], cache
 
 
 def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
@@ -335,7 +352,7 @@ def _checked_config(folder: Path) -> Any:
         kind = raw.get("model_type")
     except FileNotFoundError:
         raise ModelError(f"{folder} has weights but no config.json. Copy the model's configuration there.") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {_one_line(error)}. Copy the model's configuration again.") from None
     if kind not in CONFIG_MAPPING:
         code = " and brings code of its own, which neurogen never runs" if "auto_map" in raw else ""
@@ -372,7 +389,7 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(header.pop("__metadata__", {}), dict):
             raise ValueError("its __metadata__ is no object")
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{file} is no safetensors file, or is damaged: {_one_line(error)}. Copy it again.") from None
     size = file.stat().st_size
     if size < end:
