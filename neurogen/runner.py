@@ -117,6 +117,7 @@ class Result:
         sampler, params, seed: what draws them again.
         processors: what changed the logits before the sampler, such as "repetition-penalty(penalty=1.2)".
         notices: what processors say about the result, such as that a grammar was not satisfied.
+        score: of the strategy that chose this result among several; None where there was no choice.
         finish_reason: "eos" (the model ended it), "stop" (a stop string did), "length".
         prompt_tokens, new_tokens: how many the model was given, how many are in `token_ids`.
         seconds: wall time from the sequence's first share of the batch to its end.
@@ -141,6 +142,7 @@ class Result:
     logprobs: list[dict[str, Any]] | None = None
     processors: list[str] | None = None
     notices: list[str] | None = None
+    score: float | None = None
 
     def _repr_html_(self) -> str:
         from neurogen.notebook import result_html
@@ -148,7 +150,7 @@ class Result:
         return result_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain values; `logprobs`, `processors` and `notices` only where there are any."""
+        """The result as plain values; `logprobs`, `processors`, `notices` and `score` only where there are any."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in values.items() if value is not None}
 

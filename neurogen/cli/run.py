@@ -67,6 +67,14 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option("-n", type=WholeNumber(1), default=1, show_default=True, help="Samples a prompt.")
 @click.option(
+    "--best-of",
+    type=WholeNumber(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Draw N candidates for each sample, and give the one most probable for the model.",
+)
+@click.option(
     "--max-new-tokens", type=WholeNumber(1), default=128, show_default=True, help="End a sequence after so many tokens."
 )
 @click.option(
@@ -115,6 +123,8 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
     if values["stream"] and values["as_json"]:
         raise click.UsageError("--stream writes text as it grows, --json whole objects: give one of them.", ctx)
+    if values["best_of"] > 1 and (values["stream"] or values["record"] is not None):
+        raise click.UsageError("--best-of chooses among whole texts: leave out --stream and --record.", ctx)
     if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
         raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
     check_engine(values, ctx)

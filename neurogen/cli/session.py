@@ -31,8 +31,9 @@ from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDel
 if TYPE_CHECKING:
     from neurogen.processor import Processor
     from neurogen.recording import Recorder
-    from neurogen.request import DecodableModel
+    from neurogen.request import DecodableModel, DecodingEngine
     from neurogen.sampler import Sampler
+    from neurogen.strategies.best_of import BestOf
 
 __all__ = ["Arguments", "execute"]
 
@@ -66,6 +67,12 @@ class Arguments:
     quiet: bool
     engine: str = "torch"
     threads: int | None = None
+    best_of: int = 1
+
+    @property
+    def drawn(self) -> int:
+        """Sequences drawn for each prompt: a seed each."""
+        return self.n * self.best_of
 
 
 class Terminated(BaseException):
@@ -125,11 +132,12 @@ class Session:
             return None
         own = prompt.seed
         first = own if own is not None else self.seed + index * self.arguments.n
+        seed = {"seed": first + sample} if self.arguments.best_of == 1 else {}
         return {
             "prompt": prompt.text,
             "sampler": self.sampler.name,
             "params": self.sampler.params.model_dump() | dict(prompt.params),
-            "seed": first + sample,
+            **seed,
             "processors": self._processors_of(prompt),
             "run": self._settings(prompt),
         }
@@ -158,6 +166,7 @@ class Session:
             "chat": arguments.chat,
             "dtype": arguments.dtype,
             "engine": arguments.engine,
+            **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
         }
 
 
@@ -261,7 +270,7 @@ def _seed(arguments: Arguments, file: ResultsFile | None) -> int:
 
 def _check_seeds(session: Session) -> None:
     """Refuse a seed of which a later sample's would not fit 64 bits; where it is a line's own, that line has failed."""
-    n = session.arguments.n
+    n = session.arguments.drawn
     shared = [index for index, prompt in session.prompts.items() if prompt.seed is None]
     largest = session.seed + max(shared, default=0) * n + n - 1
     if shared and not is_whole(largest):
@@ -362,7 +371,7 @@ def _events(session: Session, model: DecodableModel, todo: list[Key], summary: S
     with ExitStack() as stack:
         observer = stack.enter_context(_recorder(session, model, options)) if arguments.record is not None else None
         engine = model.engine(session.sampler, batch_size=arguments.batch_size, observer=observer)
-        runner = Runner(model, session.sampler, options, engine=engine)
+        runner = _runner(session, model, options, engine)
         stack.push(_closer(output))
         stack.callback(watch.close)
         for event in runner.run(session.queue(), skip=lambda index, sample: (index, sample) in session.done):
@@ -380,6 +389,16 @@ def _events(session: Session, model: DecodableModel, todo: list[Key], summary: S
                 with watch.aside():
                     _fail(session, event)
                     output.failure(event)
+
+
+def _runner(session: Session, model: DecodableModel, options: RunOptions, engine: DecodingEngine) -> Runner | BestOf:
+    """What runs the prompts: one sequence for each sample, or the best of several."""
+    many = session.arguments.best_of
+    if many == 1:
+        return Runner(model, session.sampler, options, engine=engine)
+    from neurogen.strategies.best_of import BestOf
+
+    return BestOf(model, session.sampler, options, candidates=many, engine=engine)
 
 
 @contextmanager
