@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from neurogen.reference import Mask, Row, drawable, greedy_support, probs
+from neurogen import reference
+from neurogen.reference import Mask, Row, drawable, greedy_support
 
 __all__ = ["support"]
 
@@ -12,4 +13,4 @@ def support(logits: Row, epsilon: float, temperature: float) -> Mask:
     Desmoothing"), and the argmax in any case; epsilon = 0 keeps all.
     """
     can = drawable(logits, temperature)
-    return ((probs(logits, can, temperature) >= epsilon) & can) | greedy_support(logits)
+    return ((reference.probs(logits, can, temperature) >= epsilon) & can) | greedy_support(logits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from neurogen.reference import Floats, Mask, Row, drawable, greedy_support, probs
+from neurogen import reference
+from neurogen.reference import Floats, Mask, Row, drawable, greedy_support
 
 __all__ = ["support"]
 
@@ -16,7 +17,7 @@ def support(logits: Row, epsilon: float, temperature: float) -> Mask:
     p and the entropy, in nats, are those at the temperature.
     """
     can = drawable(logits, temperature)
-    p = probs(logits, can, temperature)
+    p = reference.probs(logits, can, temperature)
     eta = min(epsilon, np.sqrt(epsilon) * np.exp(-_entropy(p)))
     return np.asarray(((p >= eta) & can) | greedy_support(logits))
 

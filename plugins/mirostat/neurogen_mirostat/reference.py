@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from neurogen.reference import Mask, Row, drawable, greedy_support, probs
+from neurogen import reference
+from neurogen.reference import Mask, Row, drawable, greedy_support
 
 __all__ = ["next_mu", "support", "support_at"]
 
@@ -35,5 +36,5 @@ def next_mu(logits: Row, chosen: int, mu: float, tau: float, eta: float, tempera
     """
     if temperature == 0:
         return mu
-    p = probs(logits, support_at(logits, mu, temperature), temperature)[chosen]
+    p = reference.probs(logits, support_at(logits, mu, temperature), temperature)[chosen]
     return float(mu - eta * (-np.log2(p) - tau))

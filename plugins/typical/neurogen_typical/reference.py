@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from neurogen.reference import Mask, Row, drawable, order, probs
+from neurogen import reference
+from neurogen.reference import Mask, Row, drawable, order
 
 __all__ = ["support"]
 
@@ -19,7 +20,7 @@ def support(logits: Row, typical_p: float, temperature: float) -> Mask:
     can = drawable(logits, temperature)
     if typical_p >= 1 or temperature == 0:
         return can
-    p = probs(logits, can, temperature)
+    p = reference.probs(logits, can, temperature)
     ids = order(logits)[: can.sum()]  # those above -inf, which stand first
     surprise = _surprise(logits, ids, temperature)
     some = p[ids] > 0
