@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -330,6 +332,13 @@ def test_scores_are_not_modified() -> None:
 def test_every_parameter_of_every_sampler_is_a_keyword() -> None:
     names = inspect.signature(custom_generate).parameters.keys()
     assert {"sampler", "seed", "k", "p", "temperature"} <= names
+
+
+def test_the_documented_examples_run() -> None:
+    text = (Path(__file__).parent.parent / "docs/integrations.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text.partition("## vLLM")[0], re.DOTALL)
+    assert len(blocks) == 2
+    exec("import torch\n" + "\n".join(blocks), {})
 
 
 @pytest.fixture(scope="module")

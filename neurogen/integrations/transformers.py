@@ -121,7 +121,7 @@ class SamplerLogitsProcessor(LogitsProcessor):
         self._state: State | None = None
         self._seen: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Choose a token a row.
 
         Args:
@@ -280,8 +280,8 @@ def _run(
     config.do_sample = False
     if config.return_dict_in_generate and config.output_scores:
         processor.recorded = []
-    loop: Any = type(model)._sample
-    result = loop(
+    kind: Any = type(model)
+    result = kind._sample(
         model,
         input_ids,
         logits_processor=LogitsProcessorList([*others, processor]),
@@ -313,10 +313,11 @@ def _parameter_names() -> set[str]:
 
 def _checked_seed(seed: int | Sequence[int] | Tensor) -> int | list[int]:
     value: Any = seed.tolist() if isinstance(seed, Tensor) else seed
-    values = [value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else [None]
-    if isinstance(value, str) or not values or not all(is_whole(one) for one in values):
-        raise ParameterError(f"seed must be an integer of 64 bits, or one a prompt, got {seed!r}.", "seed")
-    return value if isinstance(value, int) else values
+    if is_whole(value):
+        return int(value)
+    if isinstance(value, Sequence) and value and all(map(is_whole, value)):
+        return list(value)
+    raise ParameterError(f"seed must be an integer of 64 bits, or one a prompt, got {seed!r}.", "seed")
 
 
 def _seed_a_row(seed: int | list[int], rows: int) -> Tensor:

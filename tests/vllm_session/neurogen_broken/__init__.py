@@ -1,0 +1,36 @@
+"""Samplers that fail, for tests: at once, and once the vocabulary is a real one."""
+
+from typing import Any
+
+import torch
+
+import neurogen
+
+
+class Failing(neurogen.Sampler):
+    """Fails at every call."""
+
+    name = "failing"
+    api_version = 1
+
+    def select(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
+        """Fail."""
+        raise RuntimeError("this sampler is broken")
+
+
+class Later(Failing):
+    """Fails where the vocabulary is large."""
+
+    name = "later"
+
+    def select(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
+        """Choose from a small vocabulary."""
+        if logits.shape[1] > 100:
+            raise RuntimeError("this vocabulary is too large")
+        return logits.argmax(dim=1)
+
+
+@neurogen.hookimpl
+def neurogen_samplers() -> list[type[neurogen.Sampler]]:
+    """Both."""
+    return [Failing, Later]
