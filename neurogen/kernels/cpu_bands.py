@@ -13,13 +13,13 @@ from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_cuts import cut_at, heavy_enough, largest
 from neurogen.kernels.cpu_rows import EVERYTHING, collect, sum_of, weigh, weigh_listed
-from neurogen.kernels.cpu_statistics import depth_of, deviation, distance_units, mean_depth
+from neurogen.kernels.cpu_statistics import deviation, mean_depth
+from neurogen.kernels.depths import depth_of, distance_units, nearness
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, to_float32, value_of
 
 __all__ = ["above", "likelier", "mix", "spared", "typical"]
 
 FARTHEST = np.uint32(0xFFFFFFFF)
-SIGNLESS = np.uint32(0x7FFFFFFF)
 
 
 @register_jitable
@@ -70,7 +70,7 @@ def typical(row: Any, p: Any) -> Any:
     count = collect(row, NEGATIVE_INFINITY, len(row.logits))
     weigh_listed(row, count)
     for i in range(count):
-        row.keys[i] = _nearness(value_of(row.keys[i]), row, mean)
+        row.keys[i] = nearness(depth_of(value_of(row.keys[i]), row.top, row.scale), mean)
     wanted = nucleus_mass(p, total)
     low, high = np.int64(0), np.int64(FARTHEST)
     while low < high:  # the largest key that tokens which hold enough have at least
@@ -82,13 +82,6 @@ def typical(row: Any, p: Any) -> Any:
     left = _drop_ties(row, count, low, mean, wanted - _mass_from(row, count, low + 1), True)
     _drop_ties(row, count, low, mean, left, False)
     return _nearest(row, count, low)
-
-
-@register_jitable
-def _nearness(x: Any, row: Any, mean: Any) -> Any:
-    """A uint32 that is the larger, the nearer a token's depth is to the mean."""
-    off = np.float32(np.float64(depth_of(x, row.top, row.scale)) - mean)
-    return np.uint32(FARTHEST - np.uint32(off.view(np.uint32) & SIGNLESS))
 
 
 @register_jitable

@@ -15,7 +15,17 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLoc
 
 __all__ = ["kernel"]
 
-TOOLKIT = ("cpu.py", "cpu_cuts.py", "cpu_rows.py", "cpu_threads.py", "cpu_vectors.py", "numerics.py")
+TOOLKIT = (
+    "cpu.py",
+    "cpu_bands.py",
+    "cpu_cuts.py",
+    "cpu_rows.py",
+    "cpu_statistics.py",
+    "cpu_threads.py",
+    "cpu_vectors.py",
+    "depths.py",
+    "numerics.py",
+)
 """Files whose functions are compiled into every kernel."""
 
 NUMBERS = (int, float, str, tuple, np.generic)

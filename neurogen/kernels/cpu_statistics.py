@@ -13,27 +13,17 @@ import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_rows import CHUNK, Row, load_chunk, weigh
-from neurogen.kernels.numerics import (
-    NEGATIVE_INFINITY,
-    exact_mul,
-    log2_of,
-    mass_of,
-    scale_of,
-    to_float32,
+from neurogen.kernels.depths import (
+    DEPTH_UNIT,
+    distance_units,
+    joined_squares,
+    split_square,
+    unit_for,
+    weighted_depth,
 )
+from neurogen.kernels.numerics import NEGATIVE_INFINITY, log2_of, mass_of, scale_of, to_float32
 
-__all__ = ["deviation", "distance_units", "entropy", "finite", "mean_depth", "tempered"]
-
-DEEPEST = np.float32(64.0)
-"""A token deeper than this below the top, in bits, has the least mass; its depth counts as this."""
-
-DEPTH_UNIT = 2.0**-6  # so that vocab * mass * depth stays below 2**62
-UNITS = 25  # bits of the largest distance from the top, where logits are squared
-LOW_UNITS = np.int64((1 << 26) - 1)
-LOW_SHIFT = np.int64(26)
-FARTHEST = 2.0**40  # above all distances of a row, and whole in float64
-BIAS = 1023
-MANTISSA = np.int64(52)
+__all__ = ["deviation", "entropy", "finite", "mean_depth", "tempered"]
 
 
 @register_jitable
@@ -54,18 +44,11 @@ def tempered(row: Any, temperature: Any) -> Any:
 
 
 @register_jitable
-def depth_of(x: Any, top: Any, scale: Any) -> Any:
-    """How far a token lies below the most probable one, in bits: log2 of the ratio of their probabilities; float32."""
-    return -exact_mul(np.float32(x - top), scale)
-
-
-@register_jitable
 def _chunk_depth(chunk: Any, top: Any, scale: Any, bits: Any) -> Any:
     total = np.int64(0)
     for i in range(CHUNK):
         x = to_float32(chunk[i])
-        depth = min(depth_of(x, top, scale), DEEPEST)
-        total += np.int64(np.float64(mass_of(x, top, scale, bits)) * (np.float64(depth) * DEPTH_UNIT))
+        total += weighted_depth(x, top, scale, mass_of(x, top, scale, bits))
     return total
 
 
@@ -99,19 +82,6 @@ def finite(row: Any) -> Any:
 
 
 @register_jitable
-def distance_units(x: Any, top: Any, unit: Any) -> Any:
-    """How far a finite logit lies below the top, as an integer in units of 1 / `unit`."""
-    return np.int64(min((np.float64(top) - np.float64(x)) * unit, FARTHEST))
-
-
-@register_jitable
-def unit_for(reach: Any) -> Any:
-    """A power of two that makes a distance of at most `reach`, float64 above 0, an integer below 2**26."""
-    exponent = (np.float64(reach).view(np.int64) >> MANTISSA) - np.int64(BIAS)
-    return np.int64((np.int64(BIAS + UNITS) - exponent) << MANTISSA).view(np.float64)
-
-
-@register_jitable
 def deviation(row: Any) -> Any:
     """The standard deviation of the finite logits before temperature, and the unit in which it is measured.
 
@@ -138,8 +108,7 @@ def deviation(row: Any) -> Any:
     for i in range(len(row.logits)):
         x = to_float32(row.logits[i])
         if x > NEGATIVE_INFINITY:
-            off = distance_units(x, row.top, unit) - mean
-            low += (off * off) & LOW_UNITS
-            high += (off * off) >> LOW_SHIFT
-    squares = (high + (low >> LOW_SHIFT)) * np.float64(1 << 26)
-    return math.sqrt((squares + np.float64(low & LOW_UNITS)) / np.float64(count)), unit
+            own_low, own_high = split_square(distance_units(x, row.top, unit) - mean)
+            low += own_low
+            high += own_high
+    return math.sqrt(joined_squares(low, high) / np.float64(count)), unit

@@ -24,25 +24,34 @@ from numba import cuda, types
 from torch import Tensor
 
 from neurogen.errors import DeviceError
+from neurogen.kernels.cuda_bands import above, likelier, mix, spared, typical, whole
 from neurogen.kernels.cuda_block import device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
+from neurogen.kernels.cuda_statistics import entropy, finite, tempered
 from neurogen.kernels.host import Calls, calls, with_row_parameters
-from neurogen.kernels.numerics import is_warm, random_bits
+from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
     "BLOCK",
     "NOTHING",
     "Kernel",
     "Row",
+    "above",
     "argmax",
+    "entropy",
     "everything",
+    "finite",
     "heavier",
     "largest",
     "launch",
+    "likelier",
     "nucleus",
+    "spared",
+    "tempered",
     "truncation",
+    "typical",
 ]
 
 BLOCK = 1024
@@ -99,7 +108,9 @@ class Kernel:
         return self._forms[key]
 
 
-def truncation(keep: Callable[..., Any], *names: str) -> Calls:
+def truncation(
+    keep: Callable[..., Any], *names: str, chance: str | None = None, temper: Callable[..., Any] | None = None
+) -> Calls:
     """The kernels of a sampler that keeps some tokens of a row and draws from them by probability.
 
     Each reads a row once for its largest logit, then as often as `keep` says, and then as often as `draw`, `normalise`
@@ -110,11 +121,20 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
             returns what `largest`, `nucleus`, `heavier` or `everything` return. Not called at temperature 0, where the
             argmax is kept, nor for a row without a valid distribution.
         *names: the sampler's parameters that `keep` takes, at most three.
+        chance: name of a parameter that is the probability with which `keep`, which must return a `Band` then, as
+            `spared` and `typical` do, is called; else everything is kept. A second random number of the same seed and
+            position decides.
+        temper: called as temper(row, *parameters), with the row at temperature 1, before `keep`; returns the
+            temperature of the row, float64. By default that is the sampler's parameter `temperature`.
 
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
     """
-    cut_of = device(with_row_parameters(keep if hasattr(keep, "py_func") else device(keep), len(names)))
+    cut_of = _of_rows(keep, len(names))
+    if temper is not None:
+        return _tempering(cut_of, _of_rows(temper, len(names)), names)
+    if chance is not None:
+        return _by_chance(cut_of, (*names, chance, "temperature"))
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
@@ -151,6 +171,106 @@ def truncation(keep: Callable[..., Any], *names: str) -> Calls:
 
     probs, support = describing(normalise, *PROBABILITIES), describing(mark, *MARKS)
     return calls(launch, Kernel(sample), probs, support, (*names, "temperature"))
+
+
+def _of_rows(definition: Callable[..., Any], count: int) -> Any:
+    """A definition as a device function of (row, arrays, r)."""
+    compiled = definition if hasattr(definition, "py_func") else device(definition)
+    return device(with_row_parameters(compiled, count))
+
+
+def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler whose temperature follows from the row."""
+
+    @device
+    def own_temperature(row, arrays, r):  # type: ignore[no-untyped-def]
+        return np.float64(temperature_of(row, arrays, r)) if row.top != NOTHING else np.float64(0.0)
+
+    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        seed, position, ids = arrays[-3], arrays[-2], arrays[-1]
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
+            row = at_row(logits, offset, r * row_stride, vocab, np.float64(1.0), space)
+            own = own_temperature(row, arrays, r)
+            token = np.int64(-1)
+            if row.top != NOTHING:
+                if is_warm(own):
+                    warm = tempered(row, own)
+                    token = draw(warm, cut_of(warm, arrays, r), random_bits(seed[r], position[r], 0))
+                else:
+                    token = first_top(row)
+            if cuda.threadIdx.x == 0:
+                ids[r] = token
+            cuda.syncthreads()
+            r += cuda.gridDim.x
+
+    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
+        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+            space = open_space()
+            out = arrays[-1]
+            r = np.int64(cuda.blockIdx.x)
+            while r < batch:
+                row = at_row(logits, offset, r * row_stride, vocab, np.float64(1.0), space)
+                own = own_temperature(row, arrays, r)
+                if is_warm(own):
+                    warm = tempered(row, own)
+                    write(warm, cut_of(warm, arrays, r), out, r * vocab)
+                else:
+                    _only_argmax(row, out, r * vocab, zero, one)
+                cuda.syncthreads()
+                r += cuda.gridDim.x
+
+        return Kernel(describe)
+
+    return calls(launch, Kernel(sample), describing(normalise, *PROBABILITIES), describing(mark, *MARKS), names)
+
+
+def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
+
+    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        chance, temperature, seed, position, ids = arrays[-5], arrays[-4], arrays[-3], arrays[-2], arrays[-1]
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
+            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+            token = np.int64(-1)
+            if row.top != NOTHING:
+                if is_warm(temperature[r]):
+                    removes = uniform(random_bits(seed[r], position[r], 1)) < chance[r]
+                    band = band_of(row, arrays, r) if removes else whole(row)
+                    token = draw(row, band, random_bits(seed[r], position[r], 0))
+                else:
+                    token = first_top(row)
+            if cuda.threadIdx.x == 0:
+                ids[r] = token
+            cuda.syncthreads()
+            r += cuda.gridDim.x
+
+    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
+        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+            space = open_space()
+            chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
+            r = np.int64(cuda.blockIdx.x)
+            while r < batch:
+                row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
+                if row.top != NOTHING and is_warm(temperature[r]):
+                    write(row, band_of(row, arrays, r), min(max(chance[r], 0.0), 1.0), out, r * vocab)
+                else:
+                    _only_argmax(row, out, r * vocab, zero, one)
+                cuda.syncthreads()
+                r += cuda.gridDim.x
+
+        return Kernel(describe)
+
+    return calls(launch, Kernel(sample), describing(mix, *PROBABILITIES), describing(_mark_either, *MARKS), names)
+
+
+@device
+def _mark_either(row, band, share, out, first):  # type: ignore[no-untyped-def]
+    """Write what can be drawn where `band` is what is kept with this chance, and else everything."""
+    mark(row, band if share >= 1.0 else whole(row), out, first)
 
 
 @device

@@ -16,7 +16,18 @@ from neurogen.kernels.cuda_parts import bin_of, locate, part_weights, share_of
 from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
 
-__all__ = ["everything", "heavier", "largest", "nucleus"]
+__all__ = [
+    "AIM",
+    "DIGITS",
+    "DIGIT_BITS",
+    "everything",
+    "heavier",
+    "heavy_enough",
+    "largest",
+    "nth_maximum",
+    "nucleus",
+    "reach",
+]
 
 AIM = GROUPS * 3 // 4
 """A nucleus is looked for above this many of the groups' maxima: 1.4 * GROUPS tokens where their order is random."""
@@ -46,7 +57,7 @@ def largest(row, k):  # type: ignore[no-untyped-def]
         return LOWEST, row.vocab
     count = np.int64(LISTED + 1)
     if k <= GROUPS:
-        count, _ = collect(row, _nth_maximum(row, np.int64(k)), False)
+        count, _ = collect(row, nth_maximum(row, np.int64(k)), False)
     return _cut(row, count, count > LISTED, np.int64(k), True)
 
 
@@ -64,7 +75,7 @@ def nucleus(row, p, cut=None):  # type: ignore[no-untyped-def]
         return _nucleus_of(row, p, cut)
     if p >= 1:
         return LOWEST, row.vocab
-    count, total = collect(row, _nth_maximum(row, np.int64(AIM)), True)
+    count, total = collect(row, nth_maximum(row, np.int64(AIM)), True)
     wanted = nucleus_mass(p, total)
     return _cut(row, count, count > LISTED or mass_listed(row, count) < wanted, wanted, False)
 
@@ -91,6 +102,12 @@ def heavier(row, share):  # type: ignore[no-untyped-def]
     wanted = nucleus_mass(share, np.int64(1) << np.int64(row.bits))
     if share <= 0 or wanted <= 1:
         return LOWEST, row.vocab
+    return heavy_enough(row, wanted)
+
+
+@device
+def heavy_enough(row, wanted):  # type: ignore[no-untyped-def]
+    """Keep the tokens with at least this mass, which the most probable one has. Reads nothing."""
     found = row.space.found
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
@@ -107,7 +124,7 @@ def heavier(row, share):  # type: ignore[no-untyped-def]
 
 
 @device
-def _nth_maximum(row, n):  # type: ignore[no-untyped-def]
+def nth_maximum(row, n):  # type: ignore[no-untyped-def]
     """A key that at least n of the groups' maxima reach, and where none tie exactly n; at least LOWEST."""
     maxima = row.space.maxima
     low, span = np.int64(LOWEST), np.int64(1)
@@ -167,7 +184,7 @@ def _narrow(row, wanted, counted):  # type: ignore[no-untyped-def]
     while digit >= 0:
         shift = np.uint32(digit * DIGIT_BITS)
         _histogram(row, inverse, key, shift, counted)
-        place, left, inside = _reach(row, left)
+        place, left, inside = reach(row, left)
         if inverse == 0:
             key |= np.uint32(np.uint32(LISTED - 1 - place) << shift)
         else:
@@ -226,7 +243,7 @@ def _histogram(row, inverse, key, shift, counted):  # type: ignore[no-untyped-de
 
 
 @device
-def _reach(row, wanted):  # type: ignore[no-untyped-def]
+def reach(row, wanted):  # type: ignore[no-untyped-def]
     """The bin in which the weights reach `wanted` or all there is, what is wanted of that bin, and what it holds."""
     space = row.space
     each = share_of(LISTED)

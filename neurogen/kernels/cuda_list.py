@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_block import block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_parts import bin_of
+from neurogen.kernels.cuda_parts import CUT, bin_of
 from neurogen.kernels.cuda_rows import BOUND, COUNT, FOUND, LISTED, LOWEST, NEVER, PARTS, reader
 from neurogen.kernels.numerics import key_of, value_of
 
@@ -206,8 +206,8 @@ def cut_listed(row, count, wanted, counted):  # type: ignore[no-untyped-def]
 
 @device
 def is_listed(row, cut):  # type: ignore[no-untyped-def]
-    """Whether all that a cut keeps has been listed."""
-    return cut[0] >= row.space.marks[BOUND]
+    """Whether all that a cut keeps has been listed; never of a `Band`."""
+    return cut[0] >= row.space.marks[BOUND] if len(cut) == CUT else False
 
 
 @device

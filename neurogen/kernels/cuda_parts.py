@@ -1,12 +1,15 @@
 """Where in a row of logits, in order of ids, masses or tokens reach a number, on CUDA; and the bins of a histogram.
 
-A *cut* is where a truncation ends: the key of the last token kept, and the last id kept among those with that key.
+A *cut* is where a truncation ends: the key of the last token kept, and the last id kept among those with that key. What
+is not a prefix of the order of tokens is a `Band`.
 
     part_weights    reads the row once: the mass (or number) of the tokens kept, of every part and of the row
     locate          reads one part again, with all threads
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
@@ -15,7 +18,29 @@ from neurogen.kernels.cuda_block import block_before, block_sum, device, lane_of
 from neurogen.kernels.cuda_rows import FOUND, LISTED, PARTS, first_id, logit_at, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of
 
-__all__ = ["bin_of", "locate", "part_weights", "share_of", "survives"]
+__all__ = ["CUT", "Band", "bin_of", "locate", "part_weights", "share_of", "survives"]
+
+CUT = 2  # the key of a prefix's last token, and its id
+
+
+class Band(NamedTuple):
+    """Tokens kept that are not a prefix of the order of tokens: those between two keys, and some at its ends.
+
+    Attributes:
+        low, high: uint32; all tokens with a key of low .. high are kept.
+        upper: uint32, not below `high`; of the keys above `high` up to this one the ids `first` .. `last` are kept.
+        first, last: int32.
+        lower: uint32, not above `low`; of the keys below `low` from this one on the ids up to `lower_last` are kept.
+        lower_last: int32.
+    """
+
+    low: Any
+    high: Any
+    upper: Any
+    first: Any
+    last: Any
+    lower: Any
+    lower_last: Any
 
 
 @device
@@ -45,8 +70,12 @@ def share_of(count):  # type: ignore[no-untyped-def]
 
 @device
 def survives(x, i, cut):  # type: ignore[no-untyped-def]
-    """Whether a token is kept: above the cut, or at its key and not after its last id."""
+    """Whether a token is kept: above the cut, or at its key and not after its last id; or in a `Band`."""
     key = key_of(x)
+    if len(cut) != CUT:
+        inside = cut.low <= key <= cut.high
+        above = cut.high < key <= cut.upper and cut.first <= i <= cut.last
+        return inside or above or (cut.lower <= key < cut.low and i <= cut.lower_last)
     return key > cut[0] or (key == cut[0] and i <= cut[1])
 
 

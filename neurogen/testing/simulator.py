@@ -22,11 +22,31 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
 
-from neurogen.kernels import cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows
+from neurogen.kernels import (
+    cuda,
+    cuda_bands,
+    cuda_block,
+    cuda_cuts,
+    cuda_draw,
+    cuda_list,
+    cuda_parts,
+    cuda_rows,
+    cuda_statistics,
+)
 
 __all__ = ["FIELDS", "SIZES", "launch", "read_cases", "set_sizes", "simulate"]
 
-KERNEL_MODULES: tuple[Any, ...] = (cuda, cuda_block, cuda_cuts, cuda_draw, cuda_list, cuda_parts, cuda_rows)
+KERNEL_MODULES: tuple[Any, ...] = (
+    cuda,
+    cuda_bands,
+    cuda_block,
+    cuda_cuts,
+    cuda_draw,
+    cuda_list,
+    cuda_parts,
+    cuda_rows,
+    cuda_statistics,
+)
 
 SIZES = ("warp", "parts", "listed", "ranked")
 """What a case says of the sizes of warps and lists, see `set_sizes`."""
@@ -210,6 +230,7 @@ def main() -> None:
     np.seterr(all="ignore")  # overflow and invalid operations are part of the semantics, and silent on a card
     module, source, target = sys.argv[1:]
     sampler = importlib.import_module(module)
+    sampler = getattr(sampler, "kernels", sampler)  # of a sampler with memory, below what moves that
     found = {name: simulate(case, sampler) for name, case in read_cases(source).items()}
     np.savez(target, **{f"{name}/{key}": value for name, result in found.items() for key, value in result.items()})
 

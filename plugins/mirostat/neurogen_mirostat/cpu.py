@@ -8,7 +8,7 @@ from neurogen.kernels.cpu import Row, likelier, truncation
 from neurogen.kernels.numerics import two_to
 from neurogen_mirostat.steering import steered
 
-__all__ = ["probs", "sample", "support"]
+__all__ = ["kernels", "probs", "sample", "support"]
 
 
 def keep(row: Row, mu: float) -> Any:
@@ -16,4 +16,5 @@ def keep(row: Row, mu: float) -> Any:
     return likelier(row, two_to(-min(max(mu, 0.0), 126.0)))
 
 
-sample, probs, support = steered(truncation(keep, "mu"))
+kernels = truncation(keep, "mu")
+sample, probs, support = steered(kernels)
