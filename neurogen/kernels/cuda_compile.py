@@ -14,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,12 +27,17 @@ from neurogen.kernels.cuda import BLOCK, LAUNCH_BOUNDS, STORED, Kernel
 
 __all__ = ["ARCHITECTURES", "MODULES", "Usage", "compile_to_ptx", "kernels_of", "ptx_of", "table", "usage_of"]
 
-MODULES = (
-    "neurogen_greedy.cuda",
-    "neurogen_topk.cuda",
-    "neurogen_topp.cuda",
-    "neurogen.kernels.temperature.cuda",
-)
+PLAIN = "neurogen.kernels.temperature.cuda"
+
+
+def installed_modules() -> tuple[str, ...]:
+    """The CUDA modules of the installed plugins of this project, found by their entry points; and that of the core."""
+    found = {entry.module for entry in entry_points(group="neurogen.samplers")}
+    own = {module for module in found if module.startswith("neurogen_") and find_spec(f"{module}.cuda")}
+    return (*(f"{module}.cuda" for module in sorted(own)), PLAIN)
+
+
+MODULES = installed_modules()
 ARCHITECTURES = ((8, 0), (9, 0), (10, 0))
 TAILS = {"sample": (torch.int64, torch.int64, torch.int64), "probs": (torch.float32,), "support": (torch.bool,)}
 WHOLE_PARAMETERS = {"k"}  # int64; all others are float64
@@ -55,7 +62,8 @@ class Usage(NamedTuple):
 
 def kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ...]]]:
     """(name, kernel, dtypes of the arrays) of every kernel of a backend module."""
-    calls = importlib.import_module(module)
+    backend = importlib.import_module(module)
+    calls = getattr(backend, "kernels", backend)  # of a sampler with memory, below what moves that
     for name, tail in TAILS.items():
         call = getattr(calls, name)
         rows = tuple(torch.int64 if parameter in WHOLE_PARAMETERS else torch.float64 for parameter in call.names)
