@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from neurogen.cli.common import Settings, WholeNumber
 from neurogen.errors import ModelError
-
-if TYPE_CHECKING:
-    from neurogen.request import DecodableModel
 
 __all__ = ["ENGINES", "check_engine", "engine_options", "load_for_engine"]
 
@@ -66,22 +63,23 @@ def check_engine(values: Mapping[str, Any], ctx: click.Context) -> None:
             "compiler."
         )
     if engine == "vllm":
-        _refuse_vllm()
+        _check_vllm(values, ctx)
 
 
-def _refuse_vllm() -> None:
-    """`neurogen run` does not drive vLLM; the samplers go into vLLM instead."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ModelError(
-            "The engine vllm needs the package vllm, which is not installed. Install it into an environment of its own "
-            "with `pip install vllm`, for it brings its own PyTorch, and neurogen beside it; or use --engine torch."
-        )
-    raise ModelError(
-        "neurogen run cannot drive vLLM yet, although it is installed. Use --engine torch, or llamacpp for .gguf files."
-    )
+UNKNOWN_TO_VLLM = {"record": None, "threads": None, "stream": None, "device": "auto", "best_of": 1}
+"""Option -> what it must be, since vLLM has its own way or none."""
 
 
-def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads: int | None) -> DecodableModel:
+def _check_vllm(values: Mapping[str, Any], ctx: click.Context) -> None:
+    from neurogen.integrations.vllm import check_installed
+
+    for name, usual in UNKNOWN_TO_VLLM.items():
+        if values[name] not in (usual, False):
+            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --engine vllm.", ctx)
+    check_installed()
+
+
+def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads: int | None) -> Any:
     """Load a model for an engine.
 
     Args:
@@ -89,9 +87,16 @@ def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads
         model, device, dtype: as `neurogen.models.load_model` takes them.
         threads: of the forward pass on the CPU; None for the default.
 
+    Returns:
+        a `neurogen.request.DecodableModel`, or for vLLM what has a `runner`.
+
     Raises:
         NeurogenError: see `neurogen.models.load_model` and `neurogen.engines.llamacpp.load_llamacpp_model`.
     """
+    if engine == "vllm":
+        from neurogen.engines.vllm import load_vllm_model
+
+        return load_vllm_model(model, dtype=dtype)
     if engine == "llamacpp":
         from neurogen.engines.llamacpp import load_llamacpp_model
 

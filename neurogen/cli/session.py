@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from neurogen.recording import Recorder
     from neurogen.request import DecodableModel, DecodingEngine
     from neurogen.sampler import Sampler
-    from neurogen.strategies.best_of import BestOf
 
 __all__ = ["Arguments", "execute"]
 
@@ -316,7 +315,7 @@ def _run(session: Session, todo: list[Key]) -> int:
     return 0
 
 
-def _load(arguments: Arguments, sampler: Sampler) -> DecodableModel:
+def _load(arguments: Arguments, sampler: Sampler) -> Any:
     """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
     with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet) as instead:
         from neurogen.models import resolve_device
@@ -332,8 +331,9 @@ def _load(arguments: Arguments, sampler: Sampler) -> DecodableModel:
         )
         slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
         # What is wrong with the sampler shows where it is used.
-        with if_slow(lambda: instead(slow)), suppress(NeurogenError):
-            _warm(sampler, model)
+        if arguments.engine != "vllm":
+            with if_slow(lambda: instead(slow)), suppress(NeurogenError):
+                _warm(sampler, model)
     if torchs == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
         _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
     return model
@@ -370,8 +370,7 @@ def _events(session: Session, model: DecodableModel, todo: list[Key], summary: S
     )
     with ExitStack() as stack:
         observer = stack.enter_context(_recorder(session, model, options)) if arguments.record is not None else None
-        engine = model.engine(session.sampler, batch_size=arguments.batch_size, observer=observer)
-        runner = _runner(session, model, options, engine)
+        runner = _runner(session, model, options, observer)
         stack.push(_closer(output))
         stack.callback(watch.close)
         for event in runner.run(session.queue(), skip=lambda index, sample: (index, sample) in session.done):
@@ -391,8 +390,11 @@ def _events(session: Session, model: DecodableModel, todo: list[Key], summary: S
                     output.failure(event)
 
 
-def _runner(session: Session, model: DecodableModel, options: RunOptions, engine: DecodingEngine) -> Runner | BestOf:
-    """What runs the prompts: one sequence for each sample, or the best of several."""
+def _runner(session: Session, model: Any, options: RunOptions, observer: Recorder | None) -> Any:
+    """What runs the prompts: one sequence for each sample, the best of several, or another program altogether."""
+    if session.arguments.engine == "vllm":
+        return model.runner(session.sampler, options)
+    engine: DecodingEngine = model.engine(session.sampler, batch_size=options.batch_size, observer=observer)
     many = session.arguments.best_of
     if many == 1:
         return Runner(model, session.sampler, options, engine=engine)
