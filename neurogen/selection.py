@@ -114,23 +114,41 @@ class Selection:
             ContractError, PluginError: the sampler or a processor does not do what it declared, or fails.
         """
         if self._arguments is None:
-            self._arguments = self._sampling_arguments()
+            self._arguments = self.arguments()
         logits = logits[:, : self._vocab_size]
         processed = self._processed(logits)
         # check=False: the ids are looked at here, where they are read anyway, so that nothing waits for a GPU twice.
         self.ids = self._sampler.sample(processed, check=False, **self._arguments)
         self._arguments["position"].add_(1)
-        logprobs = self._logprobs(logits)
-        tokens = self.ids.tolist()
-        if 0 <= min(tokens) <= max(tokens) < self._vocab_size:
-            drawn = [Drawn(token, info) for token, info in zip(tokens, logprobs, strict=True)]
-        else:
-            drawn = [self._checked(i, token, logits, processed, logprobs[i]) for i, token in enumerate(tokens)]
+        drawn = self._drawn(logits, processed)
         if processed is not logits:
-            self._accept(tokens)
+            self._accept(self.ids.tolist())
         if self._observer is not None:
             self._observer(self.rows, logits, processed, drawn)
         return drawn
+
+    @torch.inference_mode()
+    def report(self, ids: Tensor, logits: Tensor) -> list[Drawn]:
+        """What `choose` would say of tokens that were chosen elsewhere; for rows without processors.
+
+        Args:
+            ids: int64 [rows], -1 where the logits gave none.
+            logits: [rows, >= vocab_size], the model's, that they were chosen from.
+
+        Raises:
+            ContractError: an id that cannot be.
+        """
+        self.ids = ids
+        logits = logits[:, : self._vocab_size]
+        return self._drawn(logits, logits)
+
+    def _drawn(self, logits: Tensor, processed: Tensor) -> list[Drawn]:
+        """What `ids` are worth."""
+        logprobs = self._logprobs(logits)
+        tokens = self.ids.tolist()
+        if 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            return [Drawn(token, info) for token, info in zip(tokens, logprobs, strict=True)]
+        return [self._checked(i, token, logits, processed, logprobs[i]) for i, token in enumerate(tokens)]
 
     def _processed(self, logits: Tensor) -> Tensor:
         """The logits as the processors leave them, float32; the same tensor where no row has any.
@@ -155,8 +173,13 @@ class Selection:
             if processing is not None and token >= 0:
                 processing.accept(token)
 
-    def _sampling_arguments(self) -> dict[str, Any]:
-        """Seed, position, state and, where a row's parameters are not the sampler's own, parameters a row."""
+    def arguments(self) -> dict[str, Any]:
+        """What `Sampler.sample` takes beside the logits for the rows' next tokens.
+
+        Returns:
+            `seed` and `position`, int64 [rows] on the device; the state; where a row's parameters are not the
+            sampler's own, parameters a row.
+        """
         device = self._device
         arguments: dict[str, Any] = {
             "seed": torch.tensor([row.request.seed for row in self.rows], device=device),

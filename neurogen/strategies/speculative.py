@@ -1,0 +1,208 @@
+"""Speculative decoding with any sampler that has no memory: a small model drafts, the large one checks many at once.
+
+Knows no text. The rounds of drafting and checking are in `speculative_batch`. The output is distributed as if the
+target alone had been sampled from (Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", ICML
+2023; Chen et al., "Accelerating Large Language Model Decoding with Speculative Sampling", 2023), since p and q there
+are the sampler's own distributions of the target's and of the draft's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from neurogen.engine import Waiting, check_request, emit
+from neurogen.errors import ParameterError
+from neurogen.kvcache import check_cache
+from neurogen.parameters import INT64, is_whole
+from neurogen.request import Request, Row, Step
+from neurogen.selection import row_of, values_of
+from neurogen.strategies.speculative_batch import Counts, SpeculativeBatch
+
+if TYPE_CHECKING:
+    from neurogen.models import LanguageModel
+    from neurogen.sampler import Sampler
+
+__all__ = ["SpeculativeEngine"]
+
+
+class SpeculativeEngine:
+    """Decodes requests with a model, a sampler, and a smaller model that runs ahead.
+
+    A token's distribution is that of `neurogen.engine.Engine`; with a sampler that draws nothing, such as greedy, the
+    tokens are equal too, up to the rounding of the model's arithmetic. Which tokens a seed gives does not depend on
+    what is decoded beside it, but on the draft and on `draft_tokens`. To be used from one thread at a time.
+
+    Args:
+        model: the target, whose distribution the tokens follow.
+        draft: proposes tokens; has the same vocabulary.
+        sampler: chooses the tokens, from the logits of either.
+        draft_tokens: how many the draft runs ahead, at most.
+        batch_size: the most sequences that are decoded together.
+
+    Attributes:
+        vocab_size: ids from here on have no text and are never drawn.
+        counts: of all that was decoded.
+
+    Raises:
+        ParameterError: a number below 1, a sampler with memory, models of different vocabularies or on different
+            devices.
+        ModelError: a model's memory is not keys and values.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        draft: LanguageModel,
+        sampler: Sampler,
+        *,
+        draft_tokens: int = 4,
+        batch_size: int = 8,
+    ) -> None:
+        for name, value in (("draft_tokens", draft_tokens), ("batch_size", batch_size)):
+            if not is_whole(value, range(1, INT64.stop)):
+                raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
+        _check_sampler(sampler)
+        check_cache(model)
+        check_cache(draft)
+        _check_pair(model, draft)
+        self.model = model
+        self.draft = draft
+        self.sampler = sampler
+        self.draft_tokens = draft_tokens
+        self.batch_size = batch_size
+        self.vocab_size = _vocab_size(model)
+        self.counts = Counts()
+        self._running: list[tuple[SpeculativeBatch, Waiting]] = []
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Which share of the drafted tokens the target has accepted; 0 where none was drafted."""
+        return self.counts.accepted / max(self.counts.drafted, 1)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """How many tokens a sequence got from a forward pass of the target, on average; 1 without a draft."""
+        return self.counts.tokens / self.counts.passes if self.counts.passes else 1.0
+
+    def check(self, request: Request) -> dict[str, Any]:
+        """Make sure that a request can be decoded.
+
+        Returns:
+            the value of every parameter of the sampler for this request.
+
+        Raises:
+            ParameterError: as `neurogen.engine.Engine.check` says, of the draft too; or it has processors.
+        """
+        self._check(request)
+        return values_of(self.sampler, request)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
+        """Decode requests, yielding tokens as they become certain; see `neurogen.engine.Engine.generate`."""
+        waiting = Waiting(requests, self._row)
+        if isinstance(requests, Sequence):
+            waiting = Waiting([self._row(request) for request in requests], lambda row: row)
+        return self._steps(self._batch(), waiting)
+
+    def cancel(self, key: Any) -> bool:
+        """End the sequences whose request has this key; see `neurogen.engine.Engine.cancel`."""
+        found = False
+        for batch, waiting in self._running:
+            for row in batch.rows:
+                if row.request.key == key and not row.finished:
+                    row.finished = found = True
+            following = waiting.peek_if_read()
+            if following is not None and following.request.key == key:
+                waiting.pop()
+                found = True
+        return found
+
+    def _batch(self) -> SpeculativeBatch:
+        return SpeculativeBatch(
+            self.model, self.draft, self.sampler, self.vocab_size, draft_tokens=self.draft_tokens, counts=self.counts
+        )
+
+    def _steps(self, batch: SpeculativeBatch, waiting: Waiting) -> Iterator[Step]:
+        running = (batch, waiting)
+        self._running.append(running)
+        try:
+            while True:
+                self._admit(batch, waiting)
+                if not batch.rows:
+                    return
+                for rows, drawn in batch.columns():
+                    yield from emit(rows, drawn)
+                batch.drop_finished()
+        finally:
+            self._running.remove(running)
+
+    def _admit(self, batch: SpeculativeBatch, waiting: Waiting) -> None:
+        newcomers: list[Row] = []
+        while len(batch.rows) + len(newcomers) < self.batch_size:
+            following = waiting.peek()
+            if following is None or any(following.settings != row.settings for row in (batch.rows + newcomers)[:1]):
+                break
+            newcomers.append(waiting.pop())
+        if newcomers:
+            following = waiting.peek()
+            batch.add(newcomers, following.prompt if following is not None else None)
+
+    def _row(self, request: Request) -> Row:
+        self._check(request)
+        return row_of(self.sampler, request)
+
+    def _check(self, request: Request) -> None:
+        check_request(request, self.model)
+        try:
+            check_request(request, self.draft)
+        except ParameterError as error:
+            raise ParameterError(f"The draft cannot follow this request. {error}", error.parameter) from None
+        if request.processors:
+            raise ParameterError(
+                f"Speculative decoding takes no processors, and request {request.key!r} has "
+                f"{', '.join(map(repr, request.processors))}: what they remember of a drafted token could not be taken "
+                "back. Leave out the processors, or the draft.",
+                "processors",
+            )
+
+
+def _vocab_size(model: LanguageModel) -> int:
+    return min(model.vocab_size, model.tokenizer.vocab_size)
+
+
+def _check_sampler(sampler: Sampler) -> None:
+    if sampler.stateful:
+        raise ParameterError(
+            f"Speculative decoding takes samplers without memory, and {sampler.name!r} has one: what it remembers of a "
+            "drafted token could not be taken back. Choose another sampler, or leave out the draft.",
+            "sampler",
+        )
+
+
+def _check_pair(model: LanguageModel, draft: LanguageModel) -> None:
+    """Refuse a draft whose ids mean something else, or that is elsewhere."""
+    if draft.device != model.device:
+        raise ParameterError(
+            f"The draft {draft.name!r} is on {draft.device} and the model {model.name!r} on {model.device}: load both "
+            "on one device.",
+            "draft",
+        )
+    difference = _difference(model, draft)
+    if difference:
+        raise ParameterError(
+            f"The draft {draft.name!r} has another vocabulary than the model {model.name!r}: {difference}. A draft "
+            "must mean the same by every id: take a smaller model of the same family, with the same tokenizer.",
+            "draft",
+        )
+
+
+def _difference(model: LanguageModel, draft: LanguageModel) -> str | None:
+    """In words, in what the vocabularies differ; None where they do not."""
+    size, other = _vocab_size(model), _vocab_size(draft)
+    if size != other:
+        return f"it has {other:,} tokens, not {size:,}"
+    ours, theirs = model.tokenizer, draft.tokenizer
+    for token in range(size if ours is not theirs else 0):
+        if ours.token_text(token) != theirs.token_text(token):
+            return f"id {token} is {theirs.token_text(token)!r} there, and {ours.token_text(token)!r} here"
+    return None
