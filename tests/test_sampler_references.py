@@ -211,6 +211,22 @@ def test_mirostat_moves_mu_by_the_surprise_among_the_tokens_kept() -> None:
     assert REF["mirostat"].next_mu(logits, 0, 2.2, tau=1.1, eta=0.5, temperature=0.0) == 2.2
 
 
+def test_mirostat_starts_each_row_at_twice_its_own_tau_and_moves_mu_as_the_reference() -> None:
+    sampler = neurogen.load_sampler("mirostat", tau=5.0, eta=0.5)
+    rows = list(random_rows(1, 5)) * 3
+    logits, taus = torch.from_numpy(np.stack(rows)), [1.0, 5.0, 0.0]
+    state = sampler.new_state(3)
+    assert state["mu"].tolist() == [10.0, 10.0, 10.0]
+    mu = [2 * tau for tau in taus]
+    for step in range(6):
+        chosen = sampler.sample(logits, seed=4, position=step, state=state, tau=torch.tensor(taus, dtype=torch.float64))
+        for i, token in enumerate(chosen.tolist()):
+            assert REF["mirostat"].support_at(rows[i], mu[i], 1.0)[token]
+            mu[i] = REF["mirostat"].next_mu(rows[i], token, mu[i], tau=taus[i], eta=0.5, temperature=1.0)
+        own = [value + 2 * (tau - 5.0) for value, tau in zip(state["mu"].tolist(), taus, strict=True)]
+        assert own == pytest.approx(mu, abs=1e-4)
+
+
 def test_dynatemp_goes_from_the_least_to_the_largest_temperature_with_the_entropy() -> None:
     temperature_of = REF["dynatemp"].temperature_of
     assert temperature_of(np.array([3.0, -INF]), 0.5, 1.5, 1.0) == 0.5
