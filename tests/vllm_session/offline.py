@@ -13,7 +13,9 @@ from typing import Any
 
 from neurogen.errors import NeurogenError
 from neurogen.integrations.vllm import generate, load_engine
+from neurogen.known_models import STARTER_FOLDER
 from neurogen.runner import RunOptions
+from neurogen.tokenizer import load_tokenizer
 
 PROMPTS = ["Once upon a time", "The dog", "One day, a little girl named Lily found a big red"]
 
@@ -45,8 +47,10 @@ def main(target: str) -> None:
     )  # fmt: skip
     # Alone: vLLM's own generator on the CPU, which a seed and a temperature call for, fails where prompts are cut.
     samples = SamplingParams(**common, n=2, seed=20, extra_args=asking(sampler="topp(p=0.95, temperature=1.0)"))
-    outputs = llm.generate([prompt for prompt, _ in batch], [params for _, params in batch], use_tqdm=False)
-    outputs += llm.generate(PROMPTS[:1], samples, use_tqdm=False)
+    encode = load_tokenizer(STARTER_FOLDER).encode  # transformers reads this tokenizer otherwise
+    prompts = [{"prompt_token_ids": encode(prompt)} for prompt, _ in batch]
+    outputs = llm.generate(prompts, [params for _, params in batch], use_tqdm=False)
+    outputs += llm.generate(prompts[:1], samples, use_tqdm=False)
     batch.append((PROMPTS[0], samples))
     said = [
         {

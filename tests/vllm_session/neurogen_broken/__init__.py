@@ -17,6 +17,12 @@ class Failing(neurogen.Sampler):
         """Fail."""
         raise RuntimeError("this sampler is broken")
 
+    def distribution(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
+        """Fail."""
+        raise RuntimeError("this sampler is broken")
+
+    survivors = distribution
+
 
 class Later(Failing):
     """Fails where the vocabulary is large."""
