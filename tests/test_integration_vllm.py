@@ -354,8 +354,8 @@ def test_the_server_gives_the_runners_tokens(server: Server, starter: LanguageMo
 def test_samples_of_the_server_follow_the_seed(server: Server, starter: LanguageModel) -> None:
     own = Runner(starter, neurogen.load_sampler("topk"), chat=False, seed=40, n=3, max_new_tokens=12)
     body = {
-        "model": "starter", "prompt": own.encode(PROMPTS[1]), "max_tokens": 12, "n": 3, "seed": 40, "return_token_ids": True,
-        "vllm_xargs": {"neurogen_sampler": "topk"},
+        "model": "starter", "prompt": own.encode(PROMPTS[1]), "max_tokens": 12, "n": 3, "seed": 40,
+        "return_token_ids": True, "vllm_xargs": {"neurogen_sampler": "topk"},
     }  # fmt: skip
     _, answer = server.post("/v1/completions", body)
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
