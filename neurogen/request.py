@@ -32,6 +32,7 @@ class Request:
         logprobs: give the log-probability of the chosen token and of this many most probable ones; None for none.
         processors: change the logits before the sampler sees them, in this order.
         key: what the caller knows the sequence by.
+        sample: which of the samples of its prompt it is, from 0; only engines that rank sequences look at it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Request:
     logprobs: int | None = None
     processors: Sequence[Processor] = ()
     key: Any = None
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Step:
         seconds: wall time since the sequence was given a row.
         error: an InvalidLogitsError with the request's key, where `finish_reason` is "error". It ends this sequence
             only.
+        score: what the sequence is ranked by, from engines that rank sequences; None from others.
     """
 
     request: Request
@@ -114,6 +117,7 @@ class Step:
     finish_reason: FinishReason | None
     seconds: float
     error: NeurogenError | None = None
+    score: float | None = None
 
     @property
     def key(self) -> Any:

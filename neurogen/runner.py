@@ -311,6 +311,7 @@ class Runner:
                 logprobs=options.logprobs,
                 processors=self._processors_of(prompt),
                 key=None,
+                sample=sample,
             )
             params = self._engine.check(request)
             behind = () if self.chat else ids[-CONTEXT_IDS:]
@@ -343,6 +344,7 @@ class _Sequence:
         self._texts: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._score: float | None = None
 
     def __repr__(self) -> str:
         return f"prompt {self.prompt.index}, sample {self.sample}"
@@ -350,6 +352,7 @@ class _Sequence:
     def take(self, step: Step) -> Iterator[TextDelta]:
         """Add one token; `finish_reason` is set when it was the last."""
         ended = step.finish_reason == "eos"
+        self._score = step.score
         text = ""
         if not ended:
             self._ids.append(step.token_id)
@@ -389,6 +392,7 @@ class _Sequence:
             logprobs=self._logprobs if self.request.logprobs is not None else None,
             processors=list(map(repr, self.request.processors)) or None,
             notices=notices_of(self.request.processors, self._ids, self.finish_reason) or None,
+            score=self._score,
         )
 
     def _new(self, text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from neurogen.cli.beam_options import beam_options, check_beams, sampler_for_beams
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
 from neurogen.cli.completion import complete_model
 from neurogen.cli.engine_options import check_engine, engine_options
@@ -74,6 +75,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Draw N candidates for each sample, and give the one most probable for the model.",
 )
+@beam_options
 @click.option(
     "--max-new-tokens", type=WholeNumber(1), default=128, show_default=True, help="End a sequence after so many tokens."
 )
@@ -118,7 +120,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.pass_context
 def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     """Continue prompts with a model and a sampler."""
-    name = require_sampler(ctx, sampler)
+    name = require_sampler(ctx, sampler_for_beams(ctx, sampler))
     if values["prompt"] is not None and values["prompts"] is not None:
         raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
     if values["stream"] and values["as_json"]:
@@ -127,6 +129,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         raise click.UsageError("--best-of chooses among whole texts: leave out --stream and --record.", ctx)
     if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
         raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
+    check_beams(values, name, ctx)
     check_engine(values, ctx)
     made = make_sampler(default_registry(), name, values, ctx)
     processors = make_processors(default_registry(), values, ctx)

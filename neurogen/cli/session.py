@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from neurogen.recording import Recorder
     from neurogen.request import DecodableModel, DecodingEngine
     from neurogen.sampler import Sampler
+    from neurogen.strategies.beam_settings import BeamSettings
 
 __all__ = ["Arguments", "execute"]
 
@@ -67,6 +68,7 @@ class Arguments:
     engine: str = "torch"
     threads: int | None = None
     best_of: int = 1
+    beam: BeamSettings | None = None
 
     @property
     def drawn(self) -> int:
@@ -166,6 +168,7 @@ class Session:
             "dtype": arguments.dtype,
             "engine": arguments.engine,
             **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
+            **({"beam": asdict(arguments.beam)} if arguments.beam is not None else {}),
         }
 
 
@@ -394,6 +397,11 @@ def _runner(session: Session, model: Any, options: RunOptions, observer: Recorde
     """What runs the prompts: one sequence for each sample, the best of several, or another program altogether."""
     if session.arguments.engine == "vllm":
         return model.runner(session.sampler, options)
+    if session.arguments.beam is not None:
+        from neurogen.strategies.beam import BeamEngine, BeamSearch
+
+        search = BeamSearch(model, **asdict(session.arguments.beam))
+        return Runner(model, session.sampler, options, engine=BeamEngine(search, session.sampler))
     engine: DecodingEngine = model.engine(session.sampler, batch_size=options.batch_size, observer=observer)
     many = session.arguments.best_of
     if many == 1:

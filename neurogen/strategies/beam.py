@@ -219,7 +219,8 @@ class _Search:
         places = ((flat >= least) & (flat > float("-inf"))).nonzero().flatten()
         values, order = flat[places].sort(descending=True, stable=True)  # stable: topk does not say what it does
         found = zip(places[order].tolist()[: self._kept], values.tolist(), strict=False)
-        return [_Candidate(*divmod(place, sums.shape[1]), value) for place, value in found]
+        vocab = sums.shape[1]
+        return [_Candidate(place // vocab, place % vocab, value) for place, value in found]
 
     def _finish(self, candidates: Sequence[_Candidate]) -> None:
         for one in candidates[: self._settings.beams]:
