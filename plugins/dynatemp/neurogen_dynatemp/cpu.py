@@ -17,7 +17,7 @@ def temper(row: Row, low: float, high: float, exponent: float) -> Any:
     count = finite(row)
     part = min(entropy(row) / log2_of(float(count)), 1.0) if count > 1 else 0.0
     power = two_to(max(exact_mul(exponent, log2_of(part)), -126.0)) if part > LEAST else (1.0 if exponent == 0 else 0.0)
-    return max(low + exact_mul(high - low, power), 0.0)
+    return max(low + exact_mul(max(high - low, 0.0), power), 0.0)
 
 
 def keep(row: Row, low: float, high: float, exponent: float) -> Any:
