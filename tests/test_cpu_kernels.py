@@ -128,10 +128,10 @@ def test_machine_code_is_read_where_it_cannot_be_written_and_else_made_anew(pack
     """An image built with warm kernels and run read-only; then one whose kernels were never run, as another user."""
     assert sample_in_new_process(packages).misses == 1
     assert sample_in_new_process(packages, NO_FOLDER_CAN_BE_WRITTEN) == Compiled(1, 0, [2, 2])
-    for file in packages.glob("neurogen/kernels/__pycache__/*.nbi"):
+    for file in packages.glob("neurogen/kernels/__pycache__/*.nbc"):
         file.unlink()
     assert sample_in_new_process(packages, NO_FOLDER_CAN_BE_WRITTEN) == Compiled(0, 1, [2, 2])
-    assert not list(packages.glob("neurogen/kernels/__pycache__/*.nbi"))
+    assert not list(packages.glob("neurogen/kernels/__pycache__/*.nbc"))
 
 
 def test_kernels_run_where_numba_finds_no_place_for_a_cache(packages: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,33 @@ class _KernelCacheImpl(FunctionCache._impl_class):  # type: ignore[misc]
     _locator_classes = (*FunctionCache._impl_class._locator_classes, _OwnFolder)
 
 
+class _KernelFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """Machine code in a file of its own for each kernel, whose name follows from all that the kernel depends on.
+
+    Numba keeps an index of numbered files beside them, which processes that compile at once overwrite for each other,
+    or leave behind when they are killed: a number could then stand for another kernel's code, which would be run
+    without a word. Without an index nothing can be mistaken.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep the machine code of a kernel; the file appears whole or not at all."""
+        self._save_data(self._name(key), data)
+
+    def load(self, key: Any) -> Any:
+        """The machine code of a kernel; None where there is none that can be read."""
+        with suppress(OSError, EOFError, pickle.UnpicklingError):
+            return self._load_data(self._name(key))
+        return None
+
+    def flush(self) -> None:
+        """Nothing is remembered that could be forgotten."""
+
+    def _name(self, key: Any) -> str:
+        depends_on = repr((self._version, self._source_stamp, key))
+        digest = hashlib.sha256(depends_on.encode()).hexdigest()[:32]
+        return f"{self._index_name.removesuffix('.nbi')}.{digest}.nbc"
+
+
 class _KernelCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of machine code, of functions that depend on this toolkit, on disks that may be full or read-only.
 
@@ -57,7 +85,7 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         locator = self._impl.locator
-        self._cache_file = IndexDataCacheFile(
+        self._cache_file = _KernelFiles(
             cache_path=locator.get_cache_path(),
             filename_base=self._impl.filename_base,
             source_stamp=(locator.get_source_stamp(), _toolkit_stamp()),
