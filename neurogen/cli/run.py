@@ -13,6 +13,7 @@ import click
 from neurogen.cli.beam_options import beam_options, check_beams, sampler_for_beams
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
 from neurogen.cli.completion import complete_model
+from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
@@ -94,6 +95,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Log-probabilities of the chosen token and of the N most probable, in --json and --output.",
 )
+@draft_options
 @engine_options
 @device_option
 @dtype_option
@@ -133,4 +135,5 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     check_engine(values, ctx)
     made = make_sampler(default_registry(), name, values, ctx)
     processors = make_processors(default_registry(), values, ctx)
+    check_draft(values, made, processors, ctx)
     return execute(Arguments(**values), made, processors)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import tell
+from neurogen.cli.draft_options import draft_engine, draft_identity, told_of_draft
 from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
 from neurogen.cli.ranks import Ranks, launched, local_device
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from neurogen.request import DecodableModel, DecodingEngine
     from neurogen.sampler import Sampler
     from neurogen.strategies.beam_settings import BeamSettings
+    from neurogen.strategies.speculative import SpeculativeEngine
 
 __all__ = ["Arguments", "execute"]
 
@@ -41,6 +43,9 @@ EXIT_FAILURES = 1
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 SEEDS = 2**31
+OPTIONAL = ("best_of", "beam", "draft")
+"""Settings that a line of a results file has only where they were given."""
+
 GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
 
 
@@ -69,6 +74,8 @@ class Arguments:
     threads: int | None = None
     best_of: int = 1
     beam: BeamSettings | None = None
+    draft: str | None = None
+    draft_tokens: int | None = None
 
     @property
     def drawn(self) -> int:
@@ -94,6 +101,7 @@ class Session:
         done: keys that an earlier run has left in `file`.
         failed: lines whose prompt could not be run, or not all of its samples.
         ranks: this process's share of the prompts; None where it is the only one.
+        speculative: decodes, where there is a draft.
     """
 
     arguments: Arguments
@@ -107,6 +115,7 @@ class Session:
     done: set[Key] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     ranks: Ranks | None = None
+    speculative: SpeculativeEngine | None = None
 
     def mine(self) -> list[int]:
         """The lines of this process, save those that have failed."""
@@ -140,7 +149,7 @@ class Session:
             "params": self.sampler.params.model_dump() | dict(prompt.params),
             **seed,
             "processors": self._processors_of(prompt),
-            "run": self._settings(prompt),
+            "run": dict.fromkeys(OPTIONAL) | self._settings(prompt),
         }
 
     def record(self, result: Result) -> Mapping[str, Any]:
@@ -155,7 +164,7 @@ class Session:
         return list(map(repr, load_processors(prompt.processors))) if prompt.processors else None
 
     def _settings(self, prompt: Prompt) -> dict[str, Any]:
-        arguments = self.arguments
+        arguments, draft = self.arguments, self.arguments.draft
         return {
             "model": arguments.model,
             "plugin": self.sampler.origin,
@@ -169,6 +178,7 @@ class Session:
             "engine": arguments.engine,
             **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
             **({"beam": asdict(arguments.beam)} if arguments.beam is not None else {}),
+            **({"draft": draft_identity(draft, arguments.draft_tokens)} if draft is not None else {}),
         }
 
 
@@ -306,6 +316,7 @@ def _run(session: Session, todo: list[Key]) -> int:
     summary = Summary(repr(session.sampler), session.seed)
     try:
         model = _load(session.arguments, session.sampler)
+        session.speculative = _speculative(session, model)
         summary = Summary(repr(session.sampler), session.seed)
         _events(session, model, todo, summary)
     except (KeyboardInterrupt, Terminated) as stop:
@@ -314,7 +325,8 @@ def _run(session: Session, todo: list[Key]) -> int:
     if summary.sequences:
         there = f"; {_results(len(session.done) + summary.sequences)} in {session.arguments.output}"
         tells_where = session.file is not None and session.ranks is None
-        _say(session.arguments, summary.line() + (there if tells_where else ""))
+        drafted = told_of_draft(session.speculative) if session.speculative is not None else ""
+        _say(session.arguments, summary.line() + drafted + (there if tells_where else ""))
     return 0
 
 
@@ -340,6 +352,22 @@ def _load(arguments: Arguments, sampler: Sampler) -> Any:
     if torchs == "auto" and device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS):
         _say(arguments, f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
     return model
+
+
+def _speculative(session: Session, model: Any) -> SpeculativeEngine | None:
+    """What decodes with a draft, loaded now; None where there is none."""
+    arguments = session.arguments
+    if arguments.draft is None:
+        return None
+    with loading(arguments.draft, shown=_is_terminal(sys.stderr) and not arguments.quiet):
+        return draft_engine(
+            model,
+            arguments.draft,
+            session.sampler,
+            draft_tokens=arguments.draft_tokens,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+        )
 
 
 def _warm(sampler: Sampler, model: Any) -> None:
@@ -402,7 +430,8 @@ def _runner(session: Session, model: Any, options: RunOptions, observer: Recorde
 
         search = BeamSearch(model, **asdict(session.arguments.beam))
         return Runner(model, session.sampler, options, engine=BeamEngine(search, session.sampler))
-    engine: DecodingEngine = model.engine(session.sampler, batch_size=options.batch_size, observer=observer)
+    engine: DecodingEngine
+    engine = session.speculative or model.engine(session.sampler, batch_size=options.batch_size, observer=observer)
     many = session.arguments.best_of
     if many == 1:
         return Runner(model, session.sampler, options, engine=engine)
