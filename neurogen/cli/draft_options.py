@@ -105,5 +105,7 @@ def draft_identity(draft: str, draft_tokens: int | None) -> dict[str, Any]:
 
 def told_of_draft(engine: SpeculativeEngine) -> str:
     """How drafting has gone, for the closing line."""
+    if not engine.counts.drafted:
+        return "; no token was drafted"
     rate, tokens = engine.acceptance_rate, engine.tokens_per_pass
     return f"; {rate:.0%} of the drafted tokens accepted, {tokens:.2f} tokens a pass of the model"
