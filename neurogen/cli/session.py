@@ -21,10 +21,11 @@ from neurogen.cli.common import tell
 from neurogen.cli.draft_options import draft_engine, draft_identity, told_of_draft
 from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
-from neurogen.cli.ranks import Ranks, launched, local_device
+from neurogen.cli.ranks import launched, local_device
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
+from neurogen.ranks import Ranks, adopt
 from neurogen.registry import load_processors
 from neurogen.results import Key, ResultsFile
 from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions, TextDelta
@@ -129,6 +130,13 @@ class Session:
         """All sequences of this process, done or not, save those of lines that have failed."""
         return ((index, sample) for index in self.mine() for sample in range(self.arguments.n))
 
+    def tell(self, index: int, message: str) -> None:
+        """Say something about a line; of several processes only the first says it, for all."""
+        if self.ranks is None or self.ranks.rank == 0:
+            tell(message)
+        else:
+            self.ranks.told.append((index, message))
+
     def queue(self) -> Iterable[Prompt]:
         """The prompts as the runner wants them: it raises for the only one of a list, and goes on after others."""
         prompts = [self.prompts[index] for index in self.mine()]
@@ -201,7 +209,7 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
         session = Session(arguments, sampler, processors, prompts, source, broken, seed, file)
         _check_seeds(session)
         if file is not None:
-            session.done = file.resume(session.identity)
+            session.done = adopt(file, file.resume(session.identity), session.identity)
         todo = [key for key in session.sequences() if key not in session.done]
         if not todo and not session.failed:
             _say(
@@ -218,7 +226,7 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
 
 
 def _execute_share(arguments: Arguments, sampler: Sampler, processors: Sequence[Processor], ranks: Ranks) -> int:
-    """Do this process's share of the run, and as rank 0 merge what all have done; see `neurogen.cli.ranks`."""
+    """Do this process's share of the run, and as rank 0 merge what all have done; see `neurogen.ranks`."""
     prompts, source, broken = _read(arguments, sampler, told=ranks.rank == 0)
     assert arguments.output is not None
     assert arguments.seed is not None
@@ -234,6 +242,8 @@ def _execute_share(arguments: Arguments, sampler: Sampler, processors: Sequence[
         session.done = file.resume(session.identity) | ranks.done_elsewhere(session.identity)
         todo = [key for key in session.sequences() if key not in session.done]
         stack.enter_context(_sigterm_raises())
+        if session.done:
+            _say(arguments, f"Going on with {arguments.output}.")
         try:
             code = _run(session, todo) if todo else 0
             if code:
@@ -241,12 +251,15 @@ def _execute_share(arguments: Arguments, sampler: Sampler, processors: Sequence[
             if ranks.rank > 0:
                 ranks.wait(session.failed)
                 return 0
-            count, failed = ranks.gather(session.identity)
+            gathered = ranks.gather(session.identity)
         except (KeyboardInterrupt, Terminated) as stop:
-            tell("Interrupted. Repeat the command to go on.")
+            session.tell(0, _interruption(session, 0, 0))
             return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
-        session.failed |= failed
-        _say(arguments, f"{ranks.world} processes: {_results(count)} in {arguments.output}.")
+        for _, message in gathered.told:
+            tell(message)
+        session.failed |= gathered.failed
+        made = f"{sampler!r} seed {arguments.seed}, {ranks.world} processes"
+        _say(arguments, f"{made}: {_results(gathered.results)} in {arguments.output}.")
     return _report_failures(session)
 
 
@@ -320,13 +333,12 @@ def _run(session: Session, todo: list[Key]) -> int:
         summary = Summary(repr(session.sampler), session.seed)
         _events(session, model, todo, summary)
     except (KeyboardInterrupt, Terminated) as stop:
-        tell(_interruption(session, len(todo), summary.sequences))
+        session.tell(0, _interruption(session, len(todo), summary.sequences))
         return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
-    if summary.sequences:
+    if summary.sequences and session.ranks is None:
         there = f"; {_results(len(session.done) + summary.sequences)} in {session.arguments.output}"
-        tells_where = session.file is not None and session.ranks is None
         drafted = told_of_draft(session.speculative) if session.speculative is not None else ""
-        _say(session.arguments, summary.line() + drafted + (there if tells_where else ""))
+        _say(session.arguments, summary.line() + drafted + (there if session.file is not None else ""))
     return 0
 
 
@@ -461,7 +473,7 @@ def _tell_notices(session: Session, result: Result) -> None:
     alone = session.source is None and session.arguments.n == 1
     which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
     for notice in result.notices or ():
-        tell(which + notice)
+        session.tell(result.index, which + notice)
 
 
 def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:
@@ -487,7 +499,7 @@ def _fail(session: Session, failure: Failure) -> None:
     if session.source is None:
         raise error if isinstance(error, NeurogenError) else DataError(str(error))
     session.failed.add(failure.index)
-    tell(f"{session.source}, line {failure.index + 1}: {error}")
+    session.tell(failure.index, f"{session.source}, line {failure.index + 1}: {error}")
 
 
 def _report_failures(session: Session) -> int:
@@ -507,6 +519,9 @@ def _report_failures(session: Session) -> int:
 
 def _interruption(session: Session, todo: int, finished: int) -> str:
     total = len(session.done) + todo
+    if session.ranks is not None:
+        of = f"{session.ranks.count()} of {len(session.prompts) * session.arguments.n} results"
+        return f"Interrupted: {of} are there for {session.arguments.output}. Repeat the command to go on."
     if session.file is not None:
         there = len(session.done) + finished
         where = session.arguments.output
