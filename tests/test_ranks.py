@@ -289,13 +289,13 @@ def test_lines_that_fail_in_any_process_are_reported_once_and_lose_no_other(prom
 def test_a_process_that_is_terminated_says_so_once_and_keeps_its_results(prompts: Path, tmp_path: Path) -> None:
     """Without a launcher, to see the exit codes of the processes themselves."""
     output = tmp_path / "out.jsonl"
-    run_once = command(prompts, output, new=250)
+    run_once = command(prompts, output, new=200)
     processes = [
         subprocess.Popen(run_once, env=environment(RANK=str(rank), WORLD_SIZE="2"), stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     while not all(Path(f"{output}.rank{rank}").exists() and written(output) for rank in range(2)):
-        assert processes[0].poll() is None
+        assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.02)
     for process, code in zip(processes, (signal.SIGTERM, signal.SIGINT), strict=True):
         process.send_signal(code)
