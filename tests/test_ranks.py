@@ -245,8 +245,12 @@ def killed(prompts: Path, output: Path, processes: int) -> int:
     before = written(output)
     while written(output) == before and first.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
+    assert first.poll() is None, "it ran until it was killed"
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()  # in sessions of their own
+    for process in (first.pid, *map(int, workers)):
+        os.kill(process, signal.SIGKILL)
     first.wait()
+    time.sleep(1)  # until the locks of the workers, which are not ours to wait for, are free
     return written(output)
 
 
