@@ -1,6 +1,7 @@
 # make run          install everything into .venv and continue a prompt with a real model
 # make test         install everything into .venv and run linters, types, all tests, bench-check and docs
 # make quick        linters, types and the tests that are not slow
+# make exhaustive   what `make test` leaves out: every kernel for every card, vLLM (fetches 3 GB), 100 seeds of every check; hours
 # make docs         the documentation site, in build/site
 # make bench        samplers beside their peers
 # make bench-check  have samplers become slower than benchmarks/figures.json says? under a minute
@@ -12,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTHON ?= python3
 
-.PHONY: run test quick lint docs bench bench-check setup clean
+.PHONY: run test quick exhaustive lint docs bench bench-check setup clean
 
 run: setup
 	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 5 --max-new-tokens 120 \
@@ -24,6 +25,9 @@ test: setup lint
 
 quick: setup lint
 	$(BIN)/python -m pytest -m "not slow"
+
+exhaustive: setup
+	NEUROGEN_EXHAUSTIVE=1 $(BIN)/python -m pytest -m exhaustive
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

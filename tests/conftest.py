@@ -20,6 +20,18 @@ os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
 
+EXHAUSTIVE = "NEUROGEN_EXHAUSTIVE"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what CI has no time for."""
+    if os.environ.get(EXHAUSTIVE):
+        return
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(pytest.mark.skip(reason=f"exhaustive: set {EXHAUSTIVE}=1, or run `make exhaustive`"))
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY_TEXT = ["once upon a time there was a little girl named lily", "she loved to play in the park", "the red ball"]
 TINY_VOCAB = 320

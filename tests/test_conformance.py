@@ -132,7 +132,7 @@ def test_a_mistake_is_found_by_the_check_made_for_it(name: str, expected: str) -
     assert failure.got
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_other_checks_do_not_blame_what_is_right(name: str) -> None:
     assert check(wrong(name), quick=True, only=QUICK_CHECKS).failed == [MISTAKES[name]]
@@ -148,7 +148,7 @@ def test_right_samplers_are_not_blamed(sampler: str | type[Sampler]) -> None:
     assert report.passed, report
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("sampler", "seeds"), [(sampler, 100 if sampler in INSTALLED else 10) for sampler in RIGHT])
 def test_right_samplers_are_not_blamed_with_other_seeds(sampler: str | type[Sampler], seeds: int) -> None:
     """Those in torch are slow: they get ten."""
@@ -419,7 +419,7 @@ def test_a_cuda_kernel_that_differs_is_found_without_a_card(tmp_path: Path, monk
     assert "sampler = Twisted(" in failure.snippet
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["greedy", "topk", "topp"])
 def test_full_form_passes_for_the_samplers_that_come_along(name: str) -> None:
     report = check(name)

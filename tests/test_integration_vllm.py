@@ -45,7 +45,7 @@ OURS = ("plugins/greedy", "plugins/topk", "plugins/topp", "plugins/topk_topp", "
 PROMPTS = ["Once upon a time", "The dog", "One day, a little girl named Lily found a big red"]
 MINUTES = 60
 
-needs_vllm = pytest.mark.slow
+needs_vllm = pytest.mark.exhaustive
 
 
 def test_without_vllm_the_engine_says_how_to_install_it() -> None:
