@@ -387,7 +387,7 @@ def forms() -> Iterator[Any]:
                 yield pytest.param(module, name, dtype, cc, marks=marks, id=told)
 
 
-@pytest.mark.parametrize(("module", "name", "dtype", "cc"), forms())
+@pytest.mark.parametrize(("module", "name", "dtype", "cc"), list(forms()))
 def test_every_kernel_compiles_and_fits_every_card(
     module: str, name: str, dtype: torch.dtype, cc: tuple[int, int], compiler: None
 ) -> None:
