@@ -20,7 +20,8 @@ run: setup
 		--prompt "Write a three sentence story about a lighthouse keeper who finds a message in a bottle."
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadscope
 	$(MAKE) bench-check docs
 
 quick: setup lint

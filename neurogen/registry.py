@@ -229,7 +229,8 @@ class Registry:
 
     def _find(self, names: Sequence[str], kind: Kind) -> Plugin:
         whole = "+".join(names)
-        if len(names) == 1 or (kind is SAMPLERS and any(plugin.name == whole for plugin in self._usable(kind))):
+        as_one = any(whole in (one.name, one.qualified_name) for one in self._usable(kind))
+        if len(names) == 1 or (kind is SAMPLERS and as_one):
             return self._find_one(whole, kind)
         if kind is not SAMPLERS:
             raise PluginError(f"{whole!r} names several {kind.name}s; one is asked for here.")

@@ -157,14 +157,23 @@ def test_right_samplers_are_not_blamed_with_other_seeds(sampler: str | type[Samp
         assert report.passed, f"seed {seed}: {report}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [plugin.name for plugin in neurogen.Registry(disabled=()).plugins()])
+IN_CI = {"minp", "mirostat", "typical", "xtc", "topk+topp"}
+"""Of these CI runs the kit, of all others `make exhaustive`: each takes half a minute or more."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(plugin.name, marks=pytest.mark.slow if plugin.name in IN_CI else pytest.mark.exhaustive)
+        for plugin in neurogen.Registry(disabled=()).plugins()
+    ],
+)
 def test_every_installed_sampler_keeps_its_contract(name: str) -> None:
     report = check(name, quick=True)
     assert report.passed, report
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("package", sorted(file.parent for file in TESTS.glob("plugins/*/*/__init__.py")), ids=NAME_OF)
 def test_the_examples_of_the_documentation_keep_their_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their modules may be called as those of installed plugins: what is loaded of those is put aside."""

@@ -77,7 +77,7 @@ def results(model: LanguageModel, sampler: str, processor: Processor, count: int
 
 @pytest.mark.parametrize("model", ["stories", "tiny"])
 @pytest.mark.parametrize(
-    "sampler", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in samplers()]
+    "sampler", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive) for name in samplers()]
 )
 def test_what_ends_keeps_the_expression_and_what_is_cut_says_so(
     model: str, sampler: str, request: pytest.FixtureRequest
@@ -100,8 +100,14 @@ def test_json_of_a_small_model_keeps_its_schema(stories: LanguageModel, sampler:
         assert is_person(result.text)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", samplers())
+IN_CI = {"greedy", "topk", "topp", "mirostat"}
+"""Of these CI runs the large model, of all others `make exhaustive`."""
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(name, marks=pytest.mark.slow if name in IN_CI else pytest.mark.exhaustive) for name in samplers()],
+)
 def test_smollm2_keeps_schema_expression_and_grammar(smollm2: LanguageModel, sampler: str) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     ended = 0

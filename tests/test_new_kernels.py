@@ -109,8 +109,17 @@ def on_cpu(module: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", MODULES)
+IN_CI = {"neurogen_eta", "neurogen_topnsigma", "neurogen_typical", "neurogen_xtc", "neurogen_topk_topp"}
+"""Of these CI runs the simulator, of all others `make exhaustive`; between them they use every function there is."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(module, marks=pytest.mark.slow if module.partition(".")[0] in IN_CI else pytest.mark.exhaustive)
+        for module in MODULES
+    ],
+)
 def test_cuda_gives_the_same_tokens_probabilities_and_supports_bit_for_bit(
     module: str, cases_file: Path, tmp_path: Path
 ) -> None:

@@ -481,10 +481,10 @@ import neurogen
 heavy = {"torch", "numba", "transformers", "llvmlite"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 registry = neurogen.Registry(disabled=())
-names = {plugin.name for plugin in registry.plugins() if plugin.distribution.startswith("neurogen-")}
-assert names >= {"greedy", "topk", "topp"}, names
-for name in sorted(names):
-    registry.load_class(f"neurogen-{name}:{name}")(**{})
+ours = [plugin for plugin in registry.plugins() if plugin.distribution.startswith("neurogen-")]
+assert {plugin.name for plugin in ours} >= {"greedy", "topk", "topp", "topk+topp"}, ours
+for plugin in ours:
+    registry.load_class(plugin.qualified_name)(**{})
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 print("light")
 """

@@ -207,7 +207,8 @@ class _CustomGenerate:
         beams = generation_config.num_beams or 1
         if beams > 1:
             raise ParameterError(f"num_beams is {beams}: {BEAMS}", "num_beams")
-        params = {name: kwargs.pop(name) for name in _parameter_names() & kwargs.keys()} | dict(sampler_params or {})
+        given = {name: kwargs.pop(name) for name in _parameter_names() & kwargs.keys()}
+        params = _for_sampler(sampler, given, generation_config) | dict(sampler_params or {})
         encoder_decoder = bool(model.config.is_encoder_decoder)
         mask = kwargs.get("decoder_attention_mask" if encoder_decoder else "attention_mask")
         processor = SamplerLogitsProcessor(
@@ -309,6 +310,14 @@ def _parameter_names() -> set[str]:
     """The parameters of all samplers that can be loaded."""
     classes = [plugin.plugin_class for plugin in default_registry().load_all()]
     return {name for cls in classes if cls is not None for name in cls.Params.model_fields}
+
+
+def _for_sampler(sampler: str | Sampler, given: Mapping[str, Any], config: GenerationConfig) -> dict[str, Any]:
+    """What is given without what is generate's own and no parameter of this sampler, such as top_p for `topk`."""
+    cls = type(sampler) if isinstance(sampler, Sampler) else default_registry().load_class(sampler)
+    return {
+        name: value for name, value in given.items() if name in cls.Params.model_fields or not hasattr(config, name)
+    }
 
 
 def _checked_seed(seed: int | Sequence[int] | Tensor) -> int | list[int]:
