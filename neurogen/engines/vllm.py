@@ -5,6 +5,7 @@ Batching, memory and devices are vLLM's. Imports vLLM when a model is loaded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from neurogen.sampler import Sampler
 
 __all__ = ["VllmModel", "VllmRunner", "load_vllm_model"]
+
+LOGGING = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
+"""vLLM logs on stdout, where the results go; who wants more of it sets these."""
 
 
 @dataclass(frozen=True)
@@ -71,4 +75,6 @@ def load_vllm_model(name: str, *, dtype: str) -> VllmModel:
     Raises:
         NeurogenError: vLLM or the package neurogen-vllm is not installed, or refuses the model.
     """
+    for variable, value in LOGGING.items():
+        os.environ.setdefault(variable, value)
     return VllmModel(name, load_engine(name, dtype=dtype))
