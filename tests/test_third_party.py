@@ -40,7 +40,9 @@ class Environment:
     def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run this environment's Python away from the repository; fails the test when it fails."""
         left_out = ("PYTHONPATH", "NEUROGEN_DISABLE_PLUGINS")
-        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        # Nor what tells pytest in there that it were a worker of the pytest out here.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        environment = {name: value for name, value in inherited.items() if name not in left_out}
         done = subprocess.run(
             [self.python, *arguments],
             env=environment | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
