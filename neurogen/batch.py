@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neurogen.continuous import Column
 from neurogen.kvcache import KVBlock, new_cache
-from neurogen.request import Drawn, Row
+from neurogen.request import Row
 from neurogen.selection import Observer, Selection
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Batch:
     ) -> None:
         self._model = model
         self._selection = Selection(sampler, vocab_size, model.device, observer)
+        self._prefill = Prefill(model)
         self._block: KVBlock
         self._logits: Tensor
         self._positions: Tensor
@@ -125,14 +127,14 @@ class Batch:
         return self._selection.rows
 
     @torch.inference_mode()
-    def add(self, rows: Sequence[Row], block: KVBlock, logits: Tensor) -> None:
-        """Admit rows whose prompts have been run.
+    def add(self, rows: Sequence[Row], upcoming: tuple[int, ...] | None) -> None:
+        """Admit rows and run their prompts, equal ones once.
 
         Args:
             rows: the sequences.
-            block: keys and values of their prompts.
-            logits: [len(rows), vocab], behind their prompts.
+            upcoming: the prompt that is likely asked for next.
         """
+        block, logits = self._prefill([row.prompt for row in rows], upcoming)
         if self.rows:
             block, logits = self._block.join(block), torch.cat([self._logits, logits])
         now = time.perf_counter()
@@ -141,13 +143,17 @@ class Batch:
         self._selection.add(rows)
         self._block, self._logits, self._mask = block, logits, None
 
-    def sample(self) -> list[Drawn]:
-        """Choose the next token of every row.
+    def has_room(self, row: Row, before: int) -> bool:
+        """Always: keys and values grow as they must."""
+        return True
+
+    def columns(self) -> Iterator[Column]:
+        """The next token of every row.
 
         Raises:
             ContractError, PluginError: the sampler does not do what it declared, or fails.
         """
-        return self._selection.choose(self._logits)
+        yield self.rows, self._selection.choose(self._logits)
 
     @torch.inference_mode()
     def drop_finished(self) -> None:
@@ -159,7 +165,7 @@ class Batch:
             self._mask = None
 
     @torch.inference_mode()
-    def decode(self) -> None:
+    def read_on(self) -> None:
         """Run the model over the token that was chosen last in every row; at least one row."""
         columns = self._block.width + 1
         if self._mask is None or self._mask.shape[1] < columns:

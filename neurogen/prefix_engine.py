@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neurogen.engine import check_request, emit
+from neurogen.continuous import check_request, emit
 from neurogen.kvcache import KVBlock, check_cache, new_cache
 from neurogen.request import Request, Row, Step
 from neurogen.selection import Observer, Selection, row_of, values_of

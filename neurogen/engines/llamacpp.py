@@ -7,7 +7,7 @@ every other engine. What is done with llama.cpp itself is in `llama_context`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neurogen.engine import Waiting, check_request, emit
+from neurogen.continuous import Column, ContinuousEngine, check_request
 from neurogen.errors import DeviceError, ModelError, ParameterError
 from neurogen.known_models import KNOWN_MODELS, find_gguf, known_names, suggest_known_model
-from neurogen.parameters import INT64, is_whole
-from neurogen.request import Drawn, Request, Row, Step
-from neurogen.selection import Observer, Selection, row_of, values_of
+from neurogen.parameters import is_whole
+from neurogen.request import Request, Row
+from neurogen.selection import Observer, Selection
 from neurogen.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _placement(device: str) -> dict[str, Any]:
     return {"gpu_layers": -1, "main_gpu": int(number) if number else None}
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(ContinuousEngine):
     """Decodes requests with a GGUF model and a sampler, as `neurogen.engine.Engine` does with others.
 
     Every prompt is run by itself, so that the first token of a sequence does not depend on what is decoded beside it;
@@ -199,77 +199,20 @@ class LlamaCppEngine:
     def __init__(
         self, model: LlamaCppModel, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None
     ) -> None:
-        if not is_whole(batch_size, range(1, INT64.stop)):
-            raise ParameterError(f"batch_size must be an integer >= 1, got {batch_size!r}.", "batch_size")
+        super().__init__(model, sampler, batch_size)
         if batch_size >= MAX_SEQUENCES:
             raise ParameterError(
                 f"batch_size must be at most {MAX_SEQUENCES - 1} with the engine llamacpp, got {batch_size}.",
                 "batch_size",
             )
         self.model = model
-        self.sampler = sampler
-        self.batch_size = batch_size
         self.observer = observer
-        self.vocab_size = min(model.vocab_size, model.tokenizer.vocab_size)
-        self._running: list[tuple[_Batch, Waiting]] = []
 
-    def check(self, request: Request) -> dict[str, Any]:
-        """The value of every parameter of the sampler for a request; see `neurogen.engine.Engine.check`."""
+    def _new_batch(self) -> _Batch:
+        return _Batch(self)
+
+    def _check(self, request: Request) -> None:
         check_request(request, self.model)
-        return values_of(self.sampler, request)
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Decode requests, yielding each token as it is chosen; see `neurogen.engine.Engine.generate`."""
-        waiting = Waiting(requests, self._row)
-        if isinstance(requests, Sequence):
-            waiting = Waiting([self._row(request) for request in requests], lambda row: row)
-        return self._steps(_Batch(self), waiting)
-
-    def cancel(self, key: Any) -> bool:
-        """End the sequences whose request has this key; whether there was one, in the batch or next to be admitted."""
-        found = False
-        for batch, waiting in self._running:
-            for row in batch.rows:
-                if row.request.key == key and not row.finished:
-                    row.finished = found = True
-            following = waiting.peek_if_read()
-            if following is not None and following.request.key == key:
-                waiting.pop()
-                found = True
-        return found
-
-    def _steps(self, batch: _Batch, waiting: Waiting) -> Iterator[Step]:
-        """The loop; its steps are those of `neurogen.engine.Engine`."""
-        running = (batch, waiting)
-        self._running.append(running)
-        try:
-            while True:
-                self._admit(batch, waiting)
-                if not batch.rows:
-                    return
-                yield from emit(batch.rows, batch.sample())
-                batch.drop_finished()
-                if batch.rows:
-                    batch.decode()
-        finally:
-            self._running.remove(running)
-
-    def _admit(self, batch: _Batch, waiting: Waiting) -> None:
-        newcomers: list[Row] = []
-        while len(batch.rows) + len(newcomers) < self.batch_size:
-            following = waiting.peek()
-            if following is None or any(following.settings != row.settings for row in (batch.rows + newcomers)[:1]):
-                break
-            if batch.rows and not batch.has_room(following, len(newcomers)):
-                break
-            newcomers.append(waiting.pop())
-        if newcomers:
-            following = waiting.peek()
-            batch.add(newcomers, following.prompt if following is not None else None)
-
-    def _row(self, request: Request) -> Row:
-        check_request(request, self.model)
-        return row_of(self.sampler, request)
 
 
 class _Batch:
@@ -327,9 +270,9 @@ class _Batch:
         self._selection.add(rows)
         self._placed = False
 
-    def sample(self) -> list[Drawn]:
-        """Choose the next token of every row; see `neurogen.selection.Selection.choose`."""
-        return self._selection.choose(self._logits)
+    def columns(self) -> Iterator[Column]:
+        """The next token of every row; see `neurogen.selection.Selection.choose`."""
+        yield self.rows, self._selection.choose(self._logits)
 
     def drop_finished(self) -> None:
         """Take out the rows that are finished, with all that belongs to them."""
@@ -344,7 +287,7 @@ class _Batch:
         self._selection.keep(keep)
         self._placed = False
 
-    def decode(self) -> None:
+    def read_on(self) -> None:
         """Run the model over the token that was chosen last in every row; at least one row."""
         assert self._context is not None
         if not self._placed:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neurogen.batch import Prefill
-from neurogen.engine import check_request
+from neurogen.continuous import check_request
 from neurogen.errors import InvalidLogitsError, NeurogenError, ParameterError
 from neurogen.kvcache import check_cache
 from neurogen.parameters import is_whole

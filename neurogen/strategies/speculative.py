@@ -8,15 +8,12 @@ are the sampler's own distributions of the target's and of the draft's logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from neurogen.engine import Waiting, check_request, emit
+from neurogen.continuous import ContinuousEngine, check_count, check_request
 from neurogen.errors import ParameterError
 from neurogen.kvcache import check_cache
-from neurogen.parameters import INT64, is_whole
-from neurogen.request import Request, Row, Step
-from neurogen.selection import row_of, values_of
+from neurogen.request import Request
 from neurogen.strategies.speculative_batch import Counts, SpeculativeBatch
 
 if TYPE_CHECKING:
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SpeculativeEngine"]
 
 
-class SpeculativeEngine:
+class SpeculativeEngine(ContinuousEngine):
     """Decodes requests with a model, a sampler, and a smaller model that runs ahead.
 
     A token's distribution is that of `neurogen.engine.Engine`; with a sampler that draws nothing, such as greedy, the
@@ -59,21 +56,16 @@ class SpeculativeEngine:
         draft_tokens: int = 4,
         batch_size: int = 8,
     ) -> None:
-        for name, value in (("draft_tokens", draft_tokens), ("batch_size", batch_size)):
-            if not is_whole(value, range(1, INT64.stop)):
-                raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
+        super().__init__(model, sampler, batch_size)
+        check_count("draft_tokens", draft_tokens)
         _check_sampler(sampler)
         check_cache(model)
         check_cache(draft)
         _check_pair(model, draft)
         self.model = model
         self.draft = draft
-        self.sampler = sampler
         self.draft_tokens = draft_tokens
-        self.batch_size = batch_size
-        self.vocab_size = _vocab_size(model)
         self.counts = Counts()
-        self._running: list[tuple[SpeculativeBatch, Waiting]] = []
 
     @property
     def acceptance_rate(self) -> float:
@@ -85,71 +77,10 @@ class SpeculativeEngine:
         """How many tokens a sequence got from a forward pass of the target, on average; 1 without a draft."""
         return self.counts.tokens / self.counts.passes if self.counts.passes else 1.0
 
-    def check(self, request: Request) -> dict[str, Any]:
-        """Make sure that a request can be decoded.
-
-        Returns:
-            the value of every parameter of the sampler for this request.
-
-        Raises:
-            ParameterError: as `neurogen.engine.Engine.check` says, of the draft too; or it has processors.
-        """
-        self._check(request)
-        return values_of(self.sampler, request)
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Decode requests, yielding tokens as they become certain; see `neurogen.engine.Engine.generate`."""
-        waiting = Waiting(requests, self._row)
-        if isinstance(requests, Sequence):
-            waiting = Waiting([self._row(request) for request in requests], lambda row: row)
-        return self._steps(self._batch(), waiting)
-
-    def cancel(self, key: Any) -> bool:
-        """End the sequences whose request has this key; see `neurogen.engine.Engine.cancel`."""
-        found = False
-        for batch, waiting in self._running:
-            for row in batch.rows:
-                if row.request.key == key and not row.finished:
-                    row.finished = found = True
-            following = waiting.peek_if_read()
-            if following is not None and following.request.key == key:
-                waiting.pop()
-                found = True
-        return found
-
-    def _batch(self) -> SpeculativeBatch:
+    def _new_batch(self) -> SpeculativeBatch:
         return SpeculativeBatch(
             self.model, self.draft, self.sampler, self.vocab_size, draft_tokens=self.draft_tokens, counts=self.counts
         )
-
-    def _steps(self, batch: SpeculativeBatch, waiting: Waiting) -> Iterator[Step]:
-        running = (batch, waiting)
-        self._running.append(running)
-        try:
-            while True:
-                self._admit(batch, waiting)
-                if not batch.rows:
-                    return
-                for rows, drawn in batch.columns():
-                    yield from emit(rows, drawn)
-                batch.drop_finished()
-        finally:
-            self._running.remove(running)
-
-    def _admit(self, batch: SpeculativeBatch, waiting: Waiting) -> None:
-        newcomers: list[Row] = []
-        while len(batch.rows) + len(newcomers) < self.batch_size:
-            following = waiting.peek()
-            if following is None or any(following.settings != row.settings for row in (batch.rows + newcomers)[:1]):
-                break
-            newcomers.append(waiting.pop())
-        if newcomers:
-            following = waiting.peek()
-            batch.add(newcomers, following.prompt if following is not None else None)
-
-    def _row(self, request: Request) -> Row:
-        self._check(request)
-        return row_of(self.sampler, request)
 
     def _check(self, request: Request) -> None:
         check_request(request, self.model)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from neurogen.batch import Prefill
+from neurogen.continuous import Column
 from neurogen.errors import ContractError
 from neurogen.kvcache import KVBlock, new_cache
-from neurogen.request import Drawn, Row
+from neurogen.request import Row
 from neurogen.sampler import NO_TOKEN
 from neurogen.selection import Selection
 from neurogen.strategies.feed import Feed, take_back
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     from neurogen.models import LanguageModel
     from neurogen.sampler import Sampler
 
-__all__ = ["Column", "Counts", "SpeculativeBatch"]
-
-Column = tuple[Sequence[Row], Sequence[Drawn]]
-"""Rows, and the next token of each."""
+__all__ = ["Counts", "SpeculativeBatch"]
 
 
 @dataclass
@@ -106,6 +104,13 @@ class SpeculativeBatch:
         for row in rows:
             row.admitted = now
         self.rows += rows
+
+    def has_room(self, row: Row, before: int) -> bool:
+        """Always: keys and values grow as they must."""
+        return True
+
+    def read_on(self) -> None:
+        """Nothing: a round begins with what both models have not read."""
 
     def columns(self) -> Iterator[Column]:
         """The first token of each row that was just admitted; where none was, what a round gives, column by column."""
