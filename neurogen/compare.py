@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,12 +164,18 @@ def compare(
     total = len(samplers) * len(prompts) * run.n
     for number, sampler in enumerate(samplers):
         done = number * len(prompts) * run.n
-        samples, seconds = _run(model, sampler, prompts, run, lambda i, at=done: progress and progress(at + i, total))  # type: ignore[misc]
+        told = partial(_tell, progress, done, total)
+        samples, seconds = _run(model, sampler, prompts, run, told)
         tokens = sum(sample.tokens for sample in samples)
         measures = _measures(samples, references)
         label = repr(sampler).removesuffix("()")
         comparison.outcomes.append(Outcome(label, samples, measures, seconds, tokens / max(seconds, 1e-9)))
     return comparison
+
+
+def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, count: int) -> None:
+    if progress is not None:
+        progress(before + count, total)
 
 
 def sweep(text: str) -> list[str]:

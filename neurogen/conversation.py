@@ -6,7 +6,7 @@ With a chat template the turns are messages; a model without one continues the t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ class Conversation:
         """How many tokens of the last prompt had been read before."""
         return self._engine.reused
 
-    def say(self, text: str) -> Iterator[TextDelta | Result]:
+    def say(self, text: str) -> Generator[TextDelta | Result]:
         """Take a turn; the answer is yielded as it grows, and joins the turns, even where it is broken off.
 
         Raises:
@@ -120,7 +120,7 @@ class Conversation:
                 self.messages.pop()
             raise
 
-    def retry(self) -> Iterator[TextDelta | Result]:
+    def retry(self) -> Generator[TextDelta | Result]:
         """Draw another answer to the last turn, with the next seed.
 
         Raises:
@@ -190,7 +190,7 @@ class Conversation:
         self.sampler = sampler
         self.seed, self._retries, self._last = values["seed"], values["retries"], None
 
-    def _answer(self) -> Iterator[TextDelta | Result]:
+    def _answer(self) -> Generator[TextDelta | Result]:
         prompt = self._prompt(self.messages)
         runner = Runner(self.model, self.sampler, replace(self.options, seed=self.seed), engine=self._engine)
         texts: list[str] = []

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from neurogen.sampler import Sampler
     from neurogen.selection import Observer
 
-__all__ = ["DTYPES", "LanguageModel", "load_model", "quiet_transformers", "resolve_device"]
+__all__ = ["DTYPES", "LanguageModel", "load_model", "locate_model", "quiet_transformers", "resolve_device"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFETENSORS_DTYPES = {"F64": torch.float32, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -160,7 +160,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Langu
     target, _ = resolve_device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise DeviceError(f"Unknown number format {dtype!r}: dtype must be auto, {', '.join(DTYPES)}.")
-    path = _locate(name)
+    path = locate_model(name)
     with quiet_transformers():
         tokenizer = load_tokenizer(path)
         model = _load_weights(path, target, dtype)
@@ -219,7 +219,7 @@ def _why_no_cuda() -> str:
     return "no usable CUDA device was found (is the NVIDIA driver installed?)"
 
 
-def _locate(name: str) -> Path:
+def locate_model(name: str) -> Path:
     """Find the folder or GGUF file that a name stands for, fetching or converting it if need be."""
     if not name.strip():
         raise ModelError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
@@ -54,7 +54,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     A model without a chat template continues your text. Lines from a pipe are turns, one each.
     """
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
-    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+    interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     with loading(values["model"], shown=interactive and not values["quiet"]):
         from neurogen.cli.chat_session import ChatSession
         from neurogen.conversation import Conversation

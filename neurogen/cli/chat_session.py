@@ -5,7 +5,7 @@ What is wrong with a command or a turn is said in one paragraph, and the convers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,7 @@ class ChatSession:
             raise ParameterError(f"There is no command {name}. There are: {listed(self._commands)}.", "command")
         self._commands[name].run(rest.strip())
 
-    def _show(self, answer: Iterator[TextDelta | Result]) -> None:
+    def _show(self, answer: Generator[TextDelta | Result]) -> None:
         """Write an answer as it grows; Ctrl-C ends it, and what is there stays."""
         result, ended = None, False
         try:
@@ -134,7 +134,7 @@ class ChatSession:
             if not self._interactive:
                 raise
             tell(" (stopped)")
-            answer.close()  # type: ignore[attr-defined]
+            answer.close()
             return
         if not ended:
             write_stdout("\n")

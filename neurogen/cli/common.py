@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Settings",
     "WholeNumber",
+    "counting",
     "debug_option",
     "device_option",
     "dtype_option",
     "duration",
     "echo_table",
+    "is_terminal",
     "listed",
     "tell",
     "typed",
@@ -106,6 +108,32 @@ def _device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
     return value
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a standard stream is there, and is a terminal."""
+    return stream is not None and bool(stream.isatty())
+
+
+@contextmanager
+def counting(noun: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr with the time left, that is told how many are done and their total; None where it is not shown.
+
+    Args:
+        noun: what is counted, such as "texts".
+        shown: whether to show it.
+    """
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    count = TextColumn("{task.completed:,}/{task.total:,} " + noun)
+    columns = (BarColumn(), count, TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def tell(message: str) -> None:

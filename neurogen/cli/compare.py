@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, tell
+from neurogen.cli.common import (
+    WholeNumber,
+    counting,
+    debug_option,
+    device_option,
+    dtype_option,
+    echo_table,
+    is_terminal,
+    tell,
+)
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import CONTROL, loading
 from neurogen.cli.run import DEFAULT_MODEL
@@ -152,13 +160,13 @@ def _compare(
     values: dict[str, Any],
 ) -> Comparison:
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
-    shown = sys.stderr is not None and sys.stderr.isatty() and not values["quiet"]
+    shown = is_terminal(sys.stderr) and not values["quiet"]
     with loading(values["model"], shown=shown):
         from neurogen.compare import compare
         from neurogen.models import load_model
 
         model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
-    with _progress(shown=shown) as progress:
+    with counting("texts", shown=shown) as progress:
         return compare(
             model,
             samplers,
@@ -172,26 +180,6 @@ def _compare(
             batch_size=values["batch_size"],
             processors=processors,
         )
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr that is told texts done and their total; None where it is not shown."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} texts"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda count, total: bar.update(task, completed=count, total=total, visible=True)
 
 
 def _report(comparison: Comparison, show: int) -> None:

@@ -6,17 +6,23 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, echo_table, typed
+from neurogen.cli.common import (
+    WholeNumber,
+    counting,
+    debug_option,
+    device_option,
+    dtype_option,
+    echo_table,
+    is_terminal,
+    typed,
+)
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
-from neurogen.errors import DataError
 
 if TYPE_CHECKING:
     from neurogen.diagnose import Diagnosis
@@ -89,7 +95,9 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
     """
     _check(ctx, values)
     if html is not None:
-        _check_page(Path(html))
+        from neurogen.pages import check_page
+
+        check_page(html)
     diagnosis = _of_logits(values["logits"]) if values["logits"] is not None else _of_model(values)
     if html is not None:
         _write_page(diagnosis, html, quiet=values["quiet"])
@@ -113,13 +121,6 @@ def _check(ctx: click.Context, values: Mapping[str, Any]) -> None:
             raise click.UsageError(f"{option} belongs to --model; with --logits nothing is run. Leave it out.", ctx)
 
 
-def _check_page(path: Path) -> None:
-    """Refuse a page that could not be written, before the work is done."""
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        problem = "it is a folder" if path.is_dir() else f"there is no folder {path.resolve().parent}"
-        raise DataError(f"The page cannot be written to {path}: {problem}. Give a file in a folder that exists.")
-
-
 def _of_logits(path: str) -> Diagnosis:
     from neurogen.diagnose import diagnose_logits
     from neurogen.diagnosis_input import load_logits
@@ -130,13 +131,13 @@ def _of_logits(path: str) -> Diagnosis:
 
 def _of_model(values: Mapping[str, Any]) -> Diagnosis:
     texts = _texts(values)  # first, since a misspelt path should not wait for the model
-    bar = _is_terminal(sys.stderr) and not values["quiet"]
+    bar = is_terminal(sys.stderr) and not values["quiet"]
     with loading(values["model"], shown=bar):
         from neurogen.diagnose import diagnose_model
         from neurogen.models import load_model
 
         model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
-    with _progress(shown=bar) as progress:
+    with counting("positions", shown=bar) as progress:
         return diagnose_model(
             model,
             texts,
@@ -161,26 +162,6 @@ def _texts(values: Mapping[str, Any]) -> Iterable[str] | None:
 
         return TextStream(values["data"], on_broken=lambda row: click.echo(f"{row}.", err=True))
     return None
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr that is told the positions done and their total; None where it is not shown."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} positions"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def _write_page(diagnosis: Diagnosis, path: str, *, quiet: bool) -> None:
@@ -233,22 +214,18 @@ def _summary_cells(summary: Mapping[str, float]) -> Iterator[str]:
     return (f"{summary[name]:.4g}" for name in ("mean", "p05", "median", "p95"))
 
 
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and bool(stream.isatty())
-
-
 def _heading(text: str) -> None:
     click.echo()
     _say(text, bold=True)
 
 
 def _say(text: str, **style: Any) -> None:
-    plain = os.environ.get("NO_COLOR") or not _is_terminal(sys.stdout)
+    plain = os.environ.get("NO_COLOR") or not is_terminal(sys.stdout)
     click.echo(text if plain else click.style(text, **style))
 
 
 def _paragraph(text: str, indent: str = "") -> None:
     """One paragraph: wrapped to a terminal's width, or one line where stdout is none."""
-    if _is_terminal(sys.stdout):
+    if is_terminal(sys.stdout):
         text = click.wrap_text(text, min(shutil.get_terminal_size().columns, 120), subsequent_indent=indent)
     click.echo(text)

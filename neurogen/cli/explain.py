@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, tell
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, tell
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
@@ -69,7 +69,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
 
 def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
-    shown = sys.stderr is not None and sys.stderr.isatty() and not values["quiet"]
+    shown = is_terminal(sys.stderr) and not values["quiet"]
     with loading(values["model"], shown=shown):
         from neurogen.explain import explain
         from neurogen.models import load_model

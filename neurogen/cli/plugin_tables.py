@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import click
 from pydantic.fields import FieldInfo
 
+from neurogen.cli.common import echo_table
 from neurogen.parameters import BOUNDS, domain_of
 from neurogen.registry import Plugin
 
-__all__ = ["first_paragraph", "origin_of", "parameter_entry", "parameter_row", "plugin_entry"]
+__all__ = ["first_paragraph", "origin_of", "parameter_entry", "plugin_entry", "print_entries", "print_parameters"]
 
 
 def plugin_entry(plugin: Plugin, name: str) -> dict[str, Any]:
@@ -45,10 +48,30 @@ def parameter_entry(name: str, field: FieldInfo, option: str | None) -> dict[str
     }
 
 
-def parameter_row(owner: str, parameter: Mapping[str, Any]) -> tuple[str, ...]:
+def _parameter_row(owner: str, parameter: Mapping[str, Any]) -> tuple[str, ...]:
     """A parameter as a row of a table."""
     keys = ("name", "option", "domain", "default", "description")
     return owner, *("-" if parameter[key] is None else str(parameter[key]) for key in keys)
+
+
+def print_parameters(kind: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """The table of all parameters, behind that of the plugins; nothing where there is none."""
+    rows = [_parameter_row(entry["name"], one) for entry in entries for one in entry.get("parameters", ())]
+    if rows:
+        click.echo()
+        echo_table((kind, "PARAMETER", "OPTION", "DOMAIN", "DEFAULT", "DESCRIPTION"), rows)
+
+
+def print_entries(
+    entries: Sequence[dict[str, Any]], *, as_json: bool, none: str, tables: Callable[[Sequence[dict[str, Any]]], None]
+) -> None:
+    """All entries as JSON or by `tables`; where there are none, that is said on stderr."""
+    if as_json:
+        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+    elif not entries:
+        click.echo(none, err=True)
+    else:
+        tables(entries)
 
 
 def origin_of(entry: Mapping[str, Any]) -> str:

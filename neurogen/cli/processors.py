@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from neurogen.cli.common import debug_option, echo_table, unambiguous_names
-from neurogen.cli.plugin_tables import first_paragraph, origin_of, parameter_entry, parameter_row, plugin_entry
+from neurogen.cli.plugin_tables import (
+    first_paragraph,
+    origin_of,
+    parameter_entry,
+    plugin_entry,
+    print_entries,
+    print_parameters,
+)
 from neurogen.cli.processor_options import direct_option
 from neurogen.registry import PROCESSORS, Plugin, default_registry
 
@@ -26,12 +32,7 @@ def command(as_json: bool) -> None:
     plugins = default_registry().load_all(PROCESSORS)
     names = unambiguous_names(plugins)
     entries = [_entry(plugin, name) for plugin, name in zip(plugins, names, strict=True)]
-    if as_json:
-        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
-    elif not entries:
-        click.echo(NONE_INSTALLED, err=True)
-    else:
-        _print_tables(entries)
+    print_entries(entries, as_json=as_json, none=NONE_INSTALLED, tables=_print_tables)
 
 
 def _entry(plugin: Plugin, name: str) -> dict[str, Any]:
@@ -44,14 +45,9 @@ def _entry(plugin: Plugin, name: str) -> dict[str, Any]:
     return entry | {"description": first_paragraph(cls), "parameters": parameters}
 
 
-def _print_tables(entries: list[dict[str, Any]]) -> None:
+def _print_tables(entries: Sequence[dict[str, Any]]) -> None:
     echo_table(("PROCESSOR", "DISTRIBUTION", "DESCRIPTION"), map(_row, entries))
-    parameters = [
-        parameter_row(entry["name"], parameter) for entry in entries for parameter in entry.get("parameters", ())
-    ]
-    if parameters:
-        click.echo()
-        echo_table(("PROCESSOR", "PARAMETER", "OPTION", "DOMAIN", "DEFAULT", "DESCRIPTION"), parameters)
+    print_parameters("PROCESSOR", entries)
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, device_option, tell
+from neurogen.cli.common import debug_option, device_option, is_terminal, tell
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 
@@ -41,7 +41,7 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
     from neurogen.recording import read_recording
 
     recording = read_recording(file)
-    shown = sys.stderr is not None and sys.stderr.isatty() and not quiet
+    shown = is_terminal(sys.stderr) and not quiet
     with loading(model or str(recording.head.get("model")), shown=shown):
         from neurogen.models import load_model
         from neurogen.replay import replay

@@ -136,4 +136,6 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     made = make_sampler(default_registry(), name, values, ctx)
     processors = make_processors(default_registry(), values, ctx)
     check_draft(values, made, processors, ctx)
+    if processors and values["engine"] == "vllm":
+        raise click.UsageError("Processors do not go with --engine vllm, which has its own.", ctx)
     return execute(Arguments(**values), made, processors)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from neurogen.cli.common import debug_option, echo_table, unambiguous_names
-from neurogen.cli.plugin_tables import first_paragraph, origin_of, parameter_entry, parameter_row, plugin_entry
+from neurogen.cli.plugin_tables import (
+    first_paragraph,
+    origin_of,
+    parameter_entry,
+    plugin_entry,
+    print_entries,
+    print_parameters,
+)
 from neurogen.parameters import option_of
 from neurogen.registry import Plugin, default_registry
 
@@ -29,12 +35,7 @@ def command(as_json: bool) -> None:
     plugins = default_registry().load_all()
     names = unambiguous_names(plugins)
     entries = [_entry(plugin, name) for plugin, name in zip(plugins, names, strict=True)]
-    if as_json:
-        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
-    elif not entries:
-        click.echo(NONE_INSTALLED, err=True)
-    else:
-        _print_tables(entries)
+    print_entries(entries, as_json=as_json, none=NONE_INSTALLED, tables=_print_tables)
 
 
 def _entry(plugin: Plugin, name: str) -> dict[str, Any]:
@@ -54,15 +55,10 @@ def _entry(plugin: Plugin, name: str) -> dict[str, Any]:
     }
 
 
-def _print_tables(entries: list[dict[str, Any]]) -> None:
+def _print_tables(entries: Sequence[dict[str, Any]]) -> None:
     header = ("SAMPLER", "DISTRIBUTION", "DETERMINISTIC", "BACKENDS", "DESCRIPTION")
     echo_table(header, map(_sampler_row, entries))
-    parameters = [
-        parameter_row(entry["name"], parameter) for entry in entries for parameter in entry.get("parameters", ())
-    ]
-    if parameters:
-        click.echo()
-        echo_table(("SAMPLER", "PARAMETER", "OPTION", "DOMAIN", "DEFAULT", "DESCRIPTION"), parameters)
+    print_parameters("SAMPLER", entries)
 
 
 def _sampler_row(entry: Mapping[str, Any]) -> tuple[str, ...]:

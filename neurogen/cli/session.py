@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import tell
+from neurogen.cli.common import is_terminal, tell
 from neurogen.cli.draft_options import draft_engine, draft_identity, told_of_draft
 from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch, if_slow, loading
@@ -278,7 +278,7 @@ def _read(arguments: Arguments, sampler: Sampler, *, told: bool = True) -> tuple
 
 
 def _standard_input() -> str:
-    if sys.stdin is not None and sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         raise click.UsageError(
             "There is no prompt. Give --prompt TEXT, --prompts FILE.jsonl, or text on standard input.",
             click.get_current_context(),
@@ -344,7 +344,7 @@ def _run(session: Session, todo: list[Key]) -> int:
 
 def _load(arguments: Arguments, sampler: Sampler) -> Any:
     """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
-    with loading(arguments.model, shown=_is_terminal(sys.stderr) and not arguments.quiet) as instead:
+    with loading(arguments.model, shown=is_terminal(sys.stderr) and not arguments.quiet) as instead:
         from neurogen.models import resolve_device
 
         torchs = arguments.device if arguments.engine == "torch" else "cpu"
@@ -371,7 +371,7 @@ def _speculative(session: Session, model: Any) -> SpeculativeEngine | None:
     arguments = session.arguments
     if arguments.draft is None:
         return None
-    with loading(arguments.draft, shown=_is_terminal(sys.stderr) and not arguments.quiet):
+    with loading(arguments.draft, shown=is_terminal(sys.stderr) and not arguments.quiet):
         return draft_engine(
             model,
             arguments.draft,
@@ -397,8 +397,8 @@ def _events(session: Session, model: DecodableModel, todo: list[Key], summary: S
     arguments = session.arguments
     streams = arguments.stream if arguments.stream is not None else len(todo) == 1
     output = _output(arguments, todo, streams)
-    bar = _is_terminal(sys.stderr) and not arguments.quiet
-    if isinstance(output, TextOutput) and streams and _is_terminal(sys.stdout):
+    bar = is_terminal(sys.stderr) and not arguments.quiet
+    if isinstance(output, TextOutput) and streams and is_terminal(sys.stdout):
         bar = False
     watch = Watch(total=len(todo) + len(session.done), done=len(session.done), shown=bar)
     options = RunOptions(
@@ -481,7 +481,7 @@ def _output(arguments: Arguments, todo: list[Key], streams: bool) -> Output:
         return JsonOutput()
     if arguments.output is not None and not arguments.stream:
         return Output()
-    return TextOutput(todo, stream=streams, terminal=_is_terminal(sys.stdout))
+    return TextOutput(todo, stream=streams, terminal=is_terminal(sys.stdout))
 
 
 def _closer(output: Output) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
@@ -538,10 +538,6 @@ def _results(count: int) -> str:
 def _say(arguments: Arguments, message: str) -> None:
     if not arguments.quiet:
         tell(message)
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and bool(stream.isatty())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, duration, write_json
+from neurogen.cli.common import debug_option, duration, is_terminal, write_json
 from neurogen.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command() -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no closing line.")
 @debug_option
 def train(data: tuple[str, ...], out: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    shown = not quiet and sys.stderr is not None and sys.stderr.isatty()
+    shown = not quiet and is_terminal(sys.stderr)
     with _Watch(shown=shown, most=options["max_sentences"]) as watch:
         trained = train_tokenizer(data, out=out, on_broken=watch.broken, on_progress=watch.progress, **options)
     if as_json:

@@ -53,9 +53,9 @@ def load_engine(model: str, **options: Any) -> Any:
         ModelError: there is no such model.
     """
     check_installed()
-    from neurogen.models import _locate
+    from neurogen.models import locate_model
 
-    path = _locate(model)
+    path = locate_model(model)
     if not path.is_dir():
         raise ModelError(f"{path} is a GGUF file, which is not given to vLLM here. Use a folder with safetensors.")
     vllm = importlib.import_module("vllm")
