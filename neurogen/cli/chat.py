@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from typing import Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
@@ -19,7 +18,6 @@ from neurogen.registry import default_registry
 __all__ = ["command"]
 
 DEFAULT_SAMPLER = "topp"
-SEEDS = 2**31
 
 
 @click.command("chat", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
@@ -62,7 +60,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         from neurogen.runner import RunOptions
 
         model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
-        seed = secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"]
+        seed = random_seed() if values["seed"] is None else values["seed"]
         options = RunOptions(max_new_tokens=values["max_new_tokens"], seed=seed, chat=values["chat"])
         conversation = Conversation(model, made, options, system=values["system"])
         if values["load"] is not None:

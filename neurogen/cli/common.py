@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ __all__ = [
     "echo_table",
     "is_terminal",
     "listed",
+    "random_seed",
     "tell",
     "typed",
     "unambiguous_names",
@@ -38,6 +40,7 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 UNWRAPPED = 100_000
+SEEDS = 2**31
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -151,6 +154,11 @@ def write_json(value: Any) -> None:
     """Print one JSON object on stdout: in escapes where its encoding is not UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     click.echo(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", allow_nan=False))
+
+
+def random_seed() -> int:
+    """A seed for who gives none; so short that people can read it out, or type it again."""
+    return secrets.randbelow(SEEDS)
 
 
 def duration(seconds: float) -> str:

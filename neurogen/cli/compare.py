@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from neurogen.cli.common import (
     dtype_option,
     echo_table,
     is_terminal,
+    random_seed,
     tell,
 )
 from neurogen.cli.completion import complete_model
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-SEEDS = 2**31
 FEWEST = 2
 DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named Lily", "In the garden there was")
 
@@ -175,7 +174,7 @@ def _compare(
             progress=progress,
             n=values["n"],
             max_new_tokens=values["max_new_tokens"],
-            seed=secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"],
+            seed=random_seed() if values["seed"] is None else values["seed"],
             chat=values["chat"],
             batch_size=values["batch_size"],
             processors=processors,

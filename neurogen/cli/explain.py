@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, tell
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed, tell
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 from neurogen.cli.run import DEFAULT_MODEL
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "report"]
 
-SEEDS = 2**31
 PAGE_TOP = 40
 """Candidates a step that a page shows what the sampler drew them with."""
 
@@ -81,7 +79,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
         values["prompt"],
         top=max(values["top"], PAGE_TOP) if values["html"] is not None else values["top"],
         max_new_tokens=values["max_new_tokens"],
-        seed=secrets.randbelow(SEEDS) if values["seed"] is None else values["seed"],
+        seed=random_seed() if values["seed"] is None else values["seed"],
         chat=values["chat"],
         processors=processors,
     )

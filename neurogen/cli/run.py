@@ -1,4 +1,4 @@
-"""`neurogen run`: its options and what they allow. What is then done is in `session`.
+"""`neurogen run`: its options and what they allow. What is then done is in `execution`.
 
 The options depend on the sampler; see `sampler_command`.
 """
@@ -15,10 +15,11 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_
 from neurogen.cli.completion import complete_model
 from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
+from neurogen.cli.execution import execute
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
-from neurogen.cli.session import Arguments, execute
+from neurogen.cli.session import Arguments
 from neurogen.errors import DataError
 from neurogen.prompts import check_text
 from neurogen.registry import default_registry
