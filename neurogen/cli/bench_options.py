@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from neurogen.cli.common import listed, tell, unambiguous_names
+from neurogen.cli.common import listed, tell, unambiguous_names, write_sections
 from neurogen.cli.configured import variable_of
 from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
 from neurogen.errors import ParameterError, PluginError
@@ -64,12 +64,9 @@ class BenchCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The samplers' options in a section of their own."""
         params = self.get_params(ctx)
-        for title, shared in (("Options", False), ("Options of the samplers", True)):
-            members = [param for param in params if isinstance(param, SharedOption) == shared]
-            records = [record for param in members if (record := param.get_help_record(ctx))]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        own = [param for param in params if not isinstance(param, SharedOption)]
+        shared = [param for param in params if isinstance(param, SharedOption)]
+        write_sections(ctx, formatter, {"Options": own, "Options of the samplers": shared})
 
 
 def load_samplers(

@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed
-from neurogen.cli.completion import complete_model
-from neurogen.cli.output import loading
-from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.registry import default_registry
+from neurogen.runner import RunOptions
 
 __all__ = ["command"]
 
@@ -31,9 +30,7 @@ DEFAULT_SAMPLER = "topp"
     help="Chooses the tokens; /sampler NAME changes it.",
 )
 @profile_option
-@click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
-)
+@model_option
 @click.option("--system", metavar="TEXT", help="What a chat model is told before the first turn.")
 @click.option("--load", metavar="FILE", help="Go on with a conversation that /save has written.")
 @click.option(
@@ -53,16 +50,13 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     """
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    with loading(values["model"], shown=interactive and not values["quiet"]):
-        from neurogen.cli.chat_session import ChatSession
-        from neurogen.conversation import Conversation
-        from neurogen.models import load_model
-        from neurogen.runner import RunOptions
+    model = load_shown(values, shown=interactive and not values["quiet"])
+    from neurogen.cli.chat_session import ChatSession
+    from neurogen.conversation import Conversation
 
-        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
-        seed = random_seed() if values["seed"] is None else values["seed"]
-        options = RunOptions(max_new_tokens=values["max_new_tokens"], seed=seed, chat=values["chat"])
-        conversation = Conversation(model, made, options, system=values["system"])
-        if values["load"] is not None:
-            conversation.load(values["load"])
+    seed = random_seed() if values["seed"] is None else values["seed"]
+    options = RunOptions(max_new_tokens=values["max_new_tokens"], seed=seed, chat=values["chat"])
+    conversation = Conversation(model, made, options, system=values["system"])
+    if values["load"] is not None:
+        conversation.load(values["load"])
     return ChatSession(conversation, interactive=interactive, quiet=values["quiet"]).run()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.cli.chat_input import PipeReader, Reader, TerminalReader
 from neurogen.cli.common import listed, tell
+from neurogen.cli.explain import PAGE_TOP, report, report_page
 from neurogen.cli.output import CONTROL, write_stdout
+from neurogen.cli.sampler_command import sampler_names
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.parameters import INT64, domain_of, is_whole, unknown_parameter
 from neurogen.registry import default_registry, load_processors
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["ChatSession"]
 
 EXIT_OK, EXIT_FAILED = 0, 1
+TOP = 5
+"""Candidates a step that /explain shows."""
+
 OWN_SETTINGS = ("max_new_tokens",)
 
 
@@ -60,7 +65,9 @@ class ChatSession:
         self._failed = False
         self._commands = {
             "/help": Command("", "Show this.", self._help),
-            "/sampler": Command("NAME", "Choose another sampler, such as topk(k=40)+topp.", self._sampler, _samplers),
+            "/sampler": Command(
+                "NAME", "Choose another sampler, such as topk(k=40)+topp.", self._sampler, sampler_names
+            ),
             "/set": Command("PARAMETER VALUE", "Change one parameter.", self._set, self._parameters),
             "/params": Command("", "Show the sampler and its parameters.", self._params),
             "/processors": Command("SPEC|none", "Change the logits before the sampler sees them.", self._processors),
@@ -160,7 +167,7 @@ class ChatSession:
 
     def _sampler(self, rest: str) -> None:
         if not rest:
-            raise ParameterError(f"Which sampler? There are: {listed(_samplers())}.", "sampler")
+            raise ParameterError(f"Which sampler? There are: {listed(sampler_names())}.", "sampler")
         self._conversation.sampler = default_registry().load_sampler(rest)
         self._params("")
 
@@ -217,17 +224,13 @@ class ChatSession:
         self._show(self._conversation.retry())
 
     def _explain(self, rest: str) -> None:
-        explanation = self._conversation.explain(top=40 if rest else 5)
+        explanation = self._conversation.explain(top=PAGE_TOP if rest else TOP)
         if rest:
-            from neurogen.explain_page import write_page
             from neurogen.pages import check_page
 
             check_page(rest)
-            write_page(explanation, rest)
-            tell(f"The page is in {rest}: open it in a browser.")
+            report_page(explanation, rest)
         else:
-            from neurogen.cli.explain import report
-
             report(explanation)
 
     def _save(self, rest: str) -> None:
@@ -252,10 +255,6 @@ class ChatSession:
 
     def _quit(self, rest: str) -> None:
         self._going = False
-
-
-def _samplers() -> list[str]:
-    return sorted({plugin.name for plugin in default_registry().plugins() if plugin.status != "disabled"})
 
 
 def _converted(kind: Any, text: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,11 +31,13 @@ __all__ = [
     "echo_table",
     "is_terminal",
     "listed",
+    "needs_escapes",
     "random_seed",
     "tell",
     "typed",
     "unambiguous_names",
     "write_json",
+    "write_sections",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -152,13 +154,17 @@ def typed(ctx: click.Context, name: str) -> bool:
 
 def write_json(value: Any) -> None:
     """Print one JSON object on stdout: in escapes where its encoding is not UTF-8."""
-    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
-    click.echo(json.dumps(value, indent=2, ensure_ascii=encoding != "utf8", allow_nan=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=needs_escapes(), allow_nan=False))
 
 
 def random_seed() -> int:
     """A seed for who gives none; so short that people can read it out, or type it again."""
     return secrets.randbelow(SEEDS)
+
+
+def needs_escapes() -> bool:
+    """Whether stdout cannot hold every character: its encoding is not UTF-8."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") != "utf8"
 
 
 def duration(seconds: float) -> str:
@@ -180,6 +186,17 @@ def unambiguous_names(plugins: Sequence[Plugin]) -> list[str]:
     """What a user types for each: the sampler's name, or `distribution:name` where several offer the same."""
     names = [plugin.name for plugin in plugins]
     return [plugin.qualified_name if names.count(plugin.name) > 1 else plugin.name for plugin in plugins]
+
+
+def write_sections(
+    ctx: click.Context, formatter: click.HelpFormatter, sections: Mapping[str, Sequence[click.Parameter]]
+) -> None:
+    """Write options into a help text, a section for each title; none for one that has nothing to show."""
+    for title, members in sections.items():
+        records = [record for param in members if (record := param.get_help_record(ctx))]
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

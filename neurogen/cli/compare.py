@@ -21,9 +21,8 @@ from neurogen.cli.common import (
     random_seed,
     tell,
 )
-from neurogen.cli.completion import complete_model
-from neurogen.cli.output import CONTROL, loading
-from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.model_options import load_shown, model_option
+from neurogen.cli.output import CONTROL
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
 from neurogen.prompts import parse_lines
@@ -57,9 +56,7 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
     metavar="SPEC.PARAMETER=START:STOP:STEP",
     help="A sampler with many values of one parameter, such as topp.p=0.5:1.0:0.1.",
 )
-@click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
-)
+@model_option
 @click.option("--prompt", "texts", multiple=True, help="A text to continue; repeat for several.")
 @click.option(
     "--prompts",
@@ -160,11 +157,9 @@ def _compare(
 ) -> Comparison:
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
     shown = is_terminal(sys.stderr) and not values["quiet"]
-    with loading(values["model"], shown=shown):
-        from neurogen.compare import compare
-        from neurogen.models import load_model
+    model = load_shown(values, shown=shown)
+    from neurogen.compare import compare
 
-        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
     with counting("texts", shown=shown) as progress:
         return compare(
             model,

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option
-from neurogen.cli.configured import sampler_defaults
-from neurogen.cli.sampler_options import SamplerOption, make_sampler, sampler_options, unknown_option
+from neurogen.cli.sampler_command import CommandOfSampler
+from neurogen.cli.sampler_options import SamplerOption, make_sampler
 from neurogen.errors import DeviceError, PluginError
 from neurogen.registry import default_registry
 from neurogen.sampler import Sampler
@@ -40,37 +39,19 @@ class ConformanceCommand(click.Command):
         if name is None:
             return super().make_context(info_name, args, parent, **extra)
         chosen = OneSampler(self, name)
-        path = (str(self.name),)
-        extra["default_map"] = sampler_defaults(parent, path, chosen.plugin, chosen.sampler_class, name, chosen.own)
+        extra["default_map"] = chosen.defaults(parent, name)
         return chosen.make_context(info_name, args, parent, **extra)
 
 
-class OneSampler(click.Command):
+class OneSampler(CommandOfSampler):
     """`conformance` with the options of one sampler."""
 
-    def __init__(self, base: click.Command, name: str) -> None:
-        registry = default_registry()
-        self.plugin, self.sampler_class = registry.find(name), registry.load_class(name)
-        taken = {"--help", "--debug", *(option for param in base.params for option in param.opts)}
-        self.own: list[SamplerOption] = []
-        with suppress(PluginError):  # options that cannot be given: the check of the declaration says so
-            self.own = sampler_options(self.plugin, self.sampler_class, taken)
-        super().__init__(
-            base.name,
-            params=[*base.params, *self.own],
-            callback=base.callback,
-            help=base.help,
-            context_settings=base.context_settings,
-        )
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As always, but an option that does not exist is explained."""
+    def options_beside(self, taken: set[str]) -> list[SamplerOption]:
+        """The sampler's options; none where they cannot be given: the check of the declaration says so."""
         try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            others = [option for param in self.params for option in param.opts]
-            message = unknown_option(error.option_name, self.sampler_class, default_registry(), others)
-            raise click.UsageError(message, ctx) from None
+            return super().options_beside(taken)
+        except PluginError:
+            return []
 
 
 def _sampler_named(base: click.Command, args: Sequence[str]) -> str | None:

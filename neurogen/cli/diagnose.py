@@ -22,7 +22,7 @@ from neurogen.cli.common import (
     typed,
 )
 from neurogen.cli.completion import complete_model
-from neurogen.cli.output import loading
+from neurogen.cli.model_options import load_shown
 
 if TYPE_CHECKING:
     from neurogen.diagnose import Diagnosis
@@ -132,11 +132,9 @@ def _of_logits(path: str) -> Diagnosis:
 def _of_model(values: Mapping[str, Any]) -> Diagnosis:
     texts = _texts(values)  # first, since a misspelt path should not wait for the model
     bar = is_terminal(sys.stderr) and not values["quiet"]
-    with loading(values["model"], shown=bar):
-        from neurogen.diagnose import diagnose_model
-        from neurogen.models import load_model
+    model = load_shown(values, shown=bar)
+    from neurogen.diagnose import diagnose_model
 
-        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
     with counting("positions", shown=bar) as progress:
         return diagnose_model(
             model,

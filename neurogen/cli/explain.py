@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed, tell
-from neurogen.cli.completion import complete_model
-from neurogen.cli.output import loading
-from neurogen.cli.run import DEFAULT_MODEL
+from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.registry import default_registry
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from neurogen.explain import Candidate, ExplainedStep, Explanation
     from neurogen.sampler import Sampler
 
-__all__ = ["command", "report"]
+__all__ = ["PAGE_TOP", "command", "report", "report_page"]
 
 PAGE_TOP = 40
 """Candidates a step that a page shows what the sampler drew them with."""
@@ -31,9 +29,7 @@ PAGE_TOP = 40
 @click.command("explain", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
 @profile_option
-@click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
-)
+@model_option
 @click.option("--prompt", required=True, help="The text to continue, or in a chat model to answer.")
 @click.option(
     "--processors", metavar="SPEC", help="Change the logits before the sampler, such as NAME(parameter=value)."
@@ -58,7 +54,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
         check_page(values["html"])
     explanation = _explain(made, values)
     if values["html"] is not None:
-        _write(explanation, values["html"], quiet=values["quiet"])
+        report_page(explanation, values["html"], quiet=values["quiet"])
     if values["as_json"]:
         click.echo(json.dumps(explanation.to_json(), indent=2, allow_nan=False))
     elif values["html"] is None:
@@ -68,11 +64,9 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
 def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
     shown = is_terminal(sys.stderr) and not values["quiet"]
-    with loading(values["model"], shown=shown):
-        from neurogen.explain import explain
-        from neurogen.models import load_model
+    model = load_shown(values, shown=shown)
+    from neurogen.explain import explain
 
-        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
     return explain(
         model,
         sampler,
@@ -85,7 +79,8 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
     )
 
 
-def _write(explanation: Explanation, path: str, *, quiet: bool) -> None:
+def report_page(explanation: Explanation, path: str, *, quiet: bool = False) -> None:
+    """Write the page, and say where it is unless `quiet`."""
     from neurogen.explain_page import write_page
 
     write_page(explanation, path)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurogen.cli.common import needs_escapes
 from neurogen.errors import DataError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from neurogen.results import Key
     from neurogen.runner import Failure, Result, TextDelta
 
 __all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "if_slow", "loading", "write_stdout"]
-
-Key = tuple[int, int]
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 """A terminal obeys these characters: what a model writes must not move its cursor or change its title."""
@@ -68,8 +68,7 @@ class JsonOutput(Output):
     """One object a sequence, as they finish."""
 
     def result(self, result: Result) -> None:
-        encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
-        write_stdout(json.dumps(result.to_json(), ensure_ascii=encoding != "utf8") + "\n")
+        write_stdout(json.dumps(result.to_json(), ensure_ascii=needs_escapes()) + "\n")
 
 
 class TextOutput(Output):

@@ -16,6 +16,7 @@ from neurogen.cli.completion import complete_model
 from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.execution import execute
+from neurogen.cli.model_options import DEFAULT_MODEL
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -25,8 +26,6 @@ from neurogen.prompts import check_text
 from neurogen.registry import default_registry
 
 __all__ = ["command"]
-
-DEFAULT_MODEL = "starter"
 
 
 def _texts(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-from neurogen.cli.common import listed
+from neurogen.cli.common import listed, write_sections
 from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
@@ -20,7 +20,14 @@ from neurogen.errors import NeurogenError
 from neurogen.registry import Plugin, default_registry
 from neurogen.sampler import Sampler
 
-__all__ = ["CommandWithSampler", "complete_sampler", "profile_option", "require_sampler", "sampler_names"]
+__all__ = [
+    "CommandOfSampler",
+    "CommandWithSampler",
+    "complete_sampler",
+    "profile_option",
+    "require_sampler",
+    "sampler_names",
+]
 
 PROFILES = ("llamacpp", "transformers", "vllm")
 PROFILE = "neurogen.profile"
@@ -48,7 +55,7 @@ class CommandWithSampler(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options, and how to see a sampler's."""
-        _write_sections(ctx, formatter, {}, self.get_params(ctx))
+        write_sections(ctx, formatter, _sections(self.get_params(ctx)))
         with formatter.section("Options of the sampler"):
             formatter.write_text(
                 f"Each sampler has its own. See them with: {ctx.command_path} --sampler NAME --help. "
@@ -56,14 +63,22 @@ class CommandWithSampler(click.Command):
             )
 
 
-class SamplerCommand(click.Command):
-    """The command with the options of one sampler."""
+class CommandOfSampler(click.Command):
+    """A command with the options of one sampler.
+
+    Args:
+        base: the command without them.
+        sampler: as `neurogen.load_sampler` takes it.
+
+    Raises:
+        PluginError: it cannot be found or loaded, or its options cannot be given.
+    """
 
     def __init__(self, base: click.Command, sampler: str) -> None:
         registry = default_registry()
         self.plugin: Plugin = registry.find(sampler)
         self.sampler_class: type[Sampler] = registry.load_class(sampler)
-        self.own = sampler_options(self.plugin, self.sampler_class, _spellings(base))
+        self.own = self.options_beside(_spellings(base))
         super().__init__(
             base.name,
             params=[*base.params, *self.own],
@@ -71,6 +86,10 @@ class SamplerCommand(click.Command):
             help=base.help,
             context_settings=base.context_settings,
         )
+
+    def options_beside(self, taken: set[str]) -> list[SamplerOption]:
+        """The sampler's options; `taken` are the spellings of the command's own."""
+        return sampler_options(self.plugin, self.sampler_class, taken)
 
     def defaults(self, parent: click.Context | None, spec: str) -> dict[str, Any]:
         """The defaults that configuration files give for the command and for this sampler, asked for by `spec`."""
@@ -86,32 +105,26 @@ class SamplerCommand(click.Command):
             message = unknown_option(error.option_name, self.sampler_class, default_registry(), others)
             raise click.UsageError(message, ctx) from None
 
+
+class SamplerCommand(CommandOfSampler):
+    """What `CommandWithSampler` is once its sampler is known."""
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The sampler's options in a section of their own, first."""
         params = self.get_params(ctx)
         own = [param for param in params if isinstance(param, SamplerOption)]
         others = [param for param in params if param not in own]
-        _write_sections(ctx, formatter, {f"Options of {self.plugin.name} ({self.plugin.origin})": own}, others)
+        title = f"Options of {self.plugin.name} ({self.plugin.origin})"
+        write_sections(ctx, formatter, {title: own, **_sections(others)})
 
 
-def _write_sections(
-    ctx: click.Context,
-    formatter: click.HelpFormatter,
-    first: Mapping[str, Sequence[click.Parameter]],
-    others: Sequence[click.Parameter],
-) -> None:
-    """Sections of options: the first ones, the command's own, and those of processors."""
-    of_processors = [param for param in others if isinstance(param, OfProcessors)]
-    sections = {
-        **first,
-        "Options": [param for param in others if param not in of_processors],
+def _sections(params: Sequence[click.Parameter]) -> dict[str, Sequence[click.Parameter]]:
+    """The command's own options, and those of processors."""
+    of_processors = [param for param in params if isinstance(param, OfProcessors)]
+    return {
+        "Options": [param for param in params if param not in of_processors],
         "Processors, which change logits before the sampler": of_processors,
     }
-    for title, members in sections.items():
-        records = [record for param in members if (record := param.get_help_record(ctx))]
-        if records:
-            with formatter.section(title):
-                formatter.write_dl(records)
 
 
 def sampler_names() -> list[str]:
