@@ -209,7 +209,7 @@ def _write(
 ) -> None:
     from safetensors.torch import save_file
 
-    from neurogen.models import quiet_transformers
+    from neurogen.weights import quiet_transformers
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,19 +1,14 @@
 """Token ids to logits. Knows nothing of text, except that a model carries the tokenizer that lies beside its weights.
 
-Weights come from safetensors or GGUF files only: pickle files can run code when they are opened. Code shipped with a
-model is never run. `load_model` says in one paragraph what is wrong with what it was given.
+`load_model` finds what a name means, has its files read (see `weights`), and says in one paragraph what is wrong with
+what it was given.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +24,11 @@ from neurogen.known_models import (
     STARTER_FOLDER,
     fetch_from_hub,
     known_names,
-    refuse_pickle,
     resolve_known_model,
     suggest_known_model,
 )
 from neurogen.tokenizer import Tokenizer, load_tokenizer
+from neurogen.weights import DTYPES, load_weights, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -42,14 +37,10 @@ if TYPE_CHECKING:
     from neurogen.sampler import Sampler
     from neurogen.selection import Observer
 
-__all__ = ["DTYPES", "LanguageModel", "load_model", "locate_model", "quiet_transformers", "resolve_device"]
+__all__ = ["LanguageModel", "load_model", "locate_model", "resolve_device"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SAFETENSORS_DTYPES = {"F64": torch.float32, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-GGUF_DTYPE = torch.bfloat16
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 UNLIMITED_CONTEXT = sys.maxsize
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass
@@ -163,7 +154,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> Langu
     path = locate_model(name)
     with quiet_transformers():
         tokenizer = load_tokenizer(path)
-        model = _load_weights(path, target, dtype)
+        model = load_weights(path, target, dtype)
     vocab_size = _logits_width(model)
     if tokenizer.vocab_size > vocab_size:
         raise ModelError(
@@ -247,30 +238,6 @@ def locate_model(name: str) -> Path:
     return fetch_from_hub(name)
 
 
-def _load_weights(path: Path, device: torch.device, dtype: str) -> PreTrainedModel:
-    if path.suffix == ".gguf":
-        stored = GGUF_DTYPE
-        source = {"pretrained_model_name_or_path": str(path.parent), **_gguf_arguments(path)}
-    else:
-        refuse_pickle(path, [file for file in path.iterdir() if file.is_file()])
-        config = _checked_config(path)
-        stored = _stored_dtype(path)
-        source = {"pretrained_model_name_or_path": str(path), "config": config}
-    if dtype != "auto":
-        stored = DTYPES[dtype]
-    elif device.type == "cpu" and stored == torch.float16:
-        stored = torch.float32
-    # Only for GGUF: importing its reader takes half a second.
-    with _quiet_gguf_reader() if path.suffix == ".gguf" else nullcontext():
-        model = _from_pretrained(path, source, stored)
-    try:
-        return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
-    except torch.OutOfMemoryError:
-        raise DeviceError(
-            f"{path} does not fit into the free memory of {device}: use a smaller model or cpu."
-        ) from None
-
-
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file's model as bfloat16 safetensors, with its tokenizer, into `folder`.
 
@@ -279,122 +246,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
     """
     with quiet_transformers():
         tokenizer = load_tokenizer(file)
-        model: Any = _load_weights(file, torch.device("cpu"), "bfloat16")
+        model: Any = load_weights(file, torch.device("cpu"), "bfloat16")
         # The weights are plain tensors by now; transformers refuses to save whatever still has a GGUF quantizer.
         model.hf_quantizer = None
         model.config.__dict__.pop("quantization_config", None)
         model.save_pretrained(str(folder))
         tokenizer.save(folder)
-
-
-def _gguf_arguments(path: Path) -> dict[str, Any]:
-    from transformers import GgufConfig
-
-    # Packed blocks would need kernels fetched from the hub, and would give other logits on other machines.
-    return {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
-
-
-def _from_pretrained(path: Path, source: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
-    loader: Any = AutoModelForCausalLM
-    try:
-        model, report = loader.from_pretrained(
-            **source,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named below, where transformers only points to a report it does not show
-        )
-    except Exception as error:  # transformers, safetensors and gguf raise anything up to bare Exception here
-        raise ModelError(
-            f"The model at {path} cannot be loaded: {_one_line(error)}. If a file is damaged or incomplete, copy it "
-            "again; if the architecture is unknown, a newer transformers may know it."
-        ) from None
-    _check_fit(path, report)
-    return model  # type: ignore[no-any-return]
-
-
-def _check_fit(path: Path, report: Mapping[str, Any]) -> None:
-    """Refuse weights that are not exactly the model's: transformers fills gaps with noise and drops what is left over.
-
-    Args:
-        path: of the model, for the message.
-        report: what transformers found, without what an architecture allows to be missing or left over.
-    """
-    problems = {
-        "are missing": sorted(report["missing_keys"]),
-        "are of another shape": sorted(map(_named_shapes, report["mismatched_keys"])),
-        "have no place in the model it describes": sorted(report["unexpected_keys"]),
-    }
-    for problem, tensors in problems.items():
-        if tensors:
-            raise ModelError(
-                f"The weights at {path} do not fit their config.json: {len(tensors)} tensor(s) {problem}, the first of "
-                f"them {tensors[0]}. Copy weights and configuration again, from the same place."
-            )
-
-
-def _named_shapes(mismatch: tuple[str, Sequence[int], Sequence[int]]) -> str:
-    name, stored, wanted = mismatch
-    return f"{name}, which is {list(stored)} and should be {list(wanted)}"
-
-
-def _checked_config(folder: Path) -> Any:
-    """Read config.json, refusing what cannot be a causal language model that transformers knows."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    file = folder / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-    except FileNotFoundError:
-        raise ModelError(f"{folder} has weights but no config.json. Copy the model's configuration there.") from None
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read: {_one_line(error)}. Copy the model's configuration again.") from None
-    if kind not in CONFIG_MAPPING:
-        code = " and brings code of its own, which neurogen never runs" if "auto_map" in raw else ""
-        raise ModelError(
-            f"The installed transformers does not know the architecture {kind!r} of {folder}{code}. Update "
-            "transformers, or use a model of an architecture that it knows."
-        )
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{file} is no valid {kind!r} configuration: {_one_line(error)}.") from None
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{folder} is an encoder-decoder model ({kind}); neurogen decodes causal language models.")
-    return config
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of most stored tensors, after checking that every file is as long as its header says."""
-    counts: dict[torch.dtype, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        for entry in _safetensors_header(file).values():
-            dtype = SAFETENSORS_DTYPES.get(str(entry.get("dtype")))
-            if dtype is not None:
-                counts[dtype] = counts.get(dtype, 0) + 1
-    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
-
-
-def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """What a file's header says of its tensors: 8 bytes of length, then JSON; see huggingface.co/docs/safetensors."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, MAX_HEADER_BYTES)))
-        if not isinstance(header.pop("__metadata__", {}), dict):
-            raise ValueError("its __metadata__ is no object")
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(f"{file} is no safetensors file, or is damaged: {_one_line(error)}. Copy it again.") from None
-    size = file.stat().st_size
-    if size < end:
-        raise ModelError(f"{file} is cut short: it has {size} bytes where its header promises {end}. Copy it again.")
-    return header  # type: ignore[no-any-return]
 
 
 def _logits_width(model: PreTrainedModel) -> int:
@@ -418,43 +275,3 @@ def _eos_ids(model: PreTrainedModel) -> frozenset[int]:
         value = getattr(source, "eos_token_id", None)
         ids.update([value] if isinstance(value, int) else value or [])
     return frozenset(ids)
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split())[:300] or type(error).__name__).rstrip(".")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and advice off the terminal, and put its settings back afterwards."""
-    from transformers.utils import logging as transformers_logging
-
-    settings: Any = transformers_logging
-    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
-    settings.set_verbosity(settings.CRITICAL)
-    settings.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        settings.set_verbosity(verbosity)
-        if bars:
-            settings.enable_progress_bar()
-
-
-@contextmanager
-def _quiet_gguf_reader() -> Iterator[None]:
-    """Disable the one progress bar that does not heed transformers' setting."""
-    from transformers import modeling_gguf_pytorch_utils
-
-    reader: Any = modeling_gguf_pytorch_utils
-    bar = getattr(reader, "tqdm", None)
-    if bar is None:
-        yield
-        return
-    reader.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        reader.tqdm = bar

@@ -344,7 +344,7 @@ def _load_weights(checkpoint: Path) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    from neurogen.models import quiet_transformers
+    from neurogen.weights import quiet_transformers
 
     loader: Any = AutoModelForCausalLM
     try:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from neurogen import known_models, models
+from neurogen import known_models
 from neurogen.errors import DeviceError, ModelError
 from neurogen.known_models import (
     KNOWN_MODELS,
@@ -28,6 +28,7 @@ from neurogen.known_models import (
     resolve_known_model,
 )
 from neurogen.models import LanguageModel, load_model, resolve_device
+from neurogen.weights import DTYPES
 
 STORY_PROMPT = "Once upon a time, there was a little girl"
 STORY = (
@@ -122,8 +123,8 @@ def test_dtype_follows_the_weights_unless_asked(stored: str, asked: str, loaded:
 
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    save_file({key: value.to(models.DTYPES[stored]) for key, value in tensors.items()}, file, {"format": "pt"})
-    assert load_model(str(folder), device="cpu", dtype=asked).dtype == models.DTYPES[loaded]
+    save_file({key: value.to(DTYPES[stored]) for key, value in tensors.items()}, file, {"format": "pt"})
+    assert load_model(str(folder), device="cpu", dtype=asked).dtype == DTYPES[loaded]
 
 
 def test_loading_prints_nothing_and_restores_settings(tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -115,9 +115,9 @@ def configuration_parser(folder: Path) -> Parser:
 
 
 def safetensors_parser(folder: Path) -> Parser:
-    from neurogen import models
+    from neurogen.weights import safetensors_header
 
-    return in_file(folder, "model.safetensors", models._safetensors_header)
+    return in_file(folder, "model.safetensors", safetensors_header)
 
 
 def logits_parser(folder: Path) -> Parser:
@@ -139,8 +139,8 @@ def state_parser(folder: Path) -> Parser:
 
 
 def gguf_parser(folder: Path) -> Parser:
-    from neurogen.models import quiet_transformers
     from neurogen.tokenizer import load_tokenizer
+    from neurogen.weights import quiet_transformers
 
     def read(path: Path) -> None:
         with quiet_transformers():

@@ -19,7 +19,8 @@ from neurogen.bench.cells import Cell
 from neurogen.diagnosis_input import SAMPLE_TEXT
 from neurogen.errors import ModelError
 from neurogen.known_models import KNOWN_MODELS, STARTER, find_gguf
-from neurogen.models import DTYPES, load_model
+from neurogen.models import load_model
+from neurogen.weights import DTYPES
 
 __all__ = ["make_logits", "widened"]
 
