@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from neurogen.processor import Processor
     from neurogen.request import DecodableModel, DecodingEngine, Request, Step, TokenLogprobs
     from neurogen.sampler import Sampler
-    from neurogen.tokenizer import StreamDecoder, Tokenizer
+    from neurogen.stream_decoder import StreamDecoder
+    from neurogen.tokenizer import Tokenizer
 
 __all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta"]
 
@@ -421,7 +422,7 @@ def _options(values: Mapping[str, Any]) -> RunOptions:
 
 def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, int]:
     """A decoder that has read these ids, and how many characters of theirs it holds back."""
-    from neurogen.tokenizer import StreamDecoder
+    from neurogen.stream_decoder import StreamDecoder
 
     decoder = StreamDecoder(tokenizer)
     returned = sum(len(decoder.push(token)) for token in ids)

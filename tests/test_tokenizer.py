@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neurogen.errors import ModelError
-from neurogen.tokenizer import HFTokenizer, SentencePieceTokenizer, StreamDecoder, Tokenizer, load_tokenizer
+from neurogen.stream_decoder import StreamDecoder
+from neurogen.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
