@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ParameterError
+from neurogen.generation import Failure, Prompt, Result, RunOptions
 from neurogen.request import Drawn, Row
-from neurogen.runner import Failure, Prompt, Result, Runner, RunOptions
+from neurogen.runner import Runner
 from neurogen.text_metrics import distinct, is_right, repeated, self_bleu
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError, ParameterError
+from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
-from neurogen.runner import Event, Prompt, Result, Runner, RunOptions, TextDelta
+from neurogen.runner import Runner
 from neurogen.sampler import Sampler
 
 if TYPE_CHECKING:

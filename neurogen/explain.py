@@ -16,10 +16,11 @@ from torch import Tensor
 
 from neurogen.chain import Chain, chain_class
 from neurogen.errors import NeurogenError, ParameterError
+from neurogen.generation import Prompt, Result, RunOptions
 from neurogen.kernels.numerics import random_bits, uniform
 from neurogen.processor import Processing
 from neurogen.request import Drawn, Request, Row
-from neurogen.runner import Prompt, Result, Runner, RunOptions
+from neurogen.runner import Runner
 
 if TYPE_CHECKING:
     from neurogen.request import DecodableModel

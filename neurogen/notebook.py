@@ -9,7 +9,7 @@ from neurogen.pages import BASE_CSS
 from neurogen.parameters import domain_of
 
 if TYPE_CHECKING:
-    from neurogen.runner import Result
+    from neurogen.generation import Result
     from neurogen.sampler import Sampler
 
 __all__ = ["result_html", "sampler_html"]

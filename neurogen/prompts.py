@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neurogen.errors import DataError, NeurogenError, ParameterError
+from neurogen.generation import Prompt
 from neurogen.parameters import INT64, build_params
-from neurogen.runner import Prompt
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler

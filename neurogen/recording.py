@@ -21,9 +21,9 @@ from torch import Tensor
 
 from neurogen import __version__
 from neurogen.errors import DataError
+from neurogen.generation import Prompt, RunOptions
 from neurogen.registry import Registry
 from neurogen.request import Drawn, Row
-from neurogen.runner import Prompt, RunOptions
 
 if TYPE_CHECKING:
     from neurogen.request import DecodableModel

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from neurogen.errors import DataError
+from neurogen.generation import Failure, Result
 from neurogen.recording import Key, Recording, describe, environment, key_of
 from neurogen.registry import Registry, default_registry
 from neurogen.request import Drawn, Row
-from neurogen.runner import Failure, Result, Runner
+from neurogen.runner import Runner
 
 if TYPE_CHECKING:
     from neurogen.request import DecodableModel

@@ -11,8 +11,8 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_
 from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
+from neurogen.generation import RunOptions
 from neurogen.registry import default_registry
-from neurogen.runner import RunOptions
 
 __all__ = ["command"]
 

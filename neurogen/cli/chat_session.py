@@ -15,9 +15,9 @@ from neurogen.cli.explain import PAGE_TOP, report, report_page
 from neurogen.cli.output import CONTROL, write_stdout
 from neurogen.cli.sampler_command import sampler_names
 from neurogen.errors import NeurogenError, ParameterError
+from neurogen.generation import Result, TextDelta
 from neurogen.parameters import INT64, domain_of, is_whole, unknown_parameter
 from neurogen.registry import default_registry, load_processors
-from neurogen.runner import Result, TextDelta
 
 if TYPE_CHECKING:
     from neurogen.conversation import Conversation

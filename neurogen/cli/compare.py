@@ -25,9 +25,9 @@ from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.output import CONTROL
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
+from neurogen.generation import Prompt
 from neurogen.prompts import parse_lines
 from neurogen.registry import default_registry
-from neurogen.runner import Prompt
 
 if TYPE_CHECKING:
     from neurogen.compare import Comparison

@@ -22,9 +22,9 @@ from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch
 from neurogen.cli.ranks import launched
 from neurogen.cli.runners import Loaded, load, make_runner
 from neurogen.cli.session import Arguments, Session, prompts_of, seed_of
+from neurogen.generation import Event, Result, RunOptions, TextDelta
 from neurogen.ranks import Ranks, adopt
 from neurogen.results import ResultsFile
-from neurogen.runner import Event, Result, RunOptions, TextDelta
 
 if TYPE_CHECKING:
     from neurogen.processor import Processor

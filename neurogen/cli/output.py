@@ -20,8 +20,8 @@ from neurogen.errors import DataError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from neurogen.generation import Failure, Result, TextDelta
     from neurogen.results import Key
-    from neurogen.runner import Failure, Result, TextDelta
 
 __all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "if_slow", "loading", "write_stdout"]
 

@@ -15,7 +15,8 @@ from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
 from neurogen.errors import NeurogenError
-from neurogen.runner import Runner, RunOptions
+from neurogen.generation import RunOptions
+from neurogen.runner import Runner
 
 if TYPE_CHECKING:
     import torch

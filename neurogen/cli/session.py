@@ -15,10 +15,10 @@ import click
 from neurogen.cli.common import is_terminal, random_seed, tell
 from neurogen.cli.draft_options import draft_identity
 from neurogen.errors import DataError, NeurogenError, ParameterError
+from neurogen.generation import Failure, Prompt, Result, RunOptions
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
 from neurogen.registry import load_processors
-from neurogen.runner import Failure, Prompt, Result, RunOptions
 
 if TYPE_CHECKING:
     from neurogen.processor import Processor

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from neurogen.generation import Event, Prompt, RunOptions, TextDelta
 from neurogen.integrations.vllm import generate, load_engine
-from neurogen.runner import Event, Prompt, RunOptions, TextDelta
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import ModelError, NeurogenError, ParameterError
+from neurogen.generation import FinishReason, Prompt, Result, RunOptions
 from neurogen.registry import load_sampler
-from neurogen.runner import FinishReason, Prompt, Result, RunOptions
 from neurogen.spec import parse_spec
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from neurogen.errors import ParameterError
+from neurogen.generation import Event, Failure, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
-from neurogen.runner import Event, Failure, Prompt, Result, Runner, RunOptions, TextDelta
+from neurogen.runner import Runner
 
 if TYPE_CHECKING:
     from neurogen.request import DecodableModel, DecodingEngine
