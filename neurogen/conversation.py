@@ -20,7 +20,8 @@ from neurogen.sampler import Sampler
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.explain import Explanation, Observed
+    from neurogen.explain import Observed
+    from neurogen.explanation import Explanation
     from neurogen.models import LanguageModel
     from neurogen.request import Drawn, Row
 

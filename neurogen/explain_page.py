@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from neurogen import pages
 
 if TYPE_CHECKING:
-    from neurogen.explain import ExplainedStep, Explanation
+    from neurogen.explanation import ExplainedStep, Explanation
 
 __all__ = ["fragment", "page", "write_page"]
 

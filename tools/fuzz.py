@@ -208,7 +208,7 @@ TARGETS = {
         safetensors_parser,
         [safetensors({"a": TENSOR, "__metadata__": {"format": "pt"}}, bytes(8)), safetensors({})],
         3,
-        ["neurogen.models"],
+        ["neurogen.weights"],
     ),
     "logits": Target(
         logits_parser,

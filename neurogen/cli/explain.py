@@ -17,7 +17,7 @@ from neurogen.registry import default_registry
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from neurogen.explain import Candidate, ExplainedStep, Explanation
+    from neurogen.explanation import Candidate, ExplainedStep, Explanation
     from neurogen.sampler import Sampler
 
 __all__ = ["PAGE_TOP", "command", "report", "report_page"]
