@@ -117,20 +117,19 @@ class Sampler:
             InvalidLogitsError: with `check`, when a row holds NaN, +inf, or only -inf.
             ContractError, PluginError: when the plugin does not do what it declared, or fails.
         """
-        import torch
-
         logits = self._checked_logits(logits)
-        rows = self._rows(params, logits)
+        (batch, vocab), device = logits.shape, logits.device
+        rows = self._rows(params, batch, device)
         self._check_state(state)
-        seeds = _per_row("seed", seed, logits)
-        positions = _per_row("position", position, logits)
-        if logits.shape[0] == 0:
-            return torch.empty(0, dtype=torch.int64, device=logits.device)
+        seeds = _per_row("seed", seed, batch, device)
+        positions = _per_row("position", position, batch, device)
+        if batch == 0:
+            return seeds.new_empty(0)
         arguments = (logits, seeds, positions, rows) if state is None else (logits, seeds, positions, rows, state)
         ids = self._guarded("sample", self.select, *arguments)
-        self._check_result("sample", ids, torch.int64, logits.shape[:1], logits.device)
+        self._check_result("sample", ids, seeds.dtype, (batch,), device)
         if check:
-            self._check_ids(ids, logits)
+            self._check_ids(ids, logits, vocab)
         return ids  # type: ignore[no-any-return]
 
     def probs(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
@@ -194,7 +193,7 @@ class Sampler:
     # Checks at the border.
 
     def _backend(self, logits: Tensor) -> Any:
-        module = self.backends.get(logits.device.type)
+        module = self.backends.get("cpu" if logits.is_cpu else logits.device.type)
         if module is None:
             raise ContractError(
                 f"Sampler {self.name!r} ({self.origin}) supports {', '.join(self.backends) or 'no device'}; "
@@ -202,8 +201,7 @@ class Sampler:
             )
         return sys.modules.get(module) or importlib.import_module(module)
 
-    def _rows(self, overrides: Mapping[str, Any], logits: Tensor) -> RowParams:
-        batch, device = logits.shape[0], logits.device
+    def _rows(self, overrides: Mapping[str, Any], batch: int, device: torch.device) -> RowParams:
         if overrides:
             return row_params(self.name, self.params, overrides, batch, device)
         rows = self._row_cache.get((batch, device))
@@ -255,7 +253,7 @@ class Sampler:
             ) from error
 
     def _check_result(
-        self, call: str, result: Any, dtype: torch.dtype, shape: torch.Size, device: torch.device
+        self, call: str, result: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
     ) -> None:
         import torch
 
@@ -270,8 +268,7 @@ class Sampler:
             f"got {got}."
         )
 
-    def _check_ids(self, ids: Tensor, logits: Tensor) -> None:
-        vocab = logits.shape[1]
+    def _check_ids(self, ids: Tensor, logits: Tensor, vocab: int) -> None:
         chosen = ids.tolist()
         if min(chosen) >= 0 and max(chosen) < vocab:
             return
@@ -307,7 +304,7 @@ class Sampler:
         import torch
 
         logits = self._checked_logits(logits)
-        rows = self._rows(params, logits)
+        rows = self._rows(params, logits.shape[0], logits.device)
         if logits.shape[0] == 0:
             return torch.empty(logits.shape, dtype=dtype, device=logits.device)
         result = self._guarded(call, function, logits, rows)
@@ -368,10 +365,9 @@ def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _per_row(name: str, value: Any, logits: Tensor) -> Tensor:
+def _per_row(name: str, value: Any, batch: int, device: torch.device) -> Tensor:
     import torch
 
-    batch, device = logits.shape[0], logits.device
     if isinstance(value, torch.Tensor) and value.ndim > 0:
         if value.dtype != torch.int64 or value.shape != (batch,) or value.device != device:
             raise ParameterError(

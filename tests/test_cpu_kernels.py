@@ -52,7 +52,8 @@ def sample_in_new_process(packages: Path, before: str = "", **environment: str) 
         import json, torch, neurogen, neurogen_topk.cpu
         logits = torch.arange(12.0).reshape(2, 6).sin()
         ids = neurogen.load_sampler("topk", k=1).sample(logits).tolist()
-        stats = neurogen_topk.cpu.sample.kernel.stats
+        (form,) = neurogen_topk.cpu.sample.kernel.forms.values()
+        stats = form.stats
         files = [neurogen.__file__, neurogen_topk.__file__]
         print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), ids, files]))
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from neurogen.kernels.cpu_cache import _KernelCache, _KernelFiles
 
@@ -54,6 +55,7 @@ def test_a_file_that_is_cut_short_or_empty_is_none(tmp_path: Path) -> None:
 def test_every_kernel_uses_these_files() -> None:
     from neurogen_topk.cpu import sample
 
-    cache = sample.kernel._cache
+    row = (torch.float64, torch.int64, torch.int64)
+    cache = sample.kernel.form(torch.float32, (torch.int64, *row, torch.int64))._cache
     assert isinstance(cache, _KernelCache)
     assert isinstance(cache._cache_file, _KernelFiles)

@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_bands import above, likelier, mix, spared, typical
-from neurogen.kernels.cpu_cache import kernel
 from neurogen.kernels.cpu_cuts import draw, everything, heavier, largest, mark, normalise, nucleus
-from neurogen.kernels.cpu_rows import EVERYTHING, NOTHING, Row, argmax_of, at_row, open_row
+from neurogen.kernels.cpu_kernel import kernel, kernel_with
+from neurogen.kernels.cpu_rows import CHUNK, EVERYTHING, NOTHING, Row, argmax_of, at_row, first_of, open_row, scan
 from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
 from neurogen.kernels.host import Calls, calls, with_row_parameters
@@ -38,6 +39,7 @@ __all__ = [
     "finite",
     "heavier",
     "kernel",
+    "kernel_with",
     "largest",
     "likelier",
     "mark",
@@ -93,7 +95,7 @@ def truncation(
             r = next_row(rows, r)
 
     def describing(write: Callable[..., None]) -> Any:
-        @kernel
+        @kernel_with(-1)
         def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
             space = open_row(flat, vocab)
             temperature, out = arrays[-2], arrays[-1]
@@ -132,7 +134,7 @@ def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Cal
             r = next_row(rows, r)
 
     def describing(write: Callable[..., None]) -> Any:
-        @kernel
+        @kernel_with(-1)
         def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
             space = open_row(flat, vocab)
             out = arrays[-1]
@@ -172,7 +174,7 @@ def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
                 ids[r] = argmax_of(row)
             r = next_row(rows, r)
 
-    @kernel
+    @kernel_with(-1)
     def probs(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
         space = open_row(flat, vocab)
         chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
@@ -186,7 +188,7 @@ def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
                 mix(row, kept_of(row, arrays, r), min(max(chance[r], 0.0), 1.0), out[r])
             r = next_row(rows, r)
 
-    @kernel
+    @kernel_with(-1)
     def support(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
         space = open_row(flat, vocab)
         chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
@@ -209,15 +211,16 @@ def argmax() -> Calls:
 
 @kernel
 def _sample_argmax(flat, row_stride, vocab, rows, seed, position, ids):  # type: ignore[no-untyped-def]
-    space = open_row(flat, vocab)
+    maxima, scratch = np.empty((vocab + CHUNK - 1) // CHUNK, np.uint32), np.empty(CHUNK, np.float32)
     r = next_row(rows, -1)
     while r >= 0:
-        row = at_row(space, flat, r * row_stride, 1.0)
-        ids[r] = -1 if row.top == NOTHING else argmax_of(row)
+        logits = flat[r * row_stride : r * row_stride + vocab]
+        top = scan(logits, maxima, scratch)
+        ids[r] = -1 if top == NOTHING else first_of(logits, top, maxima, scratch)
         r = next_row(rows, r)
 
 
-@kernel
+@kernel_with(-1)
 def _describe_argmax(flat, row_stride, vocab, rows, out):  # type: ignore[no-untyped-def]
     space = open_row(flat, vocab)
     r = next_row(rows, -1)

@@ -12,7 +12,8 @@ import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_cuts import cut_at, heavy_enough, largest
-from neurogen.kernels.cpu_rows import EVERYTHING, collect, sum_of, weigh, weigh_listed
+from neurogen.kernels.cpu_lists import collect, weigh_listed
+from neurogen.kernels.cpu_rows import EVERYTHING, sum_of, weigh
 from neurogen.kernels.cpu_statistics import deviation, mean_depth
 from neurogen.kernels.depths import depth_of, distance_units, nearness
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, to_float32, value_of

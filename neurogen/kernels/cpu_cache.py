@@ -14,20 +14,10 @@ import numpy as np
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLocator
 
-__all__ = ["kernel"]
+__all__ = ["cached"]
 
-TOOLKIT = (
-    "cpu.py",
-    "cpu_bands.py",
-    "cpu_cuts.py",
-    "cpu_rows.py",
-    "cpu_statistics.py",
-    "cpu_threads.py",
-    "cpu_vectors.py",
-    "depths.py",
-    "numerics.py",
-)
-"""Files whose functions are compiled into every kernel."""
+TOOLKIT = ("cpu*.py", "depths.py", "numerics.py")
+"""Files beside this one whose functions are compiled into every kernel."""
 
 NUMBERS = (int, float, str, tuple, np.generic)
 
@@ -104,8 +94,8 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function over rows (see `cpu_threads`); its machine code is kept for other processes if it can be."""
+def cached(function: Callable[..., Any]) -> Any:
+    """Compile a function; its machine code is kept for other processes if it can be."""
     compiled: Any = njit(nogil=True, error_model="numpy")(function)
     with suppress(RuntimeError):  # Numba's word for "no place to keep it": then it is compiled in every process
         compiled._cache = _KernelCache(function)
@@ -113,7 +103,8 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _toolkit_stamp() -> tuple[tuple[float, int], ...]:
-    return tuple(_stamp(Path(__file__).with_name(name)) for name in TOOLKIT)
+    files = (file for pattern in TOOLKIT for file in sorted(Path(__file__).parent.glob(pattern)))
+    return tuple(_stamp(file) for file in files)
 
 
 def _stamp(file: Path) -> tuple[float, int]:

@@ -12,22 +12,20 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from neurogen.kernels.cpu_lists import collect, list_reached, weigh_listed
+from neurogen.kernels.cpu_rough import ROUGH, estimate_exponent, logit_at, skim
 from neurogen.kernels.cpu_rows import (
     CHUNK,
     EVERYTHING,
-    ROUGH,
-    ROUGH_SUM,
+    SAMPLED_CHUNKS,
     Row,
-    collect,
     load_chunk,
     mass_at,
     rank_value,
-    rough_mass,
     sum_of,
     weigh,
-    weigh_listed,
-    weigh_roughly,
 )
+from neurogen.kernels.cpu_select import select
 from neurogen.kernels.numerics import (
     NEGATIVE_INFINITY,
     key_of,
@@ -40,10 +38,7 @@ from neurogen.kernels.numerics import (
 
 __all__ = ["Row", "draw", "everything", "heavier", "largest", "mark", "normalise", "nucleus"]
 
-DIGIT_BITS = 8
-DIGITS = 1 << DIGIT_BITS
-SAMPLED_CHUNKS = 16
-SAFETY = 0.85  # leave so much of what may lie below a threshold there by estimate, for the sample may mislead
+SAFETY = 0.75  # leave so much of what may lie below a threshold there by estimate, for the sample may mislead
 LOWER = 2  # halvings that a threshold is lowered by where it was too high
 
 
@@ -64,7 +59,7 @@ def largest(row: Any, k: Any) -> Any:
     if k <= 0 or k >= len(row.logits):
         return EVERYTHING
     if 2 * k <= len(row.maxima):
-        rank, _ = _radix(row.maxima, row.masses, len(row.maxima), np.int64(k), True)
+        rank, _ = select(row.maxima, row.masses, len(row.maxima), np.int64(k), True)
         threshold = rank_value(rank)
     else:
         threshold = _estimated_kth(row, k)
@@ -81,30 +76,31 @@ def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
     After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
     whole; that is among what is listed, so the row is not read.
 
-    Else reads the row once for its rough mass, and then the chunks that hold a logit above a threshold. That is
-    estimated from a sample of the row; the masses listed tell whether it was low enough, and if not it is lowered. What
-    is listed is weighed exactly, so the mass of the row is known to some millionths of what is not. Rarely, that leaves
-    open where the nucleus ends: then the row is read once more for its exact mass.
+    Else reads the row once, for the rough mass of what lies below a threshold and a list of what does not. The
+    threshold is estimated from a sample of the row; the masses listed tell whether it was low enough, and if not it is
+    lowered. What is listed is weighed exactly, so the mass of the row is known to some millionths of what was not.
+    Rarely, that leaves open where the nucleus ends: then the row is read once more for its exact mass.
     """
     if p >= 1:
         return kept
     if kept != EVERYTHING:
         return _cut(row, kept, nucleus_mass(p, sum_of(row.masses[:kept])), False)
-    rough = weigh_roughly(row)
-    exponent = _estimated_exponent(row, SAFETY * (1.0 - p) * rough)
-    while True:
-        count = collect(row, _logit_at(row, exponent), len(row.logits))
-        listed = weigh_listed(row, count)
-        low, high = _bounds_of_mass(row, rough, count, listed)
-        wanted = nucleus_mass(p, high)
-        if listed >= wanted:
-            cut, above = _radix(row.keys, row.masses, count, wanted, False)
-            if _ends_alike(row, cut, above, nucleus_mass(p, low), wanted):
-                return _keep(row, count, cut, wanted - above, False)
-            break
-        if exponent <= -row.bits:
-            break
+    exponent = estimate_exponent(row, SAFETY * (1.0 - p))
+    threshold = logit_at(row, exponent)
+    rest = skim(row, threshold)
+    count = list_reached(row, threshold)
+    listed = weigh_listed(row, count)
+    low, high = _bounds_of_mass(row, rest, count, listed)
+    wanted = nucleus_mass(p, high)
+    while listed < wanted and threshold > NEGATIVE_INFINITY:
         exponent -= LOWER
+        threshold = logit_at(row, exponent)
+        count = collect(row, threshold, len(row.logits))
+        listed = weigh_listed(row, count)
+    if listed >= wanted:
+        cut, above = select(row.keys, row.masses, count, wanted, False)
+        if _ends_alike(row, cut, above, nucleus_mass(p, low), wanted):
+            return _keep(row, count, cut, wanted - above, False)
     wanted = nucleus_mass(p, weigh(row))
     if listed < wanted:
         count = collect(row, NEGATIVE_INFINITY, len(row.logits))
@@ -156,91 +152,34 @@ def cut_at(row: Any, lowest: Any) -> Any:
 
 
 @register_jitable
-def _radix(keys: Any, weights: Any, count: Any, wanted: Any, counted: Any) -> Any:
-    """The key at which a prefix in descending order of keys reaches `wanted`, and what lies above that key.
-
-    A radix selection: a histogram of the leading digit shows in which digit the prefix ends, then only keys with that
-    digit count for the next one. Digits are of the distance from the lowest key, so that the first tells keys apart
-    however close they are. All of it in integers: no order of work changes the result.
-
-    Args:
-        keys: uint32 [>= count].
-        weights: int64 [>= count], not read where tokens are `counted`.
-        wanted: at least 1, at most the sum of all weights.
-        counted: every weight is 1.
-    """
-    least, most = _bounds(keys[:count])
-    shift = 0
-    while (most - least) >> np.uint32(shift + DIGIT_BITS) != 0 and shift + DIGIT_BITS < 32:
-        shift += 1
-    histogram = np.empty(DIGITS, np.int64)
-    prefix = np.uint32(0)
-    fixed = np.uint64(32)  # the bits above are those of the prefix
-    above = np.int64(0)
-    while True:
-        histogram[:] = 0
-        for i in range(count):
-            distance = np.uint32(keys[i] - least)
-            if np.uint64(np.uint32(distance ^ prefix)) >> fixed == 0:
-                histogram[(distance >> np.uint32(shift)) & np.uint32(DIGITS - 1)] += 1 if counted else weights[i]
-        digit = DIGITS - 1
-        while above + histogram[digit] < wanted:
-            above += histogram[digit]
-            digit -= 1
-        prefix |= np.uint32(np.uint32(digit) << np.uint32(shift))
-        if shift == 0:
-            return np.uint32(least + prefix), above
-        fixed = np.uint64(shift)
-        shift = max(0, shift - DIGIT_BITS)
-
-
-@register_jitable
-def _bounds(keys: Any) -> Any:
-    least, most = keys[0], keys[0]
-    for i in range(len(keys)):
-        least = min(least, keys[i])
-        most = max(most, keys[i])
-    return least, most
-
-
-@register_jitable
 def _cut(row: Any, count: Any, wanted: Any, counted: Any) -> Any:
     """Keep of the tokens listed the smallest prefix that holds `wanted` tokens (`counted`) or `wanted` mass."""
-    cut, above = _radix(row.keys, row.masses, count, wanted, counted)
+    cut, above = select(row.keys, row.masses, count, wanted, counted)
     return _keep(row, count, cut, wanted - above, counted)
 
 
 @register_jitable
 def _keep(row: Any, count: Any, cut: Any, left: Any, counted: Any) -> Any:
     """Keep of the tokens listed those above the key `cut`, and of those at it the first that hold `left`."""
-    kept = 0
-    for i in range(count):
-        key = row.keys[i]
-        keep = key > cut or (key == cut and left > 0)
-        if key == cut:
-            left -= 1 if counted else row.masses[i]
-        if keep:
-            row.ids[kept] = row.ids[i]
-            row.keys[kept] = key
-            row.masses[kept] = row.masses[i]
-            kept += 1
+    kept = np.int64(0)
+    for i in range(count):  # without a branch, which could not be predicted
+        key, mass = row.keys[i], row.masses[i]
+        tie = np.int64(key == cut)
+        row.ids[kept], row.keys[kept], row.masses[kept] = row.ids[i], key, mass
+        kept += np.int64(key > cut) | (tie & np.int64(left > 0))
+        left -= tie * (np.int64(1) if counted else mass)
     if counted:
         weigh_listed(row, kept)
     return kept
 
 
 @register_jitable
-def _bounds_of_mass(row: Any, rough: Any, count: Any, listed: Any) -> Any:
-    """Between what the mass of a row lies, of which the tokens listed are known to hold `listed`."""
+def _bounds_of_mass(row: Any, rest: Any, count: Any, listed: Any) -> Any:
+    """Between what the mass of a row lies: that of `count` tokens listed, and of the `rest`, known roughly."""
     unit = np.float64(np.int64(1) << row.bits)
-    of_listed = 0.0
-    for i in range(count):
-        of_listed += np.float64(rough_mass(value_of(row.keys[i]), row.top, row.scale))
-    rest = max(rough - of_listed, 0.0)
-    slack = ROUGH * rest + ROUGH_SUM * rough
-    rounding = len(row.logits)  # a unit for every token: half of one from rounding, or one given to a token without any
-    low = np.int64(max(rest - slack, 0.0) * unit) - rounding
-    return listed + max(low, np.int64(0)), listed + np.int64((rest + slack) * unit) + rounding
+    rounding = len(row.logits) - count  # a unit for each: half of one by rounding, or one given to a token without any
+    low = np.int64(rest * (1.0 - ROUGH) * unit) - rounding
+    return listed + max(low, np.int64(0)), listed + np.int64(rest * (1.0 + ROUGH) * unit) + rounding
 
 
 @register_jitable
@@ -248,14 +187,6 @@ def _ends_alike(row: Any, cut: Any, above: Any, low: Any, high: Any) -> Any:
     """Whether prefixes that reach `low` and `high` end with the same token, that for `high` at the key `cut`."""
     unit = mass_of(value_of(cut), row.top, row.scale, row.bits)
     return low > above and (low - above - 1) // unit == (high - above - 1) // unit
-
-
-@register_jitable
-def _logit_at(row: Any, exponent: Any) -> Any:
-    """The logit, about, of a token with 2**exponent of the largest mass; -inf below all masses."""
-    if exponent <= -row.bits:
-        return NEGATIVE_INFINITY
-    return np.float32(np.float64(row.top) + np.float64(exponent) / np.float64(row.scale))
 
 
 @register_jitable
@@ -278,35 +209,8 @@ def _estimated_kth(row: Any, k: Any) -> Any:
     rank = np.int64(np.float64(k) / SAFETY * share) + 1
     if rank >= size:
         return NEGATIVE_INFINITY
-    key, _ = _radix(row.keys, row.masses, size, rank, True)
+    key, _ = select(row.keys, row.masses, size, rank, True)
     return value_of(key)
-
-
-@register_jitable
-def _estimated_exponent(row: Any, below: Any) -> Any:
-    """The highest power of two under which tokens hold at most `below`, judging by a sample.
-
-    Both in units of the top token's mass.
-    """
-    size, share = _sample(row)
-    weigh_listed(row, size)
-    allowed = np.int64(below * share * np.float64(np.int64(1) << row.bits))
-    low, high = np.int64(0), row.bits
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _sum_below(row.masses[:size], np.int64(1) << middle) <= allowed:
-            low = middle
-        else:
-            high = middle
-    return low - row.bits
-
-
-@register_jitable
-def _sum_below(masses: Any, limit: Any) -> Any:
-    total = np.int64(0)
-    for i in range(len(masses)):
-        total += masses[i] if masses[i] < limit else np.int64(0)
-    return total
 
 
 # From what is kept to a token, probabilities, or a support.

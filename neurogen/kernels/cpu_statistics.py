@@ -36,6 +36,8 @@ def tempered(row: Any, temperature: Any) -> Any:
         row.ids,
         row.keys,
         row.masses,
+        row.reached,
+        row.estimates,
         row.scratch,
         row.top,
         scale_of(temperature),

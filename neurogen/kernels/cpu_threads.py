@@ -21,7 +21,8 @@ from numba import types
 from numba.extending import intrinsic, register_jitable
 from torch import Tensor
 
-from neurogen.kernels.cpu_cache import kernel
+from neurogen.kernels.cpu_cache import cached
+from neurogen.kernels.cpu_kernel import Kernel
 
 __all__ = ["next_row", "run"]
 
@@ -30,7 +31,8 @@ WORK_PER_THREAD = 1 << 15  # logits; below this a second thread costs more than 
 CLAIMED, FINISHED, ROWS = 0, 1, 2
 """What stands in the `rows` that a kernel is given, int64 [3]."""
 
-Job = tuple[Any, tuple[Any, ...]]
+Job = tuple[Any, tuple[Any, ...], Any]
+"""A compiled kernel, what it is called with, and the tensors that this points into."""
 
 
 @intrinsic
@@ -62,54 +64,50 @@ def next_row(rows: Any, finished: Any) -> Any:
     return row if row < rows[ROWS] else np.int64(-1)
 
 
-@kernel
+@cached
 def _wait(rows):  # type: ignore[no-untyped-def]
     """Until every row is finished: at most as long as one row takes, since all are claimed."""
     while _fetch_add(rows, FINISHED, 0) < rows[ROWS]:
         pass
 
 
-def run(function: Any, logits: Tensor, *tensors: Tensor) -> None:
+def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     """Run a kernel over all rows of `logits`, on as many threads as torch uses and the work is worth.
 
-    The kernel is called as `function(flat, row_stride, vocab, rows, *arrays)`, by every thread, where row r of the
-    logits is `flat[r * row_stride:][:vocab]`: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
-
     Args:
-        function: made by `kernel`.
-        logits: [batch, vocab], float32, float16 or bfloat16, any strides.
-        *tensors: row parameters and outputs, passed as NumPy views.
+        kernel: made by `kernel`.
+        logits: [batch, vocab], float32, float16 or bfloat16, any strides. Rows that are not contiguous are copied.
+        *tensors: row parameters and outputs, [batch] or, at the places `kernel.matrices`, [batch, n]; int64, int32,
+            float64, float32, bool or uint8. Parameters that are not contiguous are copied.
     """
     batch, vocab = logits.shape
+    logits = _with_whole_rows(logits)
+    row_stride = logits.stride(0) if batch > 1 else vocab
+    arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+    form = kernel.form(logits.dtype, tuple([array.dtype for array in arrays]))
+    numbers = [array.data_ptr() for array in arrays] + [arrays[place].shape[1] for place in kernel.matrices]
     rows = np.array([0, 0, batch])
-    arguments = (*_flattened(logits), vocab, rows, *[tensor.numpy() for tensor in tensors])
+    arguments = (rows, batch, vocab, row_stride, logits.data_ptr(), *numbers)
     helpers = min(batch, batch * vocab // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:
-        function(*arguments)
+        form(*arguments)
         return
     jobs = _helpers()
     for _ in range(helpers):
-        jobs.put((function, arguments))
-    function(*arguments)
+        jobs.put((form, arguments, (logits, arrays)))
+    form(*arguments)
     _wait(rows)
 
 
-def _flattened(logits: Tensor) -> tuple[np.ndarray[Any, Any], int]:
-    """The logits' memory as one contiguous array, and the distance between rows in elements.
+def _with_whole_rows(logits: Tensor) -> Tensor:
+    """The logits, copied where those of a row do not follow each other.
 
     By NumPy: an operation of torch's that uses its threads hangs in the child of a fork.
     """
-    stored = (logits if logits.dtype == torch.float32 else logits.view(torch.int16)).numpy()
-    if logits.dtype == torch.bfloat16:
-        stored = stored.view(np.uint16)
-    batch, vocab = stored.shape
-    if logits.is_contiguous():
-        return stored.reshape(-1), vocab
-    if logits.stride(1) != 1 and vocab > 1:
-        return np.ascontiguousarray(stored).reshape(-1), vocab
-    row_stride = logits.stride(0) if batch > 1 else vocab
-    size = (batch - 1) * row_stride + vocab
-    return np.lib.stride_tricks.as_strided(stored, (size,), (stored.itemsize,), writeable=False), row_stride
+    if logits.is_contiguous() or logits.stride(1) == 1 or logits.shape[1] == 1:
+        return logits
+    stored = logits if logits.dtype == torch.float32 else logits.view(torch.int16)
+    return torch.from_numpy(np.ascontiguousarray(stored.numpy())).view(logits.dtype)
 
 
 _jobs: SimpleQueue[Job | None] | None = None
@@ -141,7 +139,7 @@ def _stop() -> None:
 
 def _help(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        function, arguments = job
+        form, arguments, tensors = job
         with suppress(Exception):  # of compiling, which the calling thread raises too
-            function(*arguments)
-        del job, function, arguments  # or the last logits would be kept
+            form(*arguments)
+        del job, form, arguments, tensors  # or the last logits would be kept

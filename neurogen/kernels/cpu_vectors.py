@@ -1,24 +1,73 @@
-"""Two instructions that Numba has no name for: comparing 64 floats at once, and finding the lowest bit that is set.
+"""Vectors of 64 float32 on the CPU, and what is done with all lanes at once.
 
-Written as vectors of LLVM's, which every target lowers to what it has: AVX-512, AVX2, NEON, or scalar code.
+Numba makes vector code of plain loops, but in an order of instructions that leaves the processor waiting for the
+previous one where there are many for every number. Here each operation is one on a vector of LLVM's, which every target
+lowers to what it has: AVX-512, AVX2, NEON, or scalar code.
+
+    x = load(values, start)          64 stored logits, decoded
+    x + y, x - y, x * y              lane by lane; `everywhere` makes a vector of one number
+    bits = at_least(x, threshold)    one bit a lane, for `lowest_bit`, `add_where`
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
 
-__all__ = ["LANES", "at_least", "lowest_bit"]
+__all__ = [
+    "LANES",
+    "add_where",
+    "at_least",
+    "count_bits",
+    "everywhere",
+    "fused",
+    "greater",
+    "load",
+    "lowest_bit",
+    "scaled_by_power",
+    "store",
+    "total_of",
+]
 
 LANES = 64
 
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+BITS = ir.VectorType(ir.IntType(1), LANES)
+MANTISSA_BITS = 23
 
-def _vector(bits: ir.Type) -> ir.VectorType:
-    return ir.VectorType(bits, LANES)
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """The Numba type of a vector of LANES float32."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+lanes = Lanes()
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, FLOATS)
+
+
+def _constant(vector: ir.VectorType, value: Any) -> Any:
+    return ir.Constant(vector, [value] * LANES)
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    """A vector that has one float32 in every lane."""
+    nowhere = ir.Constant(FLOATS, ir.Undefined)
+    single = builder.insert_element(nowhere, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(single, nowhere, _constant(INTEGERS, 0))
 
 
 def _decoded(builder: Any, loaded: Any, dtype: Any) -> Any:
@@ -26,43 +75,167 @@ def _decoded(builder: Any, loaded: Any, dtype: Any) -> Any:
     if dtype == types.float32:
         return loaded
     if dtype == types.int16:
-        return builder.fpext(builder.bitcast(loaded, _vector(ir.HalfType())), _vector(ir.FloatType()))
-    wide = builder.zext(loaded, _vector(ir.IntType(32)))
-    sixteen = ir.Constant(_vector(ir.IntType(32)), [16] * LANES)
-    return builder.bitcast(builder.shl(wide, sixteen), _vector(ir.FloatType()))
+        return builder.fpext(builder.bitcast(loaded, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
+    return builder.bitcast(builder.shl(builder.zext(loaded, INTEGERS), _constant(INTEGERS, 16)), FLOATS)
 
 
 @intrinsic
-def at_least(context: Any, values: Any, start: Any, threshold: Any) -> Any:
-    """A uint64 whose bit i tells whether values[start + i] >= threshold, for 64 logits from `start` on.
+def load(context: Any, values: Any, start: Any) -> Any:
+    """64 stored logits from `start` on as float32.
 
     Args:
         values: float32, uint16 (bfloat16) or int16 (float16), contiguous; that it is long enough is not checked.
         start: int64.
-        threshold: float32.
     """
     dtype = values.dtype
-    stored = ir.FloatType() if dtype == types.float32 else ir.IntType(16)
+    stored = ir.VectorType(ir.FloatType() if dtype == types.float32 else ir.IntType(16), LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         pointer = builder.gep(array.data, [arguments[1]])
-        loaded = builder.load(builder.bitcast(pointer, _vector(stored).as_pointer()))
+        loaded = builder.load(builder.bitcast(pointer, stored.as_pointer()))
         loaded.align = dtype.bitwidth // 8
-        nowhere = ir.Constant(_vector(ir.FloatType()), ir.Undefined)
-        single = builder.insert_element(nowhere, arguments[2], ir.Constant(ir.IntType(32), 0))
-        everywhere = builder.shuffle_vector(single, nowhere, ir.Constant(_vector(ir.IntType(32)), [0] * LANES))
-        reached = builder.fcmp_ordered(">=", _decoded(builder, loaded, dtype), everywhere)
+        return _decoded(builder, loaded, dtype)
+
+    return lanes(types.Array(dtype, 1, "C"), types.int64), generate
+
+
+@intrinsic
+def store(context: Any, values: Any, start: Any, a: Any) -> Any:
+    """Write a vector to float32 `values` from `start` on; that they are long enough is not checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [arguments[1]])
+        builder.store(arguments[2], builder.bitcast(pointer, FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.Array(types.float32, 1, "C"), types.int64, lanes), generate
+
+
+@intrinsic
+def everywhere(context: Any, value: Any) -> Any:
+    """A vector of one float32."""
+    return lanes(types.float32), lambda context, builder, signature, arguments: _spread(builder, arguments[0])
+
+
+def _lane_by_lane(instruction: str) -> Any:
+    """An operation on two vectors that LLVM has an instruction for."""
+
+    @intrinsic
+    def operation(context: Any, a: Any, b: Any) -> Any:
+        return lanes(lanes, lanes), lambda context, builder, signature, arguments: getattr(builder, instruction)(
+            *arguments
+        )
+
+    return operation
+
+
+def _define(symbol: Any, instruction: str) -> None:
+    operation = _lane_by_lane(instruction)
+
+    @overload(symbol, strict=False)
+    def of_lanes(a: Any, b: Any) -> Callable[..., Any] | None:
+        return (lambda a, b: operation(a, b)) if a == lanes and b == lanes else None
+
+
+_define(operator.add, "fadd")
+_define(operator.sub, "fsub")
+_define(operator.mul, "fmul")
+
+
+@intrinsic
+def greater(context: Any, a: Any, b: Any) -> Any:
+    """The greater of two vectors, lane by lane; that of `b` where either is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
+
+    return lanes(lanes, lanes), generate
+
+
+@intrinsic
+def fused(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c lane by lane, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = ir.FunctionType(FLOATS, [FLOATS] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, function, f"llvm.fma.v{LANES}f32")
+        return builder.call(fma, arguments)
+
+    return lanes(lanes, lanes, lanes), generate
+
+
+@intrinsic
+def scaled_by_power(context: Any, p: Any, shifted: Any) -> Any:
+    """`numerics.times_power` lane by lane: p * 2**whole, with the whole number in the low bits of `shifted`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p, shifted = (builder.bitcast(argument, INTEGERS) for argument in arguments)
+        power = builder.shl(shifted, _constant(INTEGERS, MANTISSA_BITS))
+        return builder.bitcast(builder.add(p, power), FLOATS)
+
+    return lanes(lanes, lanes), generate
+
+
+@intrinsic
+def total_of(context: Any, a: Any) -> Any:
+    """The sum of all lanes, float32: half of them added to the other half, six times."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        total, width = arguments[0], LANES
+        while width > 1:
+            width //= 2
+            halves = [
+                builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(places)))
+                for places in (range(width), range(width, 2 * width))
+            ]
+            total = builder.fadd(*halves)
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(lanes), generate
+
+
+# Bits, one a lane.
+
+
+@intrinsic
+def at_least(context: Any, a: Any, threshold: Any) -> Any:
+    """A uint64 whose bit i tells whether lane i is at least a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        reached = builder.fcmp_ordered(">=", arguments[0], _spread(builder, arguments[1]))
         return builder.bitcast(reached, ir.IntType(LANES))
 
-    return types.uint64(types.Array(dtype, 1, "C"), types.int64, types.float32), generate
+    return types.uint64(lanes, types.float32), generate
+
+
+@intrinsic
+def add_where(context: Any, a: Any, b: Any, bits: Any) -> Any:
+    """a + b in the lanes whose bit is set, a in the others."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b, bits = arguments
+        return builder.select(builder.bitcast(bits, BITS), builder.fadd(a, b), a)
+
+    return lanes(lanes, lanes, types.uint64), generate
 
 
 @intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
-    """The index of the lowest bit that is set in a uint64 that is not 0."""
+    """The index of the lowest bit that is set in a uint64; 64 where none is."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], cgutils.true_bit)
+        return builder.cttz(arguments[0], cgutils.false_bit)
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def count_bits(context: Any, bits: Any) -> Any:
+    """How many bits of a uint64 are set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
 
     return types.int64(types.uint64), generate

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import overload, register_jitable
 from torch import Tensor
 
-from neurogen.kernels.cpu import kernel, next_row, run
+from neurogen.kernels.cpu import kernel_with, next_row, run
 from neurogen.kernels.numerics import (
     EXP2_1,
     EXP2_2,
@@ -152,7 +152,7 @@ def _gradient(exponentials: Any, scale: Any, out: Any) -> None:
         out[i] = np.float32(exponentials[i] * scale)
 
 
-@kernel
+@kernel_with(1, 3)
 def _softmax(flat, row_stride, vocab, rows, targets, gradient, shares, measures):  # type: ignore[no-untyped-def]
     buffer, exponentials = np.empty(vocab, np.float32), np.empty(vocab, np.float32)
     r = next_row(rows, -1)
@@ -186,6 +186,7 @@ def softmax_rows(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Te
         float64 [positions, 4]: loss in nats, rank of the target from 0, entropy in nats, top-1 probability.
     """
     measures = torch.empty((logits.shape[0], len(MEASURES)), dtype=torch.float64)
-    shares = torch.tensor([0.0 if gradient is None else 1 / max(logits.shape[0], 1)], dtype=torch.float64)
+    share = 0.0 if gradient is None else 1 / max(logits.shape[0], 1)
+    shares = torch.full((logits.shape[0],), share, dtype=torch.float64)
     run(_softmax, logits, targets, torch.empty((0, 0)) if gradient is None else gradient, shares, measures)
     return measures

@@ -1,0 +1,64 @@
+"""A CPU kernel and its compiled forms, one for each combination of dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numba.extending import register_jitable
+
+from neurogen.kernels.cpu_arrays import arrays_at, layout_of
+from neurogen.kernels.cpu_cache import cached
+
+__all__ = ["Kernel", "kernel", "kernel_with"]
+
+
+class Kernel:
+    """A kernel and its compiled forms, made at the first call with such tensors.
+
+    Attributes:
+        function: called as function(flat, row_stride, vocab, rows, *arrays) by every thread, where row r of the logits
+            is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
+            The arrays are row parameters and outputs.
+        matrices: which of the arrays are [batch, n]; the others are [batch].
+        forms: compiled, by the dtype of the logits and those of the arrays.
+    """
+
+    def __init__(self, function: Callable[..., Any], matrices: tuple[int, ...] = ()) -> None:
+        self.function = function
+        self.matrices = matrices
+        self.forms: dict[Any, Any] = {}
+
+    def form(self, logits: torch.dtype, arrays: tuple[torch.dtype, ...]) -> Any:
+        """The compiled form for these dtypes.
+
+        It is called as form(rows, batch, vocab, row_stride, address of the logits, *numbers), see
+        `cpu_arrays.arrays_at`.
+        """
+        key = (logits, arrays)
+        form = self.forms.get(key)
+        if form is None:
+            matrices = tuple(place % len(arrays) for place in self.matrices)
+            form = self.forms[key] = _compiled(self.function, layout_of(logits, arrays, matrices))
+        return form
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """A function over rows as a kernel, see `Kernel.function`; a decorator. All its arrays are [batch]."""
+    return Kernel(function)
+
+
+def kernel_with(*matrices: int) -> Callable[[Callable[..., Any]], Kernel]:
+    """The same where some arrays are [batch, n], given by their places: -1 is the last."""
+    return lambda function: Kernel(function, matrices)
+
+
+def _compiled(function: Callable[..., Any], layout: str) -> Any:
+    body = register_jitable(function)
+
+    def form(rows, batch, vocab, row_stride, *numbers):  # type: ignore[no-untyped-def]
+        arrays = arrays_at(numbers, ((batch - 1) * row_stride + vocab, batch), layout)
+        body(arrays[0], row_stride, vocab, rows, *arrays[1:])
+
+    return cached(form)

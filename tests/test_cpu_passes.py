@@ -1,0 +1,134 @@
+"""What the CPU kernels are made of: selection among keys, rough masses within their bound, vectors, arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from neurogen.kernels.cpu_arrays import arrays_at, layout_of
+from neurogen.kernels.cpu_lists import collect, list_reached
+from neurogen.kernels.cpu_rough import ROUGH, estimate_exponent, logit_at, skim
+from neurogen.kernels.cpu_rows import at_row, first_of, open_row, scan
+from neurogen.kernels.cpu_select import FEW, select
+from neurogen.kernels.numerics import key_of
+
+compiled_select = njit(select)
+
+
+@njit
+def skimmed(flat, temperature, depth):  # type: ignore[no-untyped-def]
+    """Rough mass below a threshold, the threshold, and the ids from there on."""
+    row = at_row(open_row(flat, len(flat)), flat, 0, temperature)
+    threshold = np.float32(row.top - np.float32(depth))
+    rest = skim(row, threshold)
+    return rest, threshold, row.ids[: list_reached(row, threshold)].copy()
+
+
+@njit
+def collected(flat, threshold, ties):  # type: ignore[no-untyped-def]
+    row = at_row(open_row(flat, len(flat)), flat, 0, 1.0)
+    count = collect(row, threshold, ties)
+    return row.ids[:count].copy(), row.keys[:count].copy()
+
+
+@njit
+def estimated(flat, temperature, share):  # type: ignore[no-untyped-def]
+    row = at_row(open_row(flat, len(flat)), flat, 0, temperature)
+    return logit_at(row, estimate_exponent(row, share))
+
+
+@njit
+def first_largest(flat):  # type: ignore[no-untyped-def]
+    maxima, scratch = np.empty((len(flat) + 127) // 128, np.uint32), np.empty(128, np.float32)
+    return first_of(flat, scan(flat, maxima, scratch), maxima, scratch)
+
+
+def by_sorting(keys: np.ndarray, weights: np.ndarray, wanted: int) -> tuple[int, int]:
+    """The definition: go through the keys in descending order until the weights reach what is wanted."""
+    for key in np.unique(keys)[::-1]:
+        if weights[keys >= key].sum() >= wanted:
+            return int(key), int(weights[keys > key].sum())
+    raise AssertionError("there is less than wanted")
+
+
+@settings(deadline=None)  # the first call compiles
+@given(st.data())
+def test_selection_is_where_a_prefix_of_sorted_keys_reaches_what_is_wanted(data: st.DataObject) -> None:
+    span = data.draw(st.sampled_from([1, 2, 50, 1 << 16, 1 << 32]))
+    count = data.draw(st.integers(1, 3 * FEW))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    generator = np.random.default_rng(seed)
+    first = data.draw(st.integers(0, (1 << 32) - span))
+    keys = (generator.integers(0, span, count) + first).astype(np.uint32)
+    counted = data.draw(st.booleans())
+    weights = np.ones(count, np.int64) if counted else generator.integers(0, 1 << 45, count)
+    weights[0] = max(weights[0], 1)
+    wanted = data.draw(st.integers(1, int(weights.sum())))
+    assert compiled_select(keys, weights, count, wanted, counted) == by_sorting(keys, weights, wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.8, 1.0, 30.0])
+@pytest.mark.parametrize("vocab", [1, 130, 1024, 32_003, 128_256])
+@pytest.mark.parametrize("depth", [-1.0, 0.0, 3.0, 200.0])
+def test_the_rough_mass_below_a_threshold_is_within_its_bound(vocab: int, depth: float, temperature: float) -> None:
+    row = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)).mul(4).numpy()
+    row[vocab // 3] = -np.inf if vocab > 3 else row[vocab // 3]
+    rest, threshold, ids = skimmed(row, temperature, depth)
+    below = row < threshold
+    assert np.array_equal(ids, np.flatnonzero(~below))
+    # t as kernels compute it, rounded to float32 twice: what a rough mass may differ from by ROUGH.
+    scale = np.float32(np.log2(np.e) / temperature)
+    t = (row - row.max()) * scale
+    exact = np.exp2(np.maximum(t, -126.0)[below].astype(np.float64)).sum()
+    assert abs(rest - exact) <= ROUGH * exact + 2.0**-100
+
+
+@pytest.mark.parametrize("ties", [1, 3, 1_000_000])
+def test_a_list_holds_what_reaches_a_threshold_and_of_ties_at_least_the_first(ties: int) -> None:
+    row = torch.randint(0, 9, (1_100,), generator=torch.Generator().manual_seed(1)).float().numpy()
+    ids, keys = collected(row, np.float32(5), ties)
+    assert set(ids) <= set(np.flatnonzero(row >= 5))
+    assert list(ids) == sorted(ids)
+    assert set(ids) >= set(np.flatnonzero(row > 5)) | set(np.flatnonzero(row == 5)[:ties])
+    assert [int(key) for key in keys] == [int(key_of(row[i])) for i in ids]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_an_estimated_threshold_leaves_about_the_share_below_it(share: float) -> None:
+    """Normal logits: a sample of 4,000 of 128,256 tells what lies below to some tenths."""
+    left = []
+    for seed in range(20):
+        row = torch.randn(128_256, generator=torch.Generator().manual_seed(seed)).mul(3).numpy()
+        weights = np.exp((row - row.max()).astype(np.float64))
+        left.append(weights[row < estimated(row, 1.0, share)].sum() / weights.sum())
+    assert 0.7 * share < np.mean(left) < 1.1 * share
+    assert max(left) < 1.5 * share
+
+
+@pytest.mark.parametrize("top", [5.0, 0.0, -0.0, 1e-42])
+def test_the_first_of_the_largest_is_found_wherever_it_stands(top: float) -> None:
+    for vocab, place in ((1, 0), (64, 63), (129, 128), (1_000, 700), (1_000, 999)):
+        row = np.full(vocab, -3.0, np.float32)
+        row[place:] = top
+        assert first_largest(row) == place
+
+
+def test_arrays_are_made_of_addresses_and_a_layout() -> None:
+    layout = layout_of(torch.bfloat16, (torch.float64, torch.float32), (1,))
+    assert layout == "uint16[];float64[];float32[,]"
+
+    @njit
+    def changed(numbers, length):  # type: ignore[no-untyped-def]
+        logits, values, table = arrays_at(numbers, length, layout)
+        values[1] = logits[3]
+        table[1, 2] = len(logits) + 10 * table.shape[0] + 100 * table.shape[1]
+
+    logits = torch.tensor([0, 1, 2, 3], dtype=torch.int16)
+    values, table = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 3)
+    changed((logits.data_ptr(), values.data_ptr(), table.data_ptr(), 3), (4, 2))
+    assert values.tolist() == [0, 3]
+    assert table.tolist() == [[0, 0, 0], [0, 0, 324]]
