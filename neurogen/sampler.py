@@ -212,28 +212,34 @@ class Sampler:
         return rows
 
     def _checked_logits(self, logits: Any) -> Tensor:
+        """The logits without their history. Torch is asked each thing once: this is done at every call."""
+        import torch
+
+        if (
+            isinstance(logits, torch.Tensor)
+            and logits.layout is torch.strided
+            and len(shape := logits.shape) == 2
+            and shape[1]
+            and _name_of(logits.dtype) in self.dtypes
+        ):
+            return logits.detach() if logits.requires_grad else logits
+        raise self._wrong_logits(logits)
+
+    def _wrong_logits(self, logits: Any) -> ParameterError:
+        """What is wrong with logits that `_checked_logits` does not take."""
         import torch
 
         if not isinstance(logits, torch.Tensor):
-            raise ParameterError(
-                f"logits must be a torch tensor [batch, vocab], got {type(logits).__name__}.", "logits"
-            )
-        if logits.ndim != 2 or logits.shape[1] == 0:
-            raise ParameterError(
-                f"logits must have the shape [batch, vocab] with vocab >= 1, got {list(logits.shape)}.", "logits"
-            )
-        if logits.layout != torch.strided:
-            raise ParameterError(
-                f"logits must be a dense tensor, got the layout {str(logits.layout).removeprefix('torch.')}. Make them "
-                "dense first, with logits.to_dense().",
-                "logits",
-            )
-        dtype = _name_of(logits.dtype)
-        if dtype not in self.dtypes:
-            raise ParameterError(
-                f"Sampler {self.name!r} takes logits of {', '.join(sorted(self.dtypes))}, got {dtype}.", "logits"
-            )
-        return logits.detach() if logits.requires_grad else logits
+            problem = f"logits must be a torch tensor [batch, vocab], got {type(logits).__name__}."
+        elif logits.ndim != 2 or logits.shape[1] == 0:
+            problem = f"logits must have the shape [batch, vocab] with vocab >= 1, got {list(logits.shape)}."
+        elif logits.layout != torch.strided:
+            layout = str(logits.layout).removeprefix("torch.")
+            problem = f"logits must be a dense tensor, got the layout {layout}. Make them dense first: logits.to_dense()."
+        else:
+            dtypes = ", ".join(sorted(self.dtypes))
+            problem = f"Sampler {self.name!r} takes logits of {dtypes}, got {_name_of(logits.dtype)}."
+        return ParameterError(problem, "logits")
 
     def _check_state(self, state: State | None) -> None:
         if self.stateful and state is None:

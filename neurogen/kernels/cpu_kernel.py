@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from numba.extending import register_jitable
 
@@ -33,8 +34,8 @@ class Kernel:
     def form(self, logits: torch.dtype, arrays: tuple[torch.dtype, ...]) -> Any:
         """The compiled form for these dtypes.
 
-        It is called as form(rows, batch, vocab, row_stride, address of the logits, *numbers), see
-        `cpu_arrays.arrays_at`.
+        It is called as form(address of rows, batch, vocab, row_stride, address of the logits, *numbers), see
+        `cpu_arrays.arrays_at`. The first address is 0 where one thread does all rows.
         """
         key = (logits, arrays)
         form = self.forms.get(key)
@@ -57,8 +58,12 @@ def kernel_with(*matrices: int) -> Callable[[Callable[..., Any]], Kernel]:
 def _compiled(function: Callable[..., Any], layout: str) -> Any:
     body = register_jitable(function)
 
-    def form(rows, batch, vocab, row_stride, *numbers):  # type: ignore[no-untyped-def]
+    def form(claims, batch, vocab, row_stride, *numbers):  # type: ignore[no-untyped-def]
         arrays = arrays_at(numbers, ((batch - 1) * row_stride + vocab, batch), layout)
+        if claims == 0:
+            rows = np.array([0, 0, batch])
+        else:
+            (rows,) = arrays_at((claims,), (3, 0), "int64[]")
         body(arrays[0], row_stride, vocab, rows, *arrays[1:])
 
     return cached(form)

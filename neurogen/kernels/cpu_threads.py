@@ -32,7 +32,7 @@ CLAIMED, FINISHED, ROWS = 0, 1, 2
 """What stands in the `rows` that a kernel is given, int64 [3]."""
 
 Job = tuple[Any, tuple[Any, ...], Any]
-"""A compiled kernel, what it is called with, and the tensors that this points into."""
+"""A compiled kernel, what it is called with, and what the addresses among that belong to."""
 
 
 @intrinsic
@@ -81,20 +81,22 @@ def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
             float64, float32, bool or uint8. Parameters that are not contiguous are copied.
     """
     batch, vocab = logits.shape
-    logits = _with_whole_rows(logits)
-    row_stride = logits.stride(0) if batch > 1 else vocab
+    row_stride = vocab
+    if not logits.is_contiguous():
+        logits = _with_whole_rows(logits)
+        row_stride = logits.stride(0)
     arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
     form = kernel.form(logits.dtype, tuple([array.dtype for array in arrays]))
     numbers = [array.data_ptr() for array in arrays] + [arrays[place].shape[1] for place in kernel.matrices]
-    rows = np.array([0, 0, batch])
-    arguments = (rows, batch, vocab, row_stride, logits.data_ptr(), *numbers)
     helpers = min(batch, batch * vocab // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:
-        form(*arguments)
+        form(0, batch, vocab, row_stride, logits.data_ptr(), *numbers)
         return
+    rows = np.array([0, 0, batch])
+    arguments = (rows.ctypes.data, batch, vocab, row_stride, logits.data_ptr(), *numbers)
     jobs = _helpers()
     for _ in range(helpers):
-        jobs.put((form, arguments, (logits, arrays)))
+        jobs.put((form, arguments, (rows, logits, arrays)))
     form(*arguments)
     _wait(rows)
 
@@ -104,7 +106,7 @@ def _with_whole_rows(logits: Tensor) -> Tensor:
 
     By NumPy: an operation of torch's that uses its threads hangs in the child of a fork.
     """
-    if logits.is_contiguous() or logits.stride(1) == 1 or logits.shape[1] == 1:
+    if logits.stride(1) == 1 or logits.shape[1] == 1:
         return logits
     stored = logits if logits.dtype == torch.float32 else logits.view(torch.int16)
     return torch.from_numpy(np.ascontiguousarray(stored.numpy())).view(logits.dtype)
@@ -139,7 +141,7 @@ def _stop() -> None:
 
 def _help(jobs: SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        form, arguments, tensors = job
+        form, arguments, owners = job
         with suppress(Exception):  # of compiling, which the calling thread raises too
             form(*arguments)
-        del job, form, arguments, tensors  # or the last logits would be kept
+        del job, form, arguments, owners  # or the last logits would be kept
