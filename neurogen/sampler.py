@@ -235,7 +235,8 @@ class Sampler:
             problem = f"logits must have the shape [batch, vocab] with vocab >= 1, got {list(logits.shape)}."
         elif logits.layout != torch.strided:
             layout = str(logits.layout).removeprefix("torch.")
-            problem = f"logits must be a dense tensor, got the layout {layout}. Make them dense first: logits.to_dense()."
+            problem = f"logits must be a dense tensor, got the layout {layout}."
+            problem += " Make them dense first, with logits.to_dense()."
         else:
             dtypes = ", ".join(sorted(self.dtypes))
             problem = f"Sampler {self.name!r} takes logits of {dtypes}, got {_name_of(logits.dtype)}."
