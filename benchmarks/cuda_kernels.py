@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch import Tensor
 
 import neurogen
 from neurogen.bench.clock import cuda_microseconds
-from neurogen.kernels import cuda_compile
+from neurogen.kernels import cuda, cuda_compile
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -114,16 +115,29 @@ def compare(name: str, params: dict[str, Tensor], logits: Tensor) -> None:
     position = torch.arange(len(logits)) * 3
     there = {key: value.cuda() for key, value in params.items()}
     here = logits.cpu()
-    ids = sampler.sample(logits, seed=seed.cuda(), position=position.cuda(), check=False, **there).cpu()
     expected = sampler.sample(here, seed=seed, position=position, check=False, **params)
-    same = ids == expected
-    if not same.all():
-        row = int((~same).nonzero()[0])
-        raise SystemExit(f"{name}: row {row} of {describe(logits)}: {ids[row]} on CUDA, {expected[row]} on the CPU")
+    for pieces in cuda.POSSIBLE_PIECES:
+        with rows_in(pieces):
+            ids = sampler.sample(logits, seed=seed.cuda(), position=position.cuda(), check=False, **there).cpu()
+        same = ids == expected
+        if not same.all():
+            row = int((~same).nonzero()[0])
+            which = f"{name}: row {row} of {describe(logits)} in {pieces} pieces"
+            raise SystemExit(f"{which}: {ids[row]} on CUDA, {expected[row]} on the CPU")
     for call in ("probs", "support"):
         got = getattr(sampler, call)(logits, check=False, **there).cpu()
         if not torch.equal(got, getattr(sampler, call)(here, check=False, **params)):
             raise SystemExit(f"{name}: {call} of {describe(logits)} differ from the CPU's")
+
+
+@contextmanager
+def rows_in(pieces: int) -> Iterator[None]:
+    """All rows are split into so many pieces meanwhile."""
+    before, cuda.PIECES = cuda.PIECES, pieces
+    try:
+        yield
+    finally:
+        cuda.PIECES = before
 
 
 def describe(logits: Tensor) -> str:
@@ -215,6 +229,9 @@ def measure(name: str, batch: int, vocab: int, dtype: torch.dtype, rate: float) 
     seed, position = (torch.arange(batch, device="cuda") for _ in range(2))
     graph, _ = capture(sampler, logits, seed, position)
     device = microseconds(graph.replay)
+    with rows_in(1):
+        graph, _ = capture(sampler, logits, seed, position)
+        whole = microseconds(graph.replay)
     read = logits.numel() * logits.element_size()
     result: dict[str, Any] = {
         "sampler": name,
@@ -222,6 +239,7 @@ def measure(name: str, batch: int, vocab: int, dtype: torch.dtype, rate: float) 
         "vocab": vocab,
         "batch": batch,
         "device": device,
+        "whole rows": whole,
         "neurogen": microseconds(lambda: sampler.sample(logits, seed=seed, position=position, check=False)),
         "reads": READS[name],
         "bytes_per_second": read * READS[name] / device * 1e6,
@@ -236,9 +254,10 @@ def measure(name: str, batch: int, vocab: int, dtype: torch.dtype, rate: float) 
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    columns = ("sampler", "dtype", "vocab", "batch", "device", "neurogen", *PEERS, "of_copy_rate")
+    columns = ("sampler", "dtype", "vocab", "batch", "device", "whole rows", "neurogen", *PEERS, "of_copy_rate")
     print(
-        "microseconds a call; device: replayed from a CUDA graph; of_copy_rate: bytes read a second, by the copy rate"
+        "microseconds a call; device: replayed from a CUDA graph; whole rows: the same without rows split over blocks; "
+        "of_copy_rate: bytes read a second, by the copy rate"
     )
     print(" ".join(f"{column:>12}" for column in columns))
     for result in results:

@@ -6,29 +6,44 @@ what is kept of a row:
     logits -> row -> largest | nucleus | heavier | ... -> draw | normalise | mark
 
 Launch configuration: a block for each row, up to MAX_GRID; BLOCK threads, or half as many where the batch has more rows
-than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct. Static
-shared memory stays below 48 KiB. Nothing is allocated but what is returned, nothing waits for the host and nothing is
-remembered between launches, so that a launch can be captured in a CUDA graph.
+than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct. Where
+the batch is so small that most of the card would be idle, `sample` splits its rows over several blocks (`cuda_split`).
+Static shared memory stays below 48 KiB. Nothing is allocated but what is returned, and a workspace where rows are
+split; nothing waits for the host and nothing is remembered between launches, so that a call can be captured in a CUDA
+graph.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import cuda, types
 from torch import Tensor
 
-from neurogen.errors import DeviceError
+from neurogen.errors import DeviceError, ParameterError
 from neurogen.kernels.cuda_bands import above, likelier, mix, spared, typical, whole
 from neurogen.kernels.cuda_block import device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
+from neurogen.kernels.cuda_split import (
+    RANKS,
+    argmax_of_ranks,
+    gathered_row,
+    note_rank,
+    pieces_for,
+    row_and_piece,
+    survey,
+    surveyed_row,
+    weigh_piece,
+    words_a_row,
+)
 from neurogen.kernels.cuda_statistics import entropy, finite, tempered
 from neurogen.kernels.host import Calls, calls, with_row_parameters
 from neurogen.kernels.numerics import is_warm, random_bits, uniform
@@ -55,9 +70,12 @@ __all__ = [
 ]
 
 BLOCK = 1024
-LAUNCH_BOUNDS = (BLOCK, 1)
-"""A block of BLOCK threads a multiprocessor: told less, the compiler makes room for two by spilling registers."""
+SPLIT_BLOCK = BLOCK // 2
+"""Where rows are split: the second launch does more, and may use twice as many registers so."""
 MAX_GRID = 65_535
+POSSIBLE_PIECES = (1, 2, 4, 8, 16)
+PIECES = int(os.environ.get("NEUROGEN_CUDA_PIECES", "0"))
+"""Into how many pieces all rows are split, to compare; 0 leaves it to the batch, the vocab and the card."""
 
 PROBABILITIES = (np.float32(0), np.float32(1))
 """What is written of a token that cannot be drawn, and of one that always is, as a probability."""
@@ -74,6 +92,20 @@ ELEMENTS = {
 }
 
 
+class Split(NamedTuple):
+    """The form of a kernel in which several blocks share a row, see `cuda_split`.
+
+    Attributes:
+        survey: the first launch; its only array is the workspace.
+        finish: the second; its arrays are those of the kernel, and the workspace.
+        words: of 64 bits in the workspace for each row.
+    """
+
+    survey: Kernel
+    finish: Kernel
+    words: int
+
+
 class Kernel:
     """A kernel and its compiled forms: one for each card and combination of dtypes, made at the first launch with it.
 
@@ -81,11 +113,20 @@ class Kernel:
         function: called as function(logits, offset, row_stride, vocab, batch, arrays). Row r of the logits begins at
             logits[r * row_stride]; `offset` is where the first stands in memory, modulo four logits. `arrays` has the
             row parameters and the outputs, each from its first element on.
+        split: the form for small batches, if there is one.
+        block: the most threads of a block.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], split: Split | None = None, block: int = BLOCK) -> None:
         self.function = function
+        self.split = split
+        self.block = block
         self._forms: dict[Any, Any] = {}
+
+    @property
+    def launch_bounds(self) -> tuple[int, int]:
+        """One such block a multiprocessor: told less, the compiler makes room for two by spilling registers."""
+        return self.block, 1
 
     def signature(self, logits: torch.dtype, *tensors: torch.dtype) -> Any:
         """The Numba signature of the form for these dtypes."""
@@ -103,9 +144,16 @@ class Kernel:
                     "Call the sampler once with such logits before."
                 )
             # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
-            compiled = cuda.jit(self.signature(*dtypes), launch_bounds=LAUNCH_BOUNDS, lto=False)
+            compiled = cuda.jit(self.signature(*dtypes), launch_bounds=self.launch_bounds, lto=False)
             self._forms[key] = compiled(self.function)
         return self._forms[key]
+
+
+def _survey(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+    survey(logits, offset, row_stride, vocab, batch, arrays[0], open_space())
+
+
+SURVEY = Kernel(_survey, block=SPLIT_BLOCK)
 
 
 def truncation(
@@ -135,42 +183,91 @@ def truncation(
         return _tempering(cut_of, _of_rows(temper, len(names)), names)
     if chance is not None:
         return _by_chance(cut_of, (*names, chance, "temperature"))
+    warmth, seed, position, ids = _places(len(names), 4)  # constants: Numba does not add up the place in a tuple
+    out = seed  # of kernels that draw nothing
+
+    @device
+    def temperature_of(arrays, r):  # type: ignore[no-untyped-def]
+        return arrays[warmth][r]
+
+    @device
+    def choose(row, arrays, r):  # type: ignore[no-untyped-def]
+        if is_warm(arrays[warmth][r]):
+            return draw(row, cut_of(row, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
+        return first_top(row)
+
+    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
+        @device
+        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
+            if row.top != NOTHING and is_warm(arrays[warmth][r]):
+                write(row, cut_of(row, arrays, r), arrays[out], first)
+            else:
+                _only_argmax(row, arrays[out], first, zero, one)
+
+        return _describing(temperature_of, describe)
+
+    probs, support = describing(normalise, *PROBABILITIES), describing(mark, *MARKS)
+    sample = _sampling(temperature_of, choose, ids, split=True)
+    return calls(launch, sample, probs, support, (*names, "temperature"))
+
+
+def _sampling(temperature_of: Any, choose: Any, ids: int, *, split: bool) -> Kernel:
+    """A kernel that writes a token for each row, to the array at the place `ids`.
+
+    Args:
+        temperature_of: of (arrays, r), that with which a row is read.
+        choose: of (row, arrays, r), the token of a valid row, known to all threads.
+        ids: place of an array.
+        split: make the form for small batches too, see `cuda_split`.
+    """
+
+    work = ids + 1
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
-        temperature, seed, position, ids = arrays[-4], arrays[-3], arrays[-2], arrays[-1]
         r = np.int64(cuda.blockIdx.x)
         while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-            token = np.int64(-1)
-            if row.top != NOTHING:
-                if is_warm(temperature[r]):
-                    token = draw(row, cut_of(row, arrays, r), random_bits(seed[r], position[r], 0))
-                else:
-                    token = first_top(row)
+            row = at_row(logits, offset, r * row_stride, vocab, temperature_of(arrays, r), space)
+            token = choose(row, arrays, r) if row.top != NOTHING else np.int64(-1)
             if cuda.threadIdx.x == 0:
-                ids[r] = token
+                arrays[ids][r] = token
             cuda.syncthreads()
             r += cuda.gridDim.x
 
-    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
-        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-            space = open_space()
-            temperature, out = arrays[-2], arrays[-1]
-            r = np.int64(cuda.blockIdx.x)
-            while r < batch:
-                row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-                if row.top != NOTHING and is_warm(temperature[r]):
-                    write(row, cut_of(row, arrays, r), out, r * vocab)
-                else:
-                    _only_argmax(row, out, r * vocab, zero, one)
-                cuda.syncthreads()
-                r += cuda.gridDim.x
+    def finish(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        workspace = arrays[work]
+        r, piece, halvings = row_and_piece(batch)
+        row = surveyed_row(logits, offset, row_stride, vocab, temperature_of(arrays, r), r, workspace, space)
+        is_last, bound = weigh_piece(row, r, piece, halvings, workspace)
+        if is_last:
+            token = np.int64(-1)
+            if row.top != NOTHING:
+                token = choose(gathered_row(row, bound, r, workspace), arrays, r)
+            if cuda.threadIdx.x == 0:
+                arrays[ids][r] = token
 
-        return Kernel(describe)
+    return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row()) if split else None)
 
-    probs, support = describing(normalise, *PROBABILITIES), describing(mark, *MARKS)
-    return calls(launch, Kernel(sample), probs, support, (*names, "temperature"))
+
+def _describing(temperature_of: Any, describe: Any) -> Kernel:
+    """A kernel that writes a row for each row, by describe(row, arrays, r, where that of the output begins)."""
+
+    def write(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        space = open_space()
+        r = np.int64(cuda.blockIdx.x)
+        while r < batch:
+            row = at_row(logits, offset, r * row_stride, vocab, temperature_of(arrays, r), space)
+            describe(row, arrays, r, r * vocab)
+            cuda.syncthreads()
+            r += cuda.gridDim.x
+
+    return Kernel(write)
+
+
+def _places(first: int, count: int) -> range:
+    """Places in `arrays`, from behind the parameters of a definition on."""
+    return range(first, first + count)
 
 
 def _of_rows(definition: Callable[..., Any], count: int) -> Any:
@@ -182,89 +279,67 @@ def _of_rows(definition: Callable[..., Any], count: int) -> Any:
 def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
     """The kernels of a sampler whose temperature follows from the row."""
 
-    @device
-    def own_temperature(row, arrays, r):  # type: ignore[no-untyped-def]
-        return np.float64(temperature_of(row, arrays, r)) if row.top != NOTHING else np.float64(0.0)
+    seed, position, ids = _places(len(names), 3)
+    out = seed
 
-    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        space = open_space()
-        seed, position, ids = arrays[-3], arrays[-2], arrays[-1]
-        r = np.int64(cuda.blockIdx.x)
-        while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, np.float64(1.0), space)
-            own = own_temperature(row, arrays, r)
-            token = np.int64(-1)
-            if row.top != NOTHING:
-                if is_warm(own):
-                    warm = tempered(row, own)
-                    token = draw(warm, cut_of(warm, arrays, r), random_bits(seed[r], position[r], 0))
-                else:
-                    token = first_top(row)
-            if cuda.threadIdx.x == 0:
-                ids[r] = token
-            cuda.syncthreads()
-            r += cuda.gridDim.x
+    @device
+    def untempered(arrays, r):  # type: ignore[no-untyped-def]
+        return np.float64(1.0)
+
+    @device
+    def choose(row, arrays, r):  # type: ignore[no-untyped-def]
+        own = np.float64(temperature_of(row, arrays, r))
+        if is_warm(own):
+            warm = tempered(row, own)
+            return draw(warm, cut_of(warm, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
+        return first_top(row)
 
     def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
-        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-            space = open_space()
-            out = arrays[-1]
-            r = np.int64(cuda.blockIdx.x)
-            while r < batch:
-                row = at_row(logits, offset, r * row_stride, vocab, np.float64(1.0), space)
-                own = own_temperature(row, arrays, r)
-                if is_warm(own):
-                    warm = tempered(row, own)
-                    write(warm, cut_of(warm, arrays, r), out, r * vocab)
-                else:
-                    _only_argmax(row, out, r * vocab, zero, one)
-                cuda.syncthreads()
-                r += cuda.gridDim.x
+        @device
+        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
+            own = np.float64(temperature_of(row, arrays, r)) if row.top != NOTHING else np.float64(0.0)
+            if is_warm(own):
+                warm = tempered(row, own)
+                write(warm, cut_of(warm, arrays, r), arrays[out], first)
+            else:
+                _only_argmax(row, arrays[out], first, zero, one)
 
-        return Kernel(describe)
+        return _describing(untempered, describe)
 
-    return calls(launch, Kernel(sample), describing(normalise, *PROBABILITIES), describing(mark, *MARKS), names)
+    sample = _sampling(untempered, choose, ids, split=False)
+    return calls(launch, sample, describing(normalise, *PROBABILITIES), describing(mark, *MARKS), names)
 
 
 def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
     """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
+    chance, warmth, seed, position, ids = _places(len(names) - 2, 5)
+    out = seed
 
-    def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        space = open_space()
-        chance, temperature, seed, position, ids = arrays[-5], arrays[-4], arrays[-3], arrays[-2], arrays[-1]
-        r = np.int64(cuda.blockIdx.x)
-        while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-            token = np.int64(-1)
-            if row.top != NOTHING:
-                if is_warm(temperature[r]):
-                    removes = uniform(random_bits(seed[r], position[r], 1)) < chance[r]
-                    band = band_of(row, arrays, r) if removes else whole(row)
-                    token = draw(row, band, random_bits(seed[r], position[r], 0))
-                else:
-                    token = first_top(row)
-            if cuda.threadIdx.x == 0:
-                ids[r] = token
-            cuda.syncthreads()
-            r += cuda.gridDim.x
+    @device
+    def temperature_of(arrays, r):  # type: ignore[no-untyped-def]
+        return arrays[warmth][r]
+
+    @device
+    def choose(row, arrays, r):  # type: ignore[no-untyped-def]
+        if is_warm(arrays[warmth][r]):
+            removes = uniform(random_bits(arrays[seed][r], arrays[position][r], 1)) < arrays[chance][r]
+            band = band_of(row, arrays, r) if removes else whole(row)
+            return draw(row, band, random_bits(arrays[seed][r], arrays[position][r], 0))
+        return first_top(row)
 
     def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
-        def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-            space = open_space()
-            chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
-            r = np.int64(cuda.blockIdx.x)
-            while r < batch:
-                row = at_row(logits, offset, r * row_stride, vocab, temperature[r], space)
-                if row.top != NOTHING and is_warm(temperature[r]):
-                    write(row, band_of(row, arrays, r), min(max(chance[r], 0.0), 1.0), out, r * vocab)
-                else:
-                    _only_argmax(row, out, r * vocab, zero, one)
-                cuda.syncthreads()
-                r += cuda.gridDim.x
+        @device
+        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
+            if row.top != NOTHING and is_warm(arrays[warmth][r]):
+                share = min(max(arrays[chance][r], 0.0), 1.0)
+                write(row, band_of(row, arrays, r), share, arrays[out], first)
+            else:
+                _only_argmax(row, arrays[out], first, zero, one)
 
-        return Kernel(describe)
+        return _describing(temperature_of, describe)
 
-    return calls(launch, Kernel(sample), describing(mix, *PROBABILITIES), describing(_mark_either, *MARKS), names)
+    sample = _sampling(temperature_of, choose, ids, split=False)
+    return calls(launch, sample, describing(mix, *PROBABILITIES), describing(_mark_either, *MARKS), names)
 
 
 @device
@@ -295,6 +370,16 @@ def argmax() -> Calls:
                 arrays[-1][r] = token
             r += cuda.gridDim.x
 
+    def survey_ranks(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        note_rank(logits, offset, row_stride, vocab, batch, arrays[0], open_space())
+
+    def finish(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
+        r, piece, halvings = row_and_piece(batch)
+        if piece == 0:
+            token = argmax_of_ranks(r, halvings, arrays[-1], open_space())
+            if cuda.threadIdx.x == 0:
+                arrays[-2][r] = token
+
     def describing(zero: Any, one: Any) -> Kernel:
         def describe(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
             space = open_space()
@@ -309,20 +394,28 @@ def argmax() -> Calls:
 
         return Kernel(describe)
 
-    return calls(launch, Kernel(sample), describing(*PROBABILITIES), describing(*MARKS), ())
+    first, second = Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK)
+    return calls(
+        launch, Kernel(sample, Split(first, second, RANKS)), describing(*PROBABILITIES), describing(*MARKS), ()
+    )
 
 
 # Launching.
 
 
-def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
-    """Launch a kernel with a block for each row of `logits`, on torch's current stream; does not wait.
+def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None = None) -> None:
+    """Launch a kernel over all rows of `logits`, on torch's current stream; does not wait.
+
+    One launch with a block for each row; or two, where rows are split: these pass on what they find in a workspace from
+    torch's allocator, `Split.words` * 8 bytes a row.
 
     Args:
         kernel: see `Kernel.function` for what it is called with.
         logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Rows that are not contiguous are
             copied first.
         *tensors: row parameters and outputs on the same device.
+        pieces: into how many pieces to split each row, 1, 2, 4, 8 or 16; by default `pieces_for` decides, or the
+            environment variable NEUROGEN_CUDA_PIECES.
     """
     batch, vocab = logits.shape
     if batch == 0:
@@ -330,17 +423,32 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     if logits.stride(1) != 1 and vocab > 1:
         logits = logits.contiguous()
     tensors = tuple(tensor.contiguous() for tensor in tensors)
+    device = logits.device.index or 0
+    split = kernel.split
+    pieces = pieces or PIECES or pieces_for(batch, vocab, _multiprocessors(device))
+    if pieces not in POSSIBLE_PIECES:
+        raise ParameterError(f"Rows can be split into {POSSIBLE_PIECES} pieces, got {pieces}.", "pieces")
+    if split is None or pieces == 1:
+        _start(kernel, logits, tensors, min(batch, MAX_GRID), _block(batch, device))
+        return
+    workspace = torch.empty(batch * split.words, dtype=torch.int64, device=logits.device)
+    _start(split.survey, logits, (workspace,), batch * pieces, split.survey.block)
+    _start(split.finish, logits, (*tensors, workspace), batch * pieces, split.finish.block)
+
+
+def _start(kernel: Kernel, logits: Tensor, tensors: tuple[Tensor, ...], grid: int, block: int) -> None:
+    """One launch. All tensors are contiguous, the logits at least within their rows."""
     pointer, device = logits.data_ptr(), logits.device.index or 0
     stream = torch.cuda.current_stream(logits.device).cuda_stream
     with cuda.gpus[device]:
         form = kernel.form(device, logits.dtype, *(tensor.dtype for tensor in tensors))
-        run = _configured(form, min(batch, MAX_GRID), _block(batch, device), stream)
+        run = _configured(form, grid, block, stream)
         run(
             pointer,
             pointer // logits.element_size() % 4,
             logits.stride(0),
-            vocab,
-            batch,
+            logits.shape[1],
+            logits.shape[0],
             tuple(tensor.data_ptr() for tensor in tensors),
         )
 

@@ -18,6 +18,7 @@ from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_
 
 __all__ = [
     "WARP",
+    "add_at",
     "block_before",
     "block_largest",
     "block_sum",
@@ -55,6 +56,12 @@ if config.ENABLE_CUDASIM:
     def four_at(logits: Any, index: Any) -> Any:
         """Four stored logits from `index` on."""
         return logits[index], logits[index + 1], logits[index + 2], logits[index + 3]
+
+    def add_at(values: Any, index: Any, amount: Any) -> Any:
+        """Add to an int64 in global memory atomically; what was there."""
+        before = values[index]
+        values[index] = before + amount
+        return before
 
 else:
     from llvmlite import ir
@@ -110,6 +117,19 @@ else:
             return context.make_tuple(builder, signature.return_type, lanes)
 
         return types.UniTuple(logits.dtype, 4)(logits, index), generate
+
+    @intrinsic
+    def add_at(typing_context: Any, values: Any, index: Any, amount: Any) -> Any:
+        """Add to an int64 in global memory atomically; what was there. Adding 0 reads past the cache of one's own."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            pointer, offset, own = arguments
+            word = ir.IntType(64)
+            address = builder.gep(pointer, [offset], source_etype=word)
+            in_global = builder.addrspacecast(address, ir.PointerType(word, addrspace=1))
+            return builder.atomic_rmw("add", in_global, own, "monotonic")
+
+        return types.int64(values, types.int64, types.int64), generate
 
 
 @device

@@ -23,9 +23,19 @@ from typing import Any, NamedTuple
 import torch
 from numba import cuda
 
-from neurogen.kernels.cuda import BLOCK, LAUNCH_BOUNDS, STORED, Kernel
+from neurogen.kernels.cuda import BLOCK, STORED, Kernel
 
-__all__ = ["ARCHITECTURES", "MODULES", "Usage", "compile_to_ptx", "kernels_of", "ptx_of", "table", "usage_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "MODULES",
+    "Usage",
+    "compile_to_ptx",
+    "kernels_of",
+    "ptx_of",
+    "split_kernels_of",
+    "table",
+    "usage_of",
+]
 
 PLAIN = "neurogen.kernels.temperature.cuda"
 
@@ -51,13 +61,13 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     spilled: int
+    block: int = BLOCK
 
     @property
     def fits(self) -> bool:
-        """Whether a block of BLOCK threads can be launched, and nothing is spilled."""
-        return (
-            not self.spilled and -(-self.registers // 8) * 8 * BLOCK <= REGISTER_FILE and self.shared <= SHARED_MEMORY
-        )
+        """Whether a block of so many threads can be launched, and nothing is spilled."""
+        taken = -(-self.registers // 8) * 8 * self.block
+        return not self.spilled and taken <= REGISTER_FILE and self.shared <= SHARED_MEMORY
 
 
 def kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ...]]]:
@@ -70,6 +80,14 @@ def kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ..
         yield name, call.kernel, rows + tail if module != "neurogen_greedy.cuda" or name == "sample" else tail
 
 
+def split_kernels_of(module: str) -> Iterator[tuple[str, Kernel, tuple[torch.dtype, ...]]]:
+    """The same of both launches in which `sample` splits rows over blocks; nothing where it has no such form."""
+    name, kernel, arrays = next(kernels_of(module))
+    if kernel.split:
+        yield f"{name}, first", kernel.split.survey, (torch.int64,)
+        yield f"{name}, second", kernel.split.finish, (*arrays, torch.int64)
+
+
 def ptx_of(kernel: Kernel, logits: torch.dtype, arrays: Iterable[torch.dtype], cc: tuple[int, int]) -> str:
     """The PTX of the form of a kernel for these dtypes, for a compute capability."""
     return compile_to_ptx(kernel, kernel.signature(logits, *arrays), cc)
@@ -79,7 +97,13 @@ def compile_to_ptx(kernel: Kernel, signature: Any, cc: tuple[int, int]) -> str:
     """The PTX of a kernel for a Numba signature and a compute capability, with the bounds that it is launched with."""
     with _pretended_card(cc):
         ptx, _ = cuda.compile(
-            kernel.function, signature, cc=cc, device=False, abi="numba", output="ptx", launch_bounds=LAUNCH_BOUNDS
+            kernel.function,
+            signature,
+            cc=cc,
+            device=False,
+            abi="numba",
+            output="ptx",
+            launch_bounds=kernel.launch_bounds,
         )
     return str(ptx)
 
@@ -97,8 +121,8 @@ def _pretended_card(cc: tuple[int, int]) -> Iterator[None]:
         dispatcher.get_current_device = original
 
 
-def usage_of(ptx: str, cc: tuple[int, int]) -> Usage | None:
-    """What the assembler reports of a kernel; None where there is none to ask."""
+def usage_of(ptx: str, cc: tuple[int, int], block: int = BLOCK) -> Usage | None:
+    """What the assembler reports of a kernel for blocks of so many threads; None where there is none to ask."""
     report = _report_of_program(ptx, cc) if shutil.which("ptxas") else _report_of_library(ptx, cc)
     if report is None:
         return None
@@ -107,6 +131,7 @@ def usage_of(ptx: str, cc: tuple[int, int]) -> Usage | None:
         int(re.findall(r"Used (\d+) registers", report)[0]),
         int(shared[1]) if shared else 0,
         sum(int(bytes_) for bytes_ in re.findall(r"(\d+) bytes spill", report)),
+        block,
     )
 
 
@@ -138,20 +163,20 @@ def table(
     """(module, kernel, dtype, architecture, PTX, usage) of every kernel."""
     for cc in architectures:
         for module in modules:
-            for name, kernel, arrays in kernels_of(module):
+            for name, kernel, arrays in (*kernels_of(module), *split_kernels_of(module)):
                 for dtype in dtypes:
                     ptx = ptx_of(kernel, dtype, arrays, cc)
                     stored = str(dtype).removeprefix("torch.")
-                    yield module, name, stored, f"sm_{cc[0]}{cc[1]}", ptx, usage_of(ptx, cc)
+                    yield module, name, stored, f"sm_{cc[0]}{cc[1]}", ptx, usage_of(ptx, cc, kernel.block)
 
 
 def main() -> int:
     """Print the table; the exit status tells whether every kernel fits."""
-    line = "{:<36} {:<8} {:<9} {:<7} {:>9} {:>8} {:>7}"
-    print(line.format("module", "kernel", "logits", "arch", "registers", "shared", "spills"))  # noqa: T201
+    line = "{:<36} {:<14} {:<9} {:<7} {:>9} {:>8} {:>7} {:>8}"
+    print(line.format("module", "kernel", "logits", "arch", "registers", "shared", "spills", "threads"))  # noqa: T201
     fit = True
     for module, name, dtype, arch, _, usage in table():
-        numbers = usage or ("?", "?", "?")
+        numbers = usage or ("?", "?", "?", "?")
         print(line.format(module, name, dtype, arch, *numbers), flush=True)  # noqa: T201
         fit = fit and (usage is None or usage.fits)
     return 0 if fit else 1

@@ -12,7 +12,18 @@ from numba import cuda
 
 from neurogen.kernels.cuda_block import block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_parts import CUT, bin_of
-from neurogen.kernels.cuda_rows import BOUND, COUNT, FOUND, LISTED, LOWEST, NEVER, PARTS, reader
+from neurogen.kernels.cuda_rows import (
+    BOUND,
+    COUNT,
+    FOUND,
+    LISTED,
+    LOWEST,
+    NEVER,
+    PARTS,
+    UNKNOWN,
+    reader,
+    slice_reader,
+)
 from neurogen.kernels.numerics import key_of, value_of
 
 __all__ = [
@@ -27,6 +38,8 @@ __all__ = [
     "is_listed",
     "keep_listed",
     "mass_listed",
+    "read_weighed_slice",
+    "weigh_listed",
 ]
 
 LAST_ID = np.uint64(0xFFFFFFFF)
@@ -105,17 +118,20 @@ def _weighed_four(row, state, a, b, c, d, i):  # type: ignore[no-untyped-def]
 
 _read_listed = reader(_listed, _listed_four, in_flight=4)
 _read_weighed = reader(_weighed, _weighed_four)
+read_weighed_slice = slice_reader(_weighed, _weighed_four)
 
 
 @device
 def collect(row, bound, weigh):  # type: ignore[no-untyped-def]
-    """List the tokens with a key of at least `bound`, and their masses. Reads the row once.
+    """List the tokens with a key of at least `bound`, and their masses. Reads the row once, or not if they are listed.
 
     Returns:
         How many they are, or more than LISTED where they do not fit; and, if asked to weigh, the mass of the whole row.
     """
     space = row.space
     bound = max(bound, LOWEST)
+    if row.total != UNKNOWN and bound >= space.marks[BOUND]:
+        return _narrowed(row, bound), row.total
     empty(space)
     lowest = value_of(bound)
     total = np.int64(0)
@@ -131,7 +147,7 @@ def collect(row, bound, weigh):  # type: ignore[no-untyped-def]
     cuda.syncthreads()
     count = np.int64(space.marks[COUNT])
     if count <= LISTED:
-        _weigh_listed(row, count)
+        weigh_listed(row, count)
         if cuda.threadIdx.x == 0:
             space.marks[BOUND] = bound
     cuda.syncthreads()
@@ -139,7 +155,17 @@ def collect(row, bound, weigh):  # type: ignore[no-untyped-def]
 
 
 @device
-def _weigh_listed(row, count):  # type: ignore[no-untyped-def]
+def _narrowed(row, bound):  # type: ignore[no-untyped-def]
+    """Remove from the list what has a key below `bound`; how many are left. Ends with a barrier."""
+    count, _ = keep_listed(row, (bound, row.vocab))
+    if cuda.threadIdx.x == 0:
+        row.space.marks[BOUND] = bound
+    cuda.syncthreads()
+    return count
+
+
+@device
+def weigh_listed(row, count):  # type: ignore[no-untyped-def]
     """The masses of the tokens listed. No barrier."""
     i = cuda.threadIdx.x
     while i < count:
@@ -171,7 +197,7 @@ def collect_bin(row, inverse, place):  # type: ignore[no-untyped-def]
     cuda.syncthreads()
     count = np.int64(row.space.marks[COUNT])
     if count <= LISTED:
-        _weigh_listed(row, count)
+        weigh_listed(row, count)
     cuda.syncthreads()
     return count
 

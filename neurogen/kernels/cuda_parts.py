@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_block import block_before, block_sum, device, lane_of, mass, warp_of, warp_sum, warps
-from neurogen.kernels.cuda_rows import FOUND, LISTED, PARTS, first_id, logit_at, reader
+from neurogen.kernels.cuda_rows import FOUND, LISTED, LOWEST, PARTS, UNKNOWN, WEIGHED, first_id, logit_at, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of
 
 __all__ = ["CUT", "Band", "bin_of", "locate", "part_weights", "share_of", "survives"]
@@ -96,8 +96,19 @@ _read_weights = reader(_weights)
 
 
 @device
+def _keeps_all(row, cut):  # type: ignore[no-untyped-def]
+    return cut[0] <= LOWEST and cut[1] >= row.vocab if len(cut) == CUT else False
+
+
+@device
 def part_weights(row, cut, count):  # type: ignore[no-untyped-def]
-    """The weight (see `_weight`) of every part, in `parts`, and of the row. Reads the row once."""
+    """The weight (see `_weight`) of every part, in `parts`, and of the row. Reads the row once, or not if known."""
+    if row.total != UNKNOWN:
+        if row.space.marks[WEIGHED] and not count and _keeps_all(row, cut):
+            return row.total
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            row.space.marks[WEIGHED] = np.uint32(0)
     own = np.int64(0)
     cuda.syncthreads()
     part = warp_of()

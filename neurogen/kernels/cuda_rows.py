@@ -45,11 +45,14 @@ __all__ = [
     "COUNT",
     "FOUND",
     "GROUPS",
+    "INVALID",
     "LISTED",
     "LOWEST",
     "NEVER",
     "NOTHING",
     "PARTS",
+    "UNKNOWN",
+    "WEIGHED",
     "Row",
     "Space",
     "argmax_of",
@@ -57,9 +60,15 @@ __all__ = [
     "clear",
     "first_id",
     "first_top",
+    "id_of_rank",
+    "largest_rank",
     "logit_at",
     "open_space",
+    "place_of",
+    "read_top",
     "reader",
+    "slice_reader",
+    "unread_row",
 ]
 
 PARTS = 32
@@ -78,7 +87,8 @@ NEVER = np.uint32(0xFFFFFFFF)
 ID_BITS = np.int64(31)
 LAST_OF_31 = np.int64(0x7FFFFFFF)
 
-COUNT, BOUND, FOUND = 0, 1, 0  # places in `marks` and `found`
+COUNT, BOUND, WEIGHED, FOUND = 0, 1, 2, 0  # places in `marks`, and one in `found`
+UNKNOWN = np.int64(-1)
 
 
 class Space(NamedTuple):
@@ -91,7 +101,8 @@ class Space(NamedTuple):
         parts: int64 [PARTS], the weight of each part.
         sums: int64 [WARP], for reductions.
         found: int64 [2], what one thread tells the others.
-        marks: uint32 [2]: tokens listed (more than LISTED: that did not fit), and the key from which on all are.
+        marks: uint32 [3]: tokens listed (more than LISTED: that did not fit), the key from which on all are, and
+            whether `parts` holds the masses of the row.
     """
 
     codes: Any
@@ -115,6 +126,8 @@ class Row(NamedTuple):
         scale: `scale_of(temperature)`; 1 at temperature 0.
         bits: `mass_bits(vocab)`.
         space: shared memory.
+        total: the mass of the row where several blocks have found it and all tokens from a key on are listed, see
+            `cuda_split`; else UNKNOWN.
     """
 
     logits: Any
@@ -125,6 +138,7 @@ class Row(NamedTuple):
     scale: Any
     bits: Any
     space: Any
+    total: Any
 
 
 @device
@@ -136,7 +150,7 @@ def open_space():  # type: ignore[no-untyped-def]
     parts = cuda.shared.array(PARTS, np.int64)
     sums = cuda.shared.array(WARP, np.int64)
     found = cuda.shared.array(2, np.int64)
-    marks = cuda.shared.array(2, np.uint32)
+    marks = cuda.shared.array(3, np.uint32)
     return Space(codes, masses, maxima, parts, sums, found, marks)
 
 
@@ -179,6 +193,22 @@ def first_id(row, part):  # type: ignore[no-untyped-def]
 def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1) -> Any:
     """A device function read(row, part, state) that folds the logits of a part, as one warp shares them.
 
+    Args: see `slice_reader`.
+    """
+    read_slice = slice_reader(fold, fold_four, in_flight)
+
+    @device
+    def read(row, part, state):  # type: ignore[no-untyped-def]
+        return read_slice(row, part, np.int32(0), np.int32(0), state)
+
+    return read
+
+
+def slice_reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1) -> Any:
+    """A device function read(row, part, number, halvings, state): one of 2**halvings slices of a part, a warp each.
+
+    A slice begins at a whole number of reads of a warp, so that a logit falls to the same lane however a part is cut.
+
     Args:
         fold: called as fold(row, state, x, i) with float32 logits in order of their ids within each thread; returns
             the next state, of the same types. The id i is an int32.
@@ -201,12 +231,17 @@ def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None
         return folded_four(row, state, logit_of(a), logit_of(b), logit_of(c), logit_of(d), np.int32(i))
 
     @device
-    def read(row, part, state):  # type: ignore[no-untyped-def]
+    def read_slice(row, part, number, halvings, state):  # type: ignore[no-untyped-def]
         whole, each = _slots(row)
-        if part == 0 and lane_of() < row.head:
+        if part == 0 and number == 0 and lane_of() < row.head:
             state = folded(row, state, logit_at(row, lane_of()), np.int32(lane_of()))
-        i = np.int32(row.head + 4 * (part * each + lane_of()))
-        stop = np.int32(row.head + 4 * min((part + 1) * each, whole))
+        first, last = np.int32(part * each), np.int32(min((part + 1) * each, whole))
+        if halvings > 0:
+            own = np.int32(((each + (WARP << halvings) - 1) >> halvings) // WARP * WARP)
+            first = np.int32(first + number * own)
+            last = np.int32(min(first + own, last))
+        i = np.int32(row.head + 4 * (first + lane_of()))
+        stop = np.int32(row.head + 4 * last)
         if in_flight == 4:
             while i + 12 * WARP < stop:
                 at = row.start + i
@@ -221,11 +256,11 @@ def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None
             state = fold_stored(row, state, four_at(row.logits, row.start + i), i)
             i = np.int32(i + 4 * WARP)
         i = np.int32(row.head + 4 * whole + lane_of())
-        if part == PARTS - 1 and i < row.vocab:
+        if part == PARTS - 1 and number == 0 and i < row.vocab:
             state = folded(row, state, logit_at(row, i), i)
         return state
 
-    return read
+    return read_slice
 
 
 def _top(row, state, x, i):  # type: ignore[no-untyped-def]
@@ -234,16 +269,16 @@ def _top(row, state, x, i):  # type: ignore[no-untyped-def]
     return max(best, x), valid and is_valid(x)
 
 
-_read_top = reader(_top, in_flight=4)
+read_top = slice_reader(_top, in_flight=4)
 
 
 @device
-def _open_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no-untyped-def]
+def unread_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no-untyped-def]
     """A row that has not been read."""
     vocab = np.int32(vocab)
     head = min(np.int32(-(offset + start) & 3), vocab)
     scale = scale_of(temperature) if is_warm(temperature) else np.float32(1.0)
-    return Row(logits, np.int64(start), vocab, head, NOTHING, scale, np.int32(mass_bits(vocab)), space)
+    return Row(logits, np.int64(start), vocab, head, NOTHING, scale, np.int32(mass_bits(vocab)), space, UNKNOWN)
 
 
 @device
@@ -253,11 +288,11 @@ def at_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no
     Args:
         offset: where logits[0] stands in memory, modulo four logits.
     """
-    row = _open_row(logits, offset, start, vocab, temperature, space)
+    row = unread_row(logits, offset, start, vocab, temperature, space)
     own, valid = NOTHING, True
     part = warp_of()
     while part < PARTS:
-        best, valid = _read_top(row, part, (NOTHING, valid))
+        best, valid = read_top(row, part, np.int32(0), np.int32(0), (NOTHING, valid))
         space.maxima[part * WARP + lane_of()] = key_of(best)
         own = max(own, best)
         part += warps()
@@ -265,7 +300,7 @@ def at_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no
     if cuda.threadIdx.x == 0:
         space.marks[COUNT], space.marks[BOUND] = np.uint32(0), NEVER
     top = value_of(np.uint32(key)) if cuda.syncthreads_and(np.int32(valid)) else NOTHING
-    return Row(row.logits, row.start, row.vocab, row.head, top, row.scale, row.bits, space)
+    return Row(row.logits, row.start, row.vocab, row.head, top, row.scale, row.bits, space, UNKNOWN)
 
 
 @reader
@@ -294,21 +329,44 @@ def _argmax(row, state, x, i):  # type: ignore[no-untyped-def]
     return x if larger else best, i if larger else first, valid and is_valid(x)
 
 
-_read_argmax = reader(_argmax, in_flight=4)
+_read_argmax = slice_reader(_argmax, in_flight=4)
+INVALID = np.int64(-1)
 
 
 @device
 def argmax_of(logits, offset, start, vocab, space):  # type: ignore[no-untyped-def]
     """The lowest id of the largest logit; -1 in a row without a valid distribution. Reads the row once."""
-    row = _open_row(logits, offset, start, vocab, np.float64(0.0), space)
+    return id_of_rank(largest_rank(logits, offset, start, vocab, np.int32(0), np.int32(0), space))
+
+
+@device
+def largest_rank(logits, offset, start, vocab, piece, halvings, space):  # type: ignore[no-untyped-def]
+    """The largest of the ranks of one of 2**halvings pieces of a row, INVALID where one is not valid. Reads that once.
+
+    A rank is the key counted from that of -inf, and then the id, the lower the better: 31 bits each, or one more. 0 of
+    a piece that has only -inf.
+    """
+    row = unread_row(logits, offset, start, vocab, np.float64(0.0), space)
     state = (NOTHING, np.int32(-1), True)
-    part = warp_of()
-    while part < PARTS:
-        state = _read_argmax(row, part, state)
-        part += warps()
+    unit = warp_of()
+    while unit < PARTS:
+        part, number = place_of(unit, piece, halvings)
+        state = _read_argmax(row, part, number, halvings, state)
+        unit += warps()
     best, first, valid = state
-    # The key counted from that of -inf, and then the id, the lower the better: 31 bits each, or one more.
     rank = (np.int64(key_of(best)) - np.int64(LOWEST) + 1) << ID_BITS | (LAST_OF_31 - np.int64(first))
     rank = block_largest(space.sums, rank if first >= 0 else np.int64(0))
-    found = cuda.syncthreads_and(np.int32(valid)) and rank > 0
-    return LAST_OF_31 - (rank & LAST_OF_31) if found else np.int64(-1)
+    return rank if cuda.syncthreads_and(np.int32(valid)) else INVALID
+
+
+@device
+def id_of_rank(rank):  # type: ignore[no-untyped-def]
+    """The id in a rank; -1 of a row without a valid distribution."""
+    return LAST_OF_31 - (rank & LAST_OF_31) if rank > 0 else np.int64(-1)
+
+
+@device
+def place_of(unit, piece, halvings):  # type: ignore[no-untyped-def]
+    """The part, and the slice of it, that a warp reads as its `unit`-th of PARTS, in a piece of 2**halvings."""
+    part = np.int32((piece << PART_BITS >> halvings) + (unit >> halvings))
+    return part, np.int32(unit & ((1 << halvings) - 1))

@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +31,7 @@ from neurogen.kernels import (
     cuda_list,
     cuda_parts,
     cuda_rows,
+    cuda_split,
     cuda_statistics,
 )
 
@@ -45,6 +46,7 @@ KERNEL_MODULES: tuple[Any, ...] = (
     cuda_list,
     cuda_parts,
     cuda_rows,
+    cuda_split,
     cuda_statistics,
 )
 
@@ -120,6 +122,9 @@ class Block:
     def threadIdx(self) -> Any:  # noqa: N802
         return SimpleNamespace(x=self.running.index)
 
+    def threadfence(self) -> None:
+        """Nothing: what a thread writes, all others see at once."""
+
     def syncthreads(self) -> None:
         self.running.meet("syncthreads")
 
@@ -174,8 +179,24 @@ def set_sizes(sizes: dict[str, int]) -> None:
                 setattr(module, name, value)
 
 
-def launch(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...]) -> None:
-    """Run a kernel as `neurogen.kernels.cuda.launch` does, with the logits at an offset in memory."""
+def launch(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...], pieces: int = 1) -> None:
+    """Run a kernel as `neurogen.kernels.cuda.launch` does, with the logits at an offset in memory.
+
+    Where rows are split, the blocks run one after the other from the last to the first: a card may run them in any
+    order.
+    """
+    batch = case["logits"].shape[0]
+    if pieces == 1:
+        _start(kernel, case, arrays, range(int(case["grid"])))
+        return
+    blocks = range(batch * pieces)[::-1]
+    workspace = np.full(batch * kernel.split.words, -0x123456789, np.int64)
+    _start(kernel.split.survey, case, (workspace,), blocks)
+    _start(kernel.split.finish, case, (*arrays, workspace), blocks)
+
+
+def _start(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...], blocks: Sequence[int]) -> None:
+    """One launch of as many blocks, in this order."""
     logits, offset = case["logits"], int(case["offset"])
     batch, vocab = logits.shape
     stride = vocab + int(case["gap"])
@@ -183,9 +204,8 @@ def launch(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...]) -> None:
     for r in range(batch):
         flat[r * stride : r * stride + vocab] = logits[r]
     flat.flags.writeable = False
-    grid, block = int(case["grid"]), int(case["block"])
-    for number in range(grid):
-        card = Block(grid, block, int(case["warp"]))
+    for number in blocks:
+        card = Block(len(blocks), int(case["block"]), int(case["warp"]))
         for module in KERNEL_MODULES:
             if hasattr(module, "cuda"):
                 module.cuda = card
@@ -201,7 +221,8 @@ def simulate(case: dict[str, Any], sampler: Any) -> dict[str, Any]:
         sampler: a backend module of CUDA, or what `truncation` or `argmax` return.
 
     Returns:
-        ids int64 [batch]; probs float32 and support uint8 [batch, vocab].
+        ids int64 [batch]; probs float32 and support uint8 [batch, vocab]. Where a case says `pieces` too, and the
+        kernel has such a form, also `split`: the ids where so many blocks share a row.
     """
     set_sizes({name: int(case[name]) for name in SIZES})
     batch, vocab = case["logits"].shape
@@ -212,7 +233,12 @@ def simulate(case: dict[str, Any], sampler: Any) -> dict[str, Any]:
     launch(sampler.sample.kernel, case, (*rows, case["seed"], case["position"], ids))
     launch(sampler.probs.kernel, case, (*rows, probs))
     launch(sampler.support.kernel, case, (*rows, support))
-    return {"ids": ids, "probs": probs.reshape(batch, vocab), "support": support.reshape(batch, vocab)}
+    found = {"ids": ids, "probs": probs.reshape(batch, vocab), "support": support.reshape(batch, vocab)}
+    if "pieces" in case and sampler.sample.kernel.split:
+        found["split"] = np.full(batch, -7, np.int64)
+        arrays = (*rows, case["seed"], case["position"], found["split"])
+        launch(sampler.sample.kernel, case, arrays, int(case["pieces"]))
+    return found
 
 
 def read_cases(path: str) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""Rows split over several blocks on CUDA, without a GPU: the tokens are those of one block a row, and of the CPU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cuda_kernels import (
+    NAMES,
+    Launches,
+    as_half,
+    assert_equal_bit_for_bit,
+    compiler,
+    few_rows,
+    make_case,
+    nearly_flat,
+    run_simulator,
+    samplers,
+)
+
+import neurogen
+from neurogen.kernels import cuda, cuda_compile, cuda_split
+
+__all__ = ["compiler", "samplers"]  # fixtures
+
+
+def rows_of(case: dict[str, Any], *rows: int) -> dict[str, Any]:
+    """A case with these of its rows (see `hard_rows`)."""
+    return {name: value[list(rows)] if isinstance(value, np.ndarray) else value for name, value in case.items()}
+
+
+SPLIT_CASES: dict[str, dict[str, Any]] = {
+    "4 pieces": rows_of(make_case(21, vocab=431, pieces=4), 0, 1, 3, 4, 5, 6, 7, 9, 12),
+    "2 pieces, bfloat16": rows_of(
+        as_half(make_case(22, block=16, offset=2, gap=5, pieces=2), torch.bfloat16), 0, 2, 7, 12
+    ),
+    "8 pieces, float16": rows_of(as_half(make_case(23, parts=8, offset=1, gap=3, pieces=8), torch.float16), 0, 5, 8),
+    "few listed": rows_of(make_case(24, listed=16, ranked=4, pieces=4), 0, 1, 5, 11),
+    "all listed": rows_of(make_case(25, vocab=301, listed=512, ranked=512, offset=3, gap=2, pieces=4), 0, 7, 13),
+    "nearly flat": nearly_flat(few_rows(make_case(26, pieces=4))),
+    "fewer tokens than pieces": rows_of(make_case(27, vocab=3, pieces=4) | {"k": np.full(14, 2)}, 0, 1),
+    "16 pieces": rows_of(make_case(28, block=32, warp=8, parts=16, listed=128, vocab=1_201, pieces=16), 0, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    return run_simulator(SPLIT_CASES, tmp_path_factory.mktemp("simulator"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case_name", SPLIT_CASES)
+def test_split_rows_give_the_tokens_of_whole_rows(
+    name: str, case_name: str, simulated: dict[str, dict[str, np.ndarray]]
+) -> None:
+    result = simulated[case_name]
+    assert result[f"{name}.split"].tolist() == result[f"{name}.ids"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case_name", ["4 pieces", "few listed", "nearly flat"])
+@pytest.mark.parametrize("name", ["greedy", "topk", "topp"])
+def test_and_those_of_the_cpu(
+    name: str,
+    case_name: str,
+    simulated: dict[str, dict[str, np.ndarray]],
+    samplers: dict[str, neurogen.Sampler],
+) -> None:
+    assert_equal_bit_for_bit(name, samplers[name], SPLIT_CASES[case_name], simulated[case_name])
+
+
+def test_the_cases_hold_rows_that_are_invalid_in_one_piece_only() -> None:
+    logits = SPLIT_CASES["4 pieces"]["logits"]
+    assert np.isnan(logits).sum(axis=1).tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert np.isposinf(logits).sum(axis=1).tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert np.isneginf(logits[3]).all()
+
+
+# When rows are split, and what is launched.
+
+
+@pytest.mark.parametrize(
+    ("batch", "vocab", "multiprocessors", "pieces"),
+    [
+        (1, 128_256, 132, 16),
+        (8, 128_256, 132, 16),
+        (9, 128_256, 132, 8),
+        (16, 128_256, 132, 8),
+        (33, 128_256, 132, 4),
+        (34, 128_256, 132, 1),
+        (512, 128_256, 132, 1),
+        (1, 32_000, 132, 1),
+        (1, 128_256, 3, 1),
+    ],
+)
+def test_rows_are_split_where_most_of_a_card_would_be_idle(
+    batch: int, vocab: int, multiprocessors: int, pieces: int
+) -> None:
+    assert cuda_split.pieces_for(batch, vocab, multiprocessors) == pieces
+
+
+def test_a_split_launch_is_two_with_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch)
+    survey, finish = (cuda.Kernel(lambda *_: None, block=cuda.SPLIT_BLOCK) for _ in range(2))
+    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10))
+    ids = torch.empty(2, dtype=torch.int64)
+    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB), ids)
+    (grid, block, *_, first), (same_grid, same_block, *_, second) = launches.made
+    assert (grid, block) == (same_grid, same_block) == (8, cuda.SPLIT_BLOCK)  # on a card with 10 multiprocessors
+    assert len(first) == 1
+    assert second == (ids.data_ptr(), first[0])
+    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB - 1), ids)
+    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB), ids, pieces=1)
+    assert len(launches.made) == 4
+    cuda.launch(kernel, torch.zeros(2, 8), ids, pieces=2)
+    assert len(launches.made) == 6
+
+
+def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:
+    def keep(row: Any, *parameters: float) -> Any:
+        return cuda.everything(row)
+
+    assert cuda.truncation(keep).sample.kernel.split
+    assert cuda.argmax().sample.kernel.split
+    assert not cuda.truncation(keep, temper=lambda row: 1.0).sample.kernel.split
+    assert not cuda.truncation(keep, chance="probability").sample.kernel.split
+    assert not cuda.truncation(keep).probs.kernel.split
+
+
+@pytest.mark.parametrize(
+    ("module", "dtype"), [("neurogen_greedy.cuda", torch.float32), ("neurogen_topk.cuda", torch.bfloat16)]
+)
+def test_both_launches_compile_and_fit_a_card(module: str, dtype: torch.dtype, compiler: None) -> None:
+    for name, kernel, arrays in cuda_compile.split_kernels_of(module):
+        ptx = cuda_compile.ptx_of(kernel, dtype, arrays, (9, 0))
+        usage = cuda_compile.usage_of(ptx, (9, 0), kernel.block)
+        print(f"{module} {name} {dtype}: {usage}")  # noqa: T201
+        assert ".local" not in ptx
+        assert usage is None or usage.fits
