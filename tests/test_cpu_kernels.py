@@ -140,8 +140,9 @@ def test_kernels_run_where_numba_finds_no_place_for_a_cache(packages: Path) -> N
 
 
 @pytest.fixture
-def many_threads() -> object:
-    """torch as on a machine with more cores, so that every call splits its batch."""
+def many_threads(monkeypatch: pytest.MonkeyPatch) -> object:
+    """torch as on a machine with more cores, and threads that cost little, so that every call splits its batch."""
+    monkeypatch.setattr("neurogen.kernels.cpu_threads.WORK_PER_THREAD", 1 << 15)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -215,11 +216,12 @@ import os
 import torch
 import neurogen
 
+from neurogen.kernels import cpu_threads
+cpu_threads.WORK_PER_THREAD = 1 << 15
 torch.set_num_threads(4)
 logits = torch.randn(6, 40_000, generator=torch.Generator().manual_seed(1)) * 3
 sampler = neurogen.load_sampler("topk", k=50, temperature=1.0)
 expected = sampler.sample(logits, seed=torch.arange(6), position=3).tolist()
-from neurogen.kernels import cpu_threads
 assert cpu_threads._jobs is not None, "the batch was not split: this shows nothing"
 """
 

@@ -209,7 +209,7 @@ def argmax() -> Calls:
     return calls(run, _sample_argmax, _describe_argmax, _describe_argmax, ())
 
 
-@kernel
+@kernel_with(weight=0.5)
 def _sample_argmax(flat, row_stride, vocab, rows, seed, position, ids):  # type: ignore[no-untyped-def]
     maxima, scratch = np.empty((vocab + CHUNK - 1) // CHUNK, np.uint32), np.empty(CHUNK, np.float32)
     r = next_row(rows, -1)

@@ -23,12 +23,14 @@ class Kernel:
             is flat[r * row_stride:][:vocab]: float32, uint16 (bfloat16) or int16 (float16). `next_row` says which r.
             The arrays are row parameters and outputs.
         matrices: which of the arrays are [batch, n]; the others are [batch].
+        weight: what a logit costs, about, with that of top-k as 1: from how much work on a batch is shared by threads.
         forms: compiled, by the dtype of the logits and those of the arrays.
     """
 
-    def __init__(self, function: Callable[..., Any], matrices: tuple[int, ...] = ()) -> None:
+    def __init__(self, function: Callable[..., Any], matrices: tuple[int, ...] = (), weight: float = 1.0) -> None:
         self.function = function
         self.matrices = matrices
+        self.weight = weight
         self.forms: dict[Any, Any] = {}
 
     def form(self, logits: torch.dtype, arrays: tuple[torch.dtype, ...]) -> Any:
@@ -50,9 +52,9 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     return Kernel(function)
 
 
-def kernel_with(*matrices: int) -> Callable[[Callable[..., Any]], Kernel]:
-    """The same where some arrays are [batch, n], given by their places: -1 is the last."""
-    return lambda function: Kernel(function, matrices)
+def kernel_with(*matrices: int, weight: float = 1.0) -> Callable[[Callable[..., Any]], Kernel]:
+    """The same where some arrays are [batch, n], given by their places, -1 the last; or with another weight."""
+    return lambda function: Kernel(function, matrices, weight)
 
 
 def _compiled(function: Callable[..., Any], layout: str) -> Any:

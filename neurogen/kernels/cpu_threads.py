@@ -26,7 +26,8 @@ from neurogen.kernels.cpu_kernel import Kernel
 
 __all__ = ["next_row", "run"]
 
-WORK_PER_THREAD = 1 << 15  # logits; below this a second thread costs more than it saves
+WORK_PER_THREAD = 1 << 18
+"""Logits times `Kernel.weight`. Below twice this a second thread, which takes 40 us to wake up, costs more than it saves."""
 
 CLAIMED, FINISHED, ROWS = 0, 1, 2
 """What stands in the `rows` that a kernel is given, int64 [3]."""
@@ -88,7 +89,8 @@ def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
     form = kernel.form(logits.dtype, tuple([array.dtype for array in arrays]))
     numbers = [array.data_ptr() for array in arrays] + [arrays[place].shape[1] for place in kernel.matrices]
-    helpers = min(batch, batch * vocab // WORK_PER_THREAD, torch.get_num_threads()) - 1
+    work = int(batch * vocab * kernel.weight)
+    helpers = min(batch, work // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:
         form(0, batch, vocab, row_stride, logits.data_ptr(), *numbers)
         return
