@@ -83,15 +83,15 @@ def test_the_cases_hold_rows_that_are_invalid_in_one_piece_only() -> None:
 @pytest.mark.parametrize(
     ("batch", "vocab", "multiprocessors", "pieces"),
     [
-        (1, 128_256, 132, 16),
-        (8, 128_256, 132, 16),
-        (9, 128_256, 132, 8),
-        (16, 128_256, 132, 8),
-        (33, 128_256, 132, 4),
-        (34, 128_256, 132, 1),
-        (512, 128_256, 132, 1),
-        (1, 32_000, 132, 1),
-        (1, 128_256, 3, 1),
+        (1, 262_144, 132, 16),
+        (8, 262_144, 132, 16),
+        (9, 262_144, 132, 8),
+        (16, 262_144, 132, 8),
+        (33, 262_144, 132, 4),
+        (34, 262_144, 132, 1),
+        (512, 262_144, 132, 1),
+        (1, 128_256, 132, 1),
+        (1, 262_144, 3, 1),
     ],
 )
 def test_rows_are_split_where_most_of_a_card_would_be_idle(
@@ -103,7 +103,7 @@ def test_rows_are_split_where_most_of_a_card_would_be_idle(
 def test_a_split_launch_is_two_with_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
     survey, finish = (cuda.Kernel(lambda *_: None, block=cuda.SPLIT_BLOCK) for _ in range(2))
-    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10))
+    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10, cuda_split.LEAST_VOCAB))
     ids = torch.empty(2, dtype=torch.int64)
     cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB), ids)
     (grid, block, *_, first), (same_grid, same_block, *_, second) = launches.made
@@ -126,6 +126,15 @@ def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:
     assert not cuda.truncation(keep, temper=lambda row: 1.0).sample.kernel.split
     assert not cuda.truncation(keep, chance="probability").sample.kernel.split
     assert not cuda.truncation(keep).probs.kernel.split
+
+
+def test_only_an_argmax_is_split_without_being_told_to() -> None:
+    def keep(row: Any) -> Any:
+        return cuda.everything(row)
+
+    for calls, pieces in ((cuda.argmax(), 16), (cuda.truncation(keep), 1)):
+        least = calls.sample.kernel.split.least_vocab
+        assert cuda_split.pieces_for(1, 262_144, 132, least) == pieces
 
 
 @pytest.mark.parametrize(

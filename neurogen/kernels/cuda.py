@@ -6,8 +6,9 @@ what is kept of a row:
     logits -> row -> largest | nucleus | heavier | ... -> draw | normalise | mark
 
 Launch configuration: a block for each row, up to MAX_GRID; BLOCK threads, or half as many where the batch has more rows
-than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct. Where
-the batch is so small that most of the card would be idle, `sample` splits its rows over several blocks (`cuda_split`).
+than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct.
+`sample` can also split its rows over several blocks (`cuda_split`); by itself only an argmax of a small batch of long
+rows does, where that was measured to be faster.
 Static shared memory stays below 48 KiB. Nothing is allocated but what is returned, and a workspace where rows are
 split; nothing waits for the host and nothing is remembered between launches, so that a call can be captured in a CUDA
 graph.
@@ -33,6 +34,8 @@ from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
 from neurogen.kernels.cuda_split import (
+    LEAST_VOCAB,
+    NEVER_BY_ITSELF,
     RANKS,
     argmax_of_ranks,
     gathered_row,
@@ -99,11 +102,13 @@ class Split(NamedTuple):
         survey: the first launch; its only array is the workspace.
         finish: the second; its arrays are those of the kernel, and the workspace.
         words: of 64 bits in the workspace for each row.
+        least_vocab: from which on rows are split without being told to.
     """
 
     survey: Kernel
     finish: Kernel
     words: int
+    least_vocab: int
 
 
 class Kernel:
@@ -247,7 +252,9 @@ def _sampling(temperature_of: Any, choose: Any, ids: int, *, split: bool) -> Ker
             if cuda.threadIdx.x == 0:
                 arrays[ids][r] = token
 
-    return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row()) if split else None)
+    if not split:
+        return Kernel(sample)
+    return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row(), NEVER_BY_ITSELF))
 
 
 def _describing(temperature_of: Any, describe: Any) -> Kernel:
@@ -395,9 +402,8 @@ def argmax() -> Calls:
         return Kernel(describe)
 
     first, second = Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK)
-    return calls(
-        launch, Kernel(sample, Split(first, second, RANKS)), describing(*PROBABILITIES), describing(*MARKS), ()
-    )
+    ranks = Split(first, second, RANKS, LEAST_VOCAB)
+    return calls(launch, Kernel(sample, ranks), describing(*PROBABILITIES), describing(*MARKS), ())
 
 
 # Launching.
@@ -425,7 +431,7 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
     tensors = tuple(tensor.contiguous() for tensor in tensors)
     device = logits.device.index or 0
     split = kernel.split
-    pieces = pieces or PIECES or pieces_for(batch, vocab, _multiprocessors(device))
+    pieces = pieces or PIECES or (pieces_for(batch, vocab, _multiprocessors(device), split.least_vocab) if split else 1)
     if pieces not in POSSIBLE_PIECES:
         raise ParameterError(f"Rows can be split into {POSSIBLE_PIECES} pieces, got {pieces}.", "pieces")
     if split is None or pieces == 1:
