@@ -27,7 +27,7 @@ from neurogen.kernels.cpu_kernel import Kernel
 __all__ = ["next_row", "run"]
 
 WORK_PER_THREAD = 1 << 18
-"""Logits times `Kernel.weight`. Below twice this a second thread, which takes 40 us to wake up, costs more than it saves."""
+"""Logits times `Kernel.weight`. Below twice this a second thread costs more than it saves: 40 us to wake up."""
 
 CLAIMED, FINISHED, ROWS = 0, 1, 2
 """What stands in the `rows` that a kernel is given, int64 [3]."""

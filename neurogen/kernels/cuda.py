@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +151,8 @@ class Kernel:
                 )
             # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
             compiled = cuda.jit(self.signature(*dtypes), launch_bounds=self.launch_bounds, lto=False)
-            self._forms[key] = compiled(self.function)
+            with cuda.gpus[device]:
+                self._forms[key] = compiled(self.function)
         return self._forms[key]
 
 
@@ -446,25 +448,47 @@ def _start(kernel: Kernel, logits: Tensor, tensors: tuple[Tensor, ...], grid: in
     """One launch. All tensors are contiguous, the logits at least within their rows."""
     pointer, device = logits.data_ptr(), logits.device.index or 0
     stream = torch.cuda.current_stream(logits.device).cuda_stream
-    with cuda.gpus[device]:
-        form = kernel.form(device, logits.dtype, *(tensor.dtype for tensor in tensors))
-        run = _configured(form, grid, block, stream)
-        run(
-            pointer,
-            pointer // logits.element_size() % 4,
-            logits.stride(0),
-            logits.shape[1],
-            logits.shape[0],
-            tuple(tensor.data_ptr() for tensor in tensors),
-        )
+    form = kernel.form(device, logits.dtype, *[tensor.dtype for tensor in tensors])
+    run = _configured(form, device, grid, block, stream)
+    offset, sizes = pointer // logits.element_size() % 4, logits.shape
+    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], tuple([tensor.data_ptr() for tensor in tensors]))
 
 
 @lru_cache(maxsize=1024)
-def _configured(form: Any, grid: int, block: int, stream: int) -> Any:
-    """A kernel ready to be called on a stream of torch's, given by its handle."""
+def _configured(form: Any, device: int, grid: int, block: int, stream: int) -> Any:
+    """A kernel ready to be called on a stream of torch's, given by its handle.
+
+    By cuda.core, where this numba-cuda has it: all arguments are words of 64 bits, so nothing has to be converted.
+    """
+    numba_stream = cuda.external_stream(stream)
+    compiled = list(getattr(form, "overloads", {}).values())
+    if compiled and find_spec("cuda.core"):
+        from cuda.core import LaunchConfig
+        from cuda.core import launch as start
+
+        with cuda.gpus[device]:
+            function = getattr(compiled[0]._codelibrary.get_cufunc(), "kernel", None)
+        if function is not None:
+            config = LaunchConfig(grid=grid, block=block)
+
+            def run(*arguments: Any) -> None:
+                *words, pointers = arguments
+                if torch.cuda.current_device() == device:
+                    start(numba_stream, config, function, *words, *pointers)
+                else:
+                    with torch.cuda.device(device):
+                        start(numba_stream, config, function, *words, *pointers)
+
+            return run
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a small batch does not fill the card is no news
-        return form[grid, block, cuda.external_stream(stream)]
+        configured = form[grid, block, numba_stream]
+
+    def run_by_numba(*arguments: Any) -> None:
+        with cuda.gpus[device]:
+            configured(*arguments)
+
+    return run_by_numba
 
 
 def _block(batch: int, device: int) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
+from neurogen.kernels.cuda_bins import bin_in, clear_bins, count_in_bin, first_of_bin, number_in, pick_bin, shift_for
 from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, is_listed, keep_listed, mass_listed
 from neurogen.kernels.cuda_parts import bin_of, locate, part_weights, share_of
-from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, PARTS, clear, reader
+from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, NEVER, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
 
 __all__ = [
@@ -29,8 +30,11 @@ __all__ = [
     "reach",
 ]
 
-AIM = GROUPS * 3 // 4
-"""A nucleus is looked for above this many of the groups' maxima: 1.4 * GROUPS tokens where their order is random."""
+AIM = GROUPS * 53 // 64
+"""A nucleus is looked for above so many of the groups' maxima: 1.76 * GROUPS tokens where their order is random."""
+
+CLOSE_ENOUGH = 5
+"""The bound of a list is looked for until at most GROUPS / 2**5 of the groups' maxima may lie too low for it."""
 
 DIGIT_BITS = LISTED.bit_length() - 1  # a digit of a key has as many values as a histogram has bins
 DIGITS = -(-32 // DIGIT_BITS)
@@ -68,7 +72,7 @@ def nucleus(row, p, cut=None):  # type: ignore[no-untyped-def]
     After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
     whole: reads nothing where that is listed, else the row once for its mass, and as `_cut` does.
 
-    Reads the row once where the nucleus has no more tokens than are listed, about 1.4 * GROUPS; more often for a
+    Reads the row once where the nucleus has no more tokens than are listed, about 1.76 * GROUPS; more often for a
     flatter row (see `_cut`).
     """
     if cut is not None:
@@ -125,25 +129,51 @@ def heavy_enough(row, wanted):  # type: ignore[no-untyped-def]
 
 @device
 def nth_maximum(row, n):  # type: ignore[no-untyped-def]
-    """A key that at least n of the groups' maxima reach, and where none tie exactly n; at least LOWEST."""
-    maxima = row.space.maxima
-    low, span = np.int64(LOWEST), np.int64(1)
-    while low + span <= np.int64(key_of(row.top)):
-        span *= 2
-    while span > 1:
-        span //= 2
-        count = 0
-        start = 0
-        while start < GROUPS:
-            i = start + cuda.threadIdx.x
-            start += cuda.blockDim.x
-            reaches = np.int64(maxima[i]) >= low + span if i < GROUPS else False
-            count += cuda.syncthreads_count(np.int32(reaches))
-        if count >= n:
-            low += span
-        if count == n:
-            break
+    """A key that at least n of the groups' maxima reach, and hardly more unless they are equal; at least LOWEST."""
+    space = row.space
+    low, high = _least_maximum(space), np.uint64(key_of(row.top)) + np.uint64(1)
+    if low < np.uint64(LOWEST):
+        low = np.uint64(LOWEST)
+        if _maxima_from(space, low) < n:
+            return LOWEST
+    shift, held = np.uint64(1), np.int64(GROUPS)
+    while shift > 0 and held > GROUPS >> CLOSE_ENOUGH:
+        shift = shift_for(low, high)
+        clear_bins(space)
+        i = cuda.threadIdx.x
+        while i < GROUPS:
+            key = np.uint64(space.maxima[i])
+            if low <= key < high:
+                count_in_bin(space, bin_in(key, low, shift))
+            i += cuda.blockDim.x
+        place, n = pick_bin(space, n, True)
+        held = number_in(space, place)
+        low = first_of_bin(place, low, shift)
+        high = min(high, np.uint64(low + (np.uint64(1) << shift)))
     return np.uint32(low)
+
+
+@device
+def _least_maximum(space):  # type: ignore[no-untyped-def]
+    """The least of the groups' maxima. A barrier."""
+    own = np.int64(0)
+    i = cuda.threadIdx.x
+    while i < GROUPS:
+        own = max(own, np.int64(NEVER) - np.int64(space.maxima[i]))
+        i += cuda.blockDim.x
+    return np.uint64(np.int64(NEVER) - block_largest(space.sums, own))
+
+
+@device
+def _maxima_from(space, low):  # type: ignore[no-untyped-def]
+    """How many of the groups' maxima reach a key."""
+    count, start = np.int64(0), 0
+    while start < GROUPS:
+        i = start + cuda.threadIdx.x
+        start += cuda.blockDim.x
+        reaches = np.uint64(space.maxima[i]) >= low if i < GROUPS else False
+        count += cuda.syncthreads_count(np.int32(reaches))
+    return count
 
 
 # Where a prefix ends in a row that has not been listed.

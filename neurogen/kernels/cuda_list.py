@@ -10,9 +10,20 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
+from neurogen.kernels.cuda_bins import (
+    add_to_bin,
+    bin_in,
+    clear_bins,
+    count_in_bin,
+    first_of_bin,
+    number_in,
+    pick_bin,
+    shift_for,
+)
 from neurogen.kernels.cuda_block import block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_parts import CUT, bin_of
 from neurogen.kernels.cuda_rows import (
+    BINS,
     BOUND,
     COUNT,
     FOUND,
@@ -45,7 +56,8 @@ __all__ = [
 LAST_ID = np.uint64(0xFFFFFFFF)
 HALF_CODE = np.uint64(32)
 RANKED = 256
-"""So many tokens are ranked by comparing each with all; more are searched by halving."""
+"""So many tokens are ranked by comparing each with all; more are narrowed down first."""
+FEW = BINS // 2
 
 
 @device
@@ -225,7 +237,9 @@ def mass_listed(row, count):  # type: ignore[no-untyped-def]
 @device
 def cut_listed(row, count, wanted, counted):  # type: ignore[no-untyped-def]
     """The cut at which the tokens listed, in their order, reach `wanted` tokens (`counted`) or `wanted` mass."""
-    low, high = np.uint64(LOWEST), np.uint64(key_of(row.top)) + np.uint64(1)
+    bound = row.space.marks[BOUND]
+    low = np.uint64(bound if bound != NEVER else LOWEST)
+    high = np.uint64(key_of(row.top)) + np.uint64(1)
     code = find(row.space, count, low << HALF_CODE, high << HALF_CODE, wanted, counted)
     return key_in(code), np.int32(id_of(code))
 
@@ -248,7 +262,7 @@ def find(space, count, low, high, wanted, counted):  # type: ignore[no-untyped-d
     if count <= RANKED:
         _rank(space, count, wanted, counted)
     else:
-        _halve(space, count, low, high, wanted, counted)
+        _narrow(space, count, low, high, wanted, counted)
     cuda.syncthreads()
     return np.uint64(space.found[FOUND])
 
@@ -268,28 +282,55 @@ def _rank(space, count, wanted, counted):  # type: ignore[no-untyped-def]
 
 
 @device
-def _halve(space, count, low, high, wanted, counted):  # type: ignore[no-untyped-def]
-    """Halves the interval of codes until one listed is left in it."""
-    inside, above = np.int64(count), np.int64(0)
-    while inside - above > 1:
-        middle = low + ((high - low) >> np.uint64(1))
-        own, reached = np.int64(0), np.int64(0)
+def _narrow(space, count, low, high, wanted, counted):  # type: ignore[no-untyped-def]
+    """Narrow the interval of codes by histograms until few are listed in it; these are ranked."""
+    inside = np.int64(count)
+    while inside > FEW:
+        shift = shift_for(low, high)
+        clear_bins(space)
         i = cuda.threadIdx.x
         while i < count:
-            if space.codes[i] >= middle:
-                own += 1
-                reached += np.int64(0) if counted else space.masses[i]
+            code = space.codes[i]
+            if low <= code < high:
+                place = bin_in(code, low, shift)
+                if counted:
+                    count_in_bin(space, place)
+                else:
+                    add_to_bin(space, place, space.masses[i])
             i += cuda.blockDim.x
-        number = block_sum(space.sums, own)
-        reached = number if counted else block_sum(space.sums, reached)
-        if reached >= wanted:
-            low, inside = middle, number
-        else:
-            high, above = middle, number
+        place, wanted = pick_bin(space, wanted, counted)
+        inside = number_in(space, place)
+        low = first_of_bin(place, low, shift)
+        high = min(high, np.uint64(low + (np.uint64(1) << shift)))
+    _rank_interval(space, count, low, high, wanted, counted)
+
+
+@device
+def _rank_interval(space, count, low, high, wanted, counted):  # type: ignore[no-untyped-def]
+    """The same among the at most FEW listed of an interval, which are copied to `bins`, codes and then weights."""
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        space.counters[0] = np.uint32(0)
+    cuda.syncthreads()
     i = cuda.threadIdx.x
     while i < count:
-        if low <= space.codes[i] < high:
-            space.found[FOUND] = np.int64(space.codes[i])
+        code = space.codes[i]
+        if low <= code < high:
+            place = np.int32(cuda.atomic.add(space.counters, 0, np.uint32(1)))
+            space.bins[place] = np.int64(code)
+            space.bins[FEW + place] = np.int64(1) if counted else space.masses[i]
+        i += cuda.blockDim.x
+    cuda.syncthreads()
+    inside = np.int32(space.counters[0])
+    i = cuda.threadIdx.x
+    while i < inside:
+        code = np.uint64(space.bins[i])
+        reached = np.int64(0)
+        for j in range(inside):
+            if np.uint64(space.bins[j]) >= code:
+                reached += space.bins[FEW + j]
+        if reached - space.bins[FEW + i] < wanted <= reached:
+            space.found[FOUND] = np.int64(code)
         i += cuda.blockDim.x
 
 

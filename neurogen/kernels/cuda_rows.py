@@ -41,8 +41,10 @@ from neurogen.kernels.numerics import (
 )
 
 __all__ = [
+    "BINS",
     "BOUND",
     "COUNT",
+    "FIELDS",
     "FOUND",
     "GROUPS",
     "INVALID",
@@ -76,6 +78,10 @@ LISTED = 2048
 """Tokens that can be listed in shared memory, 16 bytes each; as many bins has a histogram there."""
 PART_BITS = PARTS.bit_length() - 1
 GROUPS = PARTS * WARP
+BINS = 256
+"""Bins of a histogram over an interval of keys or codes, see `cuda_bins`."""
+FIELDS = 4
+COUNTERS = FIELDS * BINS
 
 NOTHING = NEGATIVE_INFINITY
 """The largest logit of a row without a valid distribution."""
@@ -101,6 +107,8 @@ class Space(NamedTuple):
         parts: int64 [PARTS], the weight of each part.
         sums: int64 [WARP], for reductions.
         found: int64 [2], what one thread tells the others.
+        bins: int64 [BINS], weights of a histogram.
+        counters: uint32 [FIELDS * BINS], of which those are made: how many, and the weights in fields of FIELD_BITS.
         marks: uint32 [3]: tokens listed (more than LISTED: that did not fit), the key from which on all are, and
             whether `parts` holds the masses of the row.
     """
@@ -111,6 +119,8 @@ class Space(NamedTuple):
     parts: Any
     sums: Any
     found: Any
+    bins: Any
+    counters: Any
     marks: Any
 
 
@@ -150,8 +160,10 @@ def open_space():  # type: ignore[no-untyped-def]
     parts = cuda.shared.array(PARTS, np.int64)
     sums = cuda.shared.array(WARP, np.int64)
     found = cuda.shared.array(2, np.int64)
+    bins = cuda.shared.array(BINS, np.int64)
+    counters = cuda.shared.array(COUNTERS, np.uint32)
     marks = cuda.shared.array(3, np.uint32)
-    return Space(codes, masses, maxima, parts, sums, found, marks)
+    return Space(codes, masses, maxima, parts, sums, found, bins, counters, marks)
 
 
 # Reading.

@@ -25,6 +25,7 @@ import numpy as np
 from neurogen.kernels import (
     cuda,
     cuda_bands,
+    cuda_bins,
     cuda_block,
     cuda_cuts,
     cuda_draw,
@@ -40,6 +41,7 @@ __all__ = ["FIELDS", "SIZES", "launch", "read_cases", "set_sizes", "simulate"]
 KERNEL_MODULES: tuple[Any, ...] = (
     cuda,
     cuda_bands,
+    cuda_bins,
     cuda_block,
     cuda_cuts,
     cuda_draw,
