@@ -19,7 +19,8 @@ from test_cuda_kernels import (
 )
 
 import neurogen
-from neurogen.kernels import cuda, cuda_compile, cuda_split
+from neurogen.errors import ParameterError
+from neurogen.kernels import cuda, cuda_compile
 
 __all__ = ["compiler", "samplers"]  # fixtures
 
@@ -77,44 +78,29 @@ def test_the_cases_hold_rows_that_are_invalid_in_one_piece_only() -> None:
     assert np.isneginf(logits[3]).all()
 
 
-# When rows are split, and what is launched.
-
-
-@pytest.mark.parametrize(
-    ("batch", "vocab", "multiprocessors", "pieces"),
-    [
-        (1, 262_144, 132, 16),
-        (8, 262_144, 132, 16),
-        (9, 262_144, 132, 8),
-        (16, 262_144, 132, 8),
-        (33, 262_144, 132, 4),
-        (34, 262_144, 132, 1),
-        (512, 262_144, 132, 1),
-        (1, 128_256, 132, 1),
-        (1, 262_144, 3, 1),
-    ],
-)
-def test_rows_are_split_where_most_of_a_card_would_be_idle(
-    batch: int, vocab: int, multiprocessors: int, pieces: int
-) -> None:
-    assert cuda_split.pieces_for(batch, vocab, multiprocessors) == pieces
+# What is launched.
 
 
 def test_a_split_launch_is_two_with_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
     survey, finish = (cuda.Kernel(lambda *_: None, block=cuda.SPLIT_BLOCK) for _ in range(2))
-    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10, cuda_split.LEAST_VOCAB))
-    ids = torch.empty(2, dtype=torch.int64)
-    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB), ids)
+    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10))
+    ids, logits = torch.empty(2, dtype=torch.int64), torch.zeros(2, 8)
+    cuda.launch(kernel, logits, ids)
+    assert len(launches.made) == 1, "nobody asked for it"
+    launches.made.clear()
+    cuda.launch(kernel, logits, ids, pieces=4)
     (grid, block, *_, first), (same_grid, same_block, *_, second) = launches.made
-    assert (grid, block) == (same_grid, same_block) == (8, cuda.SPLIT_BLOCK)  # on a card with 10 multiprocessors
+    assert (grid, block) == (same_grid, same_block) == (8, cuda.SPLIT_BLOCK)
     assert len(first) == 1
     assert second == (ids.data_ptr(), first[0])
-    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB - 1), ids)
-    cuda.launch(kernel, torch.zeros(2, cuda_split.LEAST_VOCAB), ids, pieces=1)
-    assert len(launches.made) == 4
-    cuda.launch(kernel, torch.zeros(2, 8), ids, pieces=2)
-    assert len(launches.made) == 6
+    monkeypatch.setattr(cuda, "PIECES", 16)
+    cuda.launch(kernel, logits, ids)
+    assert [launch[0] for launch in launches.made[2:]] == [32, 32]
+    cuda.launch(cuda.Kernel(lambda *_: None), logits, ids)
+    assert len(launches.made) == 5, "a kernel without such a form"
+    with pytest.raises(ParameterError, match=r"Rows can be split into \(1, 2, 4, 8, 16\) pieces, got 3"):
+        cuda.launch(kernel, logits, ids, pieces=3)
 
 
 def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:
@@ -126,15 +112,6 @@ def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:
     assert not cuda.truncation(keep, temper=lambda row: 1.0).sample.kernel.split
     assert not cuda.truncation(keep, chance="probability").sample.kernel.split
     assert not cuda.truncation(keep).probs.kernel.split
-
-
-def test_only_an_argmax_is_split_without_being_told_to() -> None:
-    def keep(row: Any) -> Any:
-        return cuda.everything(row)
-
-    for calls, pieces in ((cuda.argmax(), 16), (cuda.truncation(keep), 1)):
-        least = calls.sample.kernel.split.least_vocab
-        assert cuda_split.pieces_for(1, 262_144, 132, least) == pieces
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ what is kept of a row:
 
 Launch configuration: a block for each row, up to MAX_GRID; BLOCK threads, or half as many where the batch has more rows
 than the card has multiprocessors, so that two rows share one. Any multiple of 32 threads up to BLOCK is correct.
-`sample` can also split its rows over several blocks (`cuda_split`); by itself only an argmax of a small batch of long
-rows does, where that was measured to be faster.
+On demand `sample` splits its rows over several blocks (`cuda_split`).
 Static shared memory stays below 48 KiB. Nothing is allocated but what is returned, and a workspace where rows are
 split; nothing waits for the host and nothing is remembered between launches, so that a call can be captured in a CUDA
 graph.
@@ -35,13 +34,10 @@ from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
 from neurogen.kernels.cuda_split import (
-    LEAST_VOCAB,
-    NEVER_BY_ITSELF,
     RANKS,
     argmax_of_ranks,
     gathered_row,
     note_rank,
-    pieces_for,
     row_and_piece,
     survey,
     surveyed_row,
@@ -78,8 +74,8 @@ SPLIT_BLOCK = BLOCK // 2
 """Where rows are split: the second launch does more, and may use twice as many registers so."""
 MAX_GRID = 65_535
 POSSIBLE_PIECES = (1, 2, 4, 8, 16)
-PIECES = int(os.environ.get("NEUROGEN_CUDA_PIECES", "0"))
-"""Into how many pieces all rows are split, to compare; 0 leaves it to the batch, the vocab and the card."""
+PIECES = int(os.environ.get("NEUROGEN_CUDA_PIECES", "1"))
+"""Into how many pieces all rows are split."""
 
 PROBABILITIES = (np.float32(0), np.float32(1))
 """What is written of a token that cannot be drawn, and of one that always is, as a probability."""
@@ -103,13 +99,11 @@ class Split(NamedTuple):
         survey: the first launch; its only array is the workspace.
         finish: the second; its arrays are those of the kernel, and the workspace.
         words: of 64 bits in the workspace for each row.
-        least_vocab: from which on rows are split without being told to.
     """
 
     survey: Kernel
     finish: Kernel
     words: int
-    least_vocab: int
 
 
 class Kernel:
@@ -256,7 +250,7 @@ def _sampling(temperature_of: Any, choose: Any, ids: int, *, split: bool) -> Ker
 
     if not split:
         return Kernel(sample)
-    return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row(), NEVER_BY_ITSELF))
+    return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row()))
 
 
 def _describing(temperature_of: Any, describe: Any) -> Kernel:
@@ -404,7 +398,7 @@ def argmax() -> Calls:
         return Kernel(describe)
 
     first, second = Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK)
-    ranks = Split(first, second, RANKS, LEAST_VOCAB)
+    ranks = Split(first, second, RANKS)
     return calls(launch, Kernel(sample, ranks), describing(*PROBABILITIES), describing(*MARKS), ())
 
 
@@ -422,8 +416,11 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
         logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Rows that are not contiguous are
             copied first.
         *tensors: row parameters and outputs on the same device.
-        pieces: into how many pieces to split each row, 1, 2, 4, 8 or 16; by default `pieces_for` decides, or the
-            environment variable NEUROGEN_CUDA_PIECES.
+        pieces: into how many pieces to split each row, 1, 2, 4, 8 or 16; by default what the environment variable
+            NEUROGEN_CUDA_PIECES says, or else 1. A kernel without such a form takes no notice.
+
+    Raises:
+        ParameterError: another number of pieces.
     """
     batch, vocab = logits.shape
     if batch == 0:
@@ -433,7 +430,7 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
     tensors = tuple(tensor.contiguous() for tensor in tensors)
     device = logits.device.index or 0
     split = kernel.split
-    pieces = pieces or PIECES or (pieces_for(batch, vocab, _multiprocessors(device), split.least_vocab) if split else 1)
+    pieces = pieces or PIECES
     if pieces not in POSSIBLE_PIECES:
         raise ParameterError(f"Rows can be split into {POSSIBLE_PIECES} pieces, got {pieces}.", "pieces")
     if split is None or pieces == 1:

@@ -12,6 +12,9 @@ What the last block takes is exactly what one block finds that does all of the r
 Memory: a block writes, every thread of it passes a fence, and then one thread counts the block as done, atomically. Who
 counts last knows that all others wrote before. It reads what they wrote by adding 0 atomically, which is done where all
 multiprocessors see it, and not in a cache of its own.
+
+On an H200 all of this is slower than one block a row, except for an argmax of very long rows within a CUDA graph and a
+nucleus that fits the list; so it is done on demand (docs/cuda.md has the figures).
 """
 
 from __future__ import annotations
@@ -55,15 +58,11 @@ from neurogen.kernels.cuda_rows import (
 from neurogen.kernels.numerics import key_of, value_of
 
 __all__ = [
-    "LEAST_PIECES",
-    "LEAST_VOCAB",
     "MOST_PIECES",
-    "NEVER_BY_ITSELF",
     "RANKS",
     "argmax_of_ranks",
     "gathered_row",
     "note_rank",
-    "pieces_for",
     "row_and_piece",
     "survey",
     "surveyed_row",
@@ -71,27 +70,13 @@ __all__ = [
     "words_a_row",
 ]
 
-LEAST_PIECES, MOST_PIECES = 4, 16
-LEAST_VOCAB = 196_608
-"""From here on the rows of an argmax are split: on an H200 12 us became 9 at 262,144, but 8 became 9 at 128,256."""
-NEVER_BY_ITSELF = 2**63 - 1
-"""Of a kernel that is split on demand alone: on an H200 split top-k and top-p took 1.3 to 2.2 times as long."""
+MOST_PIECES = 16
 
 LINE = 16
 """Words of 64 bits in two lines of the cache. The sections of a workspace begin at multiples of it."""
 COUNTED, DONE = 0, 1
 RANKS = MOST_PIECES
 """Words a row of the workspace of an argmax."""
-
-
-def pieces_for(batch: int, vocab: int, multiprocessors: int, least_vocab: int = LEAST_VOCAB) -> int:
-    """Into how many pieces each row is split, a power of two; 1 where a block does a whole row."""
-    if vocab < least_vocab or batch * LEAST_PIECES > multiprocessors:
-        return 1
-    pieces = LEAST_PIECES
-    while pieces < MOST_PIECES and batch * 2 * pieces <= multiprocessors:
-        pieces *= 2
-    return pieces
 
 
 # The workspace of a row: codes [LISTED], weights of parts [PARTS], counters [LINE], maxima of groups [GROUPS]; int64.
