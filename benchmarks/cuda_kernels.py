@@ -29,7 +29,7 @@ from torch import Tensor
 
 import neurogen
 from neurogen.bench.clock import cuda_microseconds
-from neurogen.kernels import cuda, cuda_compile
+from neurogen.kernels import cuda_compile, cuda_launch
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -116,7 +116,7 @@ def compare(name: str, params: dict[str, Tensor], logits: Tensor) -> None:
     there = {key: value.cuda() for key, value in params.items()}
     here = logits.cpu()
     expected = sampler.sample(here, seed=seed, position=position, check=False, **params)
-    for pieces in cuda.POSSIBLE_PIECES:
+    for pieces in cuda_launch.POSSIBLE_PIECES:
         with rows_in(pieces):
             ids = sampler.sample(logits, seed=seed.cuda(), position=position.cuda(), check=False, **there).cpu()
         same = ids == expected
@@ -133,11 +133,11 @@ def compare(name: str, params: dict[str, Tensor], logits: Tensor) -> None:
 @contextmanager
 def rows_in(pieces: int) -> Iterator[None]:
     """All rows are split into so many pieces meanwhile."""
-    before, cuda.PIECES = cuda.PIECES, pieces
+    before, cuda_launch.PIECES = cuda_launch.PIECES, pieces
     try:
         yield
     finally:
-        cuda.PIECES = before
+        cuda_launch.PIECES = before
 
 
 def describe(logits: Tensor) -> str:

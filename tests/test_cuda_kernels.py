@@ -19,7 +19,7 @@ import torch
 import neurogen
 from neurogen import Param, Sampler, SamplerParams, TruncationSampler, reference
 from neurogen.errors import DeviceError
-from neurogen.kernels import cpu, cuda, cuda_compile
+from neurogen.kernels import cpu, cuda_compile, cuda_launch
 from neurogen.kernels.numerics import mass_bits, mass_of, scale_of
 
 SIMULATE = Path(__file__).with_name("simulate_kernels.py")
@@ -266,12 +266,12 @@ class Launches:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[Any, ...]] = []
         self.compiled: list[Any] = []
-        monkeypatch.setattr(cuda.cuda, "gpus", [nullcontext()])
-        monkeypatch.setattr(cuda.cuda, "external_stream", lambda handle: f"stream {handle}")
-        monkeypatch.setattr(cuda.cuda, "jit", self.jit)
+        monkeypatch.setattr(cuda_launch.cuda, "gpus", [nullcontext()])
+        monkeypatch.setattr(cuda_launch.cuda, "external_stream", lambda handle: f"stream {handle}")
+        monkeypatch.setattr(cuda_launch.cuda, "jit", self.jit)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 10)
+        monkeypatch.setattr(cuda_launch, "_multiprocessors", lambda device: 10)
 
     def jit(self, signature: Any, **options: Any) -> Any:
         def compile_function(function: Any) -> Any:
@@ -286,48 +286,52 @@ class Launches:
 
 def test_a_launch_hands_over_pointers_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
-    kernel = cuda.Kernel(lambda *arguments: None)
+    kernel = cuda_launch.Kernel(lambda *arguments: None)
     storage = torch.zeros(1000)
     logits = storage[3:].as_strided((4, 200), (210, 1))
     k, ids = torch.tensor([1, 0, 2, 0, 3, 0, 4, 0])[::2], torch.empty(4, dtype=torch.int64)
     for _ in range(2):
-        cuda.launch(kernel, logits, k, ids)
+        cuda_launch.launch(kernel, logits, k, ids)
     grid, block, stream, pointer, offset, stride, vocab, batch, arrays = launches.made[0]
-    assert (grid, block, stream) == (4, cuda.BLOCK, "stream 7")
+    assert (grid, block, stream) == (4, cuda_launch.BLOCK, "stream 7")
     assert (pointer, stride, vocab, batch) == (logits.data_ptr(), 210, 200, 4)
     assert offset == (storage.data_ptr() // 4 + 3) % 4
     assert arrays[0] != k.data_ptr(), "what is not contiguous is copied"
     assert arrays[1] == ids.data_ptr()
     assert len(launches.compiled) == 1
-    cuda.launch(kernel, logits.bfloat16(), k, ids)
+    cuda_launch.launch(kernel, logits.bfloat16(), k, ids)
     assert len(launches.compiled) == 2
 
 
 def test_a_kernel_is_not_compiled_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
-    kernel, logits, ids = cuda.Kernel(lambda *arguments: None), torch.zeros(2, 8), torch.zeros(2, dtype=torch.int64)
+    kernel, logits, ids = (
+        cuda_launch.Kernel(lambda *arguments: None),
+        torch.zeros(2, 8),
+        torch.zeros(2, dtype=torch.int64),
+    )
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(
         DeviceError, match=r"torch.float32, torch.int64 cannot be compiled while a CUDA graph is captured"
     ):
-        cuda.launch(kernel, logits, ids)
+        cuda_launch.launch(kernel, logits, ids)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda.launch(kernel, logits, ids)
+    cuda_launch.launch(kernel, logits, ids)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    cuda.launch(kernel, logits, ids)
+    cuda_launch.launch(kernel, logits, ids)
     assert len(launches.made) == 2
 
 
 def test_a_large_batch_shares_multiprocessors_and_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
-    kernel = cuda.Kernel(lambda *arguments: None)
-    cuda.launch(kernel, torch.zeros(70_000, 2), torch.zeros(70_000))
-    assert launches.made[0][:2] == (cuda.MAX_GRID, cuda.BLOCK // 2)
+    kernel = cuda_launch.Kernel(lambda *arguments: None)
+    cuda_launch.launch(kernel, torch.zeros(70_000, 2), torch.zeros(70_000))
+    assert launches.made[0][:2] == (cuda_launch.MAX_GRID, cuda_launch.BLOCK // 2)
     columns = torch.zeros(8, 3).t()
-    cuda.launch(kernel, columns, torch.zeros(3))
+    cuda_launch.launch(kernel, columns, torch.zeros(3))
     assert launches.made[1][3] != columns.data_ptr()
     assert launches.made[1][5:8] == (8, 8, 3)
-    cuda.launch(kernel, torch.zeros(0, 8), torch.zeros(0))
+    cuda_launch.launch(kernel, torch.zeros(0, 8), torch.zeros(0))
     assert len(launches.made) == 2
 
 

@@ -20,7 +20,7 @@ from test_cuda_kernels import (
 
 import neurogen
 from neurogen.errors import ParameterError
-from neurogen.kernels import cuda, cuda_compile
+from neurogen.kernels import cuda, cuda_compile, cuda_launch
 
 __all__ = ["compiler", "samplers"]  # fixtures
 
@@ -83,24 +83,24 @@ def test_the_cases_hold_rows_that_are_invalid_in_one_piece_only() -> None:
 
 def test_a_split_launch_is_two_with_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     launches = Launches(monkeypatch)
-    survey, finish = (cuda.Kernel(lambda *_: None, block=cuda.SPLIT_BLOCK) for _ in range(2))
-    kernel = cuda.Kernel(lambda *_: None, cuda.Split(survey, finish, 10))
+    survey, finish = (cuda_launch.Kernel(lambda *_: None, block=cuda_launch.SPLIT_BLOCK) for _ in range(2))
+    kernel = cuda_launch.Kernel(lambda *_: None, cuda_launch.Split(survey, finish, 10))
     ids, logits = torch.empty(2, dtype=torch.int64), torch.zeros(2, 8)
-    cuda.launch(kernel, logits, ids)
+    cuda_launch.launch(kernel, logits, ids)
     assert len(launches.made) == 1, "nobody asked for it"
     launches.made.clear()
-    cuda.launch(kernel, logits, ids, pieces=4)
+    cuda_launch.launch(kernel, logits, ids, pieces=4)
     (grid, block, *_, first), (same_grid, same_block, *_, second) = launches.made
-    assert (grid, block) == (same_grid, same_block) == (8, cuda.SPLIT_BLOCK)
+    assert (grid, block) == (same_grid, same_block) == (8, cuda_launch.SPLIT_BLOCK)
     assert len(first) == 1
     assert second == (ids.data_ptr(), first[0])
-    monkeypatch.setattr(cuda, "PIECES", 16)
-    cuda.launch(kernel, logits, ids)
+    monkeypatch.setattr(cuda_launch, "PIECES", 16)
+    cuda_launch.launch(kernel, logits, ids)
     assert [launch[0] for launch in launches.made[2:]] == [32, 32]
-    cuda.launch(cuda.Kernel(lambda *_: None), logits, ids)
+    cuda_launch.launch(cuda_launch.Kernel(lambda *_: None), logits, ids)
     assert len(launches.made) == 5, "a kernel without such a form"
     with pytest.raises(ParameterError, match=r"Rows can be split into \(1, 2, 4, 8, 16\) pieces, got 3"):
-        cuda.launch(kernel, logits, ids, pieces=3)
+        cuda_launch.launch(kernel, logits, ids, pieces=3)
 
 
 def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:

@@ -15,23 +15,17 @@ graph.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
-from functools import cache, lru_cache
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from numba import cuda, types
-from torch import Tensor
+from numba import cuda
 
-from neurogen.errors import DeviceError, ParameterError
 from neurogen.kernels.cuda_bands import above, likelier, mix, spared, typical, whole
 from neurogen.kernels.cuda_block import device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
+from neurogen.kernels.cuda_launch import BLOCK, SPLIT_BLOCK, Kernel, Split, launch
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
 from neurogen.kernels.cuda_split import (
     RANKS,
@@ -69,85 +63,10 @@ __all__ = [
     "typical",
 ]
 
-BLOCK = 1024
-SPLIT_BLOCK = BLOCK // 2
-"""Where rows are split: the second launch does more, and may use twice as many registers so."""
-MAX_GRID = 65_535
-POSSIBLE_PIECES = (1, 2, 4, 8, 16)
-PIECES = int(os.environ.get("NEUROGEN_CUDA_PIECES", "1"))
-"""Into how many pieces all rows are split."""
-
 PROBABILITIES = (np.float32(0), np.float32(1))
 """What is written of a token that cannot be drawn, and of one that always is, as a probability."""
 MARKS = (False, True)
 """The same in a support."""
-
-STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
-"""How a kernel reads logits of each dtype, see `numerics.to_float32`."""
-ELEMENTS = {
-    torch.int64: types.int64,
-    torch.float64: types.float64,
-    torch.float32: types.float32,
-    torch.bool: types.uint8,
-}
-
-
-class Split(NamedTuple):
-    """The form of a kernel in which several blocks share a row, see `cuda_split`.
-
-    Attributes:
-        survey: the first launch; its only array is the workspace.
-        finish: the second; its arrays are those of the kernel, and the workspace.
-        words: of 64 bits in the workspace for each row.
-    """
-
-    survey: Kernel
-    finish: Kernel
-    words: int
-
-
-class Kernel:
-    """A kernel and its compiled forms: one for each card and combination of dtypes, made at the first launch with it.
-
-    Attributes:
-        function: called as function(logits, offset, row_stride, vocab, batch, arrays). Row r of the logits begins at
-            logits[r * row_stride]; `offset` is where the first stands in memory, modulo four logits. `arrays` has the
-            row parameters and the outputs, each from its first element on.
-        split: the form for small batches, if there is one.
-        block: the most threads of a block.
-    """
-
-    def __init__(self, function: Callable[..., Any], split: Split | None = None, block: int = BLOCK) -> None:
-        self.function = function
-        self.split = split
-        self.block = block
-        self._forms: dict[Any, Any] = {}
-
-    @property
-    def launch_bounds(self) -> tuple[int, int]:
-        """One such block a multiprocessor: told less, the compiler makes room for two by spilling registers."""
-        return self.block, 1
-
-    def signature(self, logits: torch.dtype, *tensors: torch.dtype) -> Any:
-        """The Numba signature of the form for these dtypes."""
-        arrays = types.Tuple([types.CPointer(ELEMENTS[dtype]) for dtype in tensors])
-        size = types.int64
-        return types.void(types.CPointer(STORED[logits]), size, size, size, size, arrays)
-
-    def form(self, device: int, *dtypes: torch.dtype) -> Any:
-        """The compiled form for these dtypes on the current card, whose number is `device`."""
-        key = (device, dtypes)
-        if key not in self._forms:
-            if torch.cuda.is_current_stream_capturing():
-                raise DeviceError(
-                    f"A kernel for {', '.join(map(str, dtypes))} cannot be compiled while a CUDA graph is captured. "
-                    "Call the sampler once with such logits before."
-                )
-            # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
-            compiled = cuda.jit(self.signature(*dtypes), launch_bounds=self.launch_bounds, lto=False)
-            with cuda.gpus[device]:
-                self._forms[key] = compiled(self.function)
-        return self._forms[key]
 
 
 def _survey(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
@@ -400,98 +319,3 @@ def argmax() -> Calls:
     first, second = Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK)
     ranks = Split(first, second, RANKS)
     return calls(launch, Kernel(sample, ranks), describing(*PROBABILITIES), describing(*MARKS), ())
-
-
-# Launching.
-
-
-def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None = None) -> None:
-    """Launch a kernel over all rows of `logits`, on torch's current stream; does not wait.
-
-    One launch with a block for each row; or two, where rows are split: these pass on what they find in a workspace from
-    torch's allocator, `Split.words` * 8 bytes a row.
-
-    Args:
-        kernel: see `Kernel.function` for what it is called with.
-        logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Rows that are not contiguous are
-            copied first.
-        *tensors: row parameters and outputs on the same device.
-        pieces: into how many pieces to split each row, 1, 2, 4, 8 or 16; by default what the environment variable
-            NEUROGEN_CUDA_PIECES says, or else 1. A kernel without such a form takes no notice.
-
-    Raises:
-        ParameterError: another number of pieces.
-    """
-    batch, vocab = logits.shape
-    if batch == 0:
-        return
-    if logits.stride(1) != 1 and vocab > 1:
-        logits = logits.contiguous()
-    tensors = tuple(tensor.contiguous() for tensor in tensors)
-    device = logits.device.index or 0
-    split = kernel.split
-    pieces = pieces or PIECES
-    if pieces not in POSSIBLE_PIECES:
-        raise ParameterError(f"Rows can be split into {POSSIBLE_PIECES} pieces, got {pieces}.", "pieces")
-    if split is None or pieces == 1:
-        _start(kernel, logits, tensors, min(batch, MAX_GRID), _block(batch, device))
-        return
-    workspace = torch.empty(batch * split.words, dtype=torch.int64, device=logits.device)
-    _start(split.survey, logits, (workspace,), batch * pieces, split.survey.block)
-    _start(split.finish, logits, (*tensors, workspace), batch * pieces, split.finish.block)
-
-
-def _start(kernel: Kernel, logits: Tensor, tensors: tuple[Tensor, ...], grid: int, block: int) -> None:
-    """One launch. All tensors are contiguous, the logits at least within their rows."""
-    pointer, device = logits.data_ptr(), logits.device.index or 0
-    stream = torch.cuda.current_stream(logits.device).cuda_stream
-    form = kernel.form(device, logits.dtype, *[tensor.dtype for tensor in tensors])
-    run = _configured(form, device, grid, block, stream)
-    offset, sizes = pointer // logits.element_size() % 4, logits.shape
-    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], tuple([tensor.data_ptr() for tensor in tensors]))
-
-
-@lru_cache(maxsize=1024)
-def _configured(form: Any, device: int, grid: int, block: int, stream: int) -> Any:
-    """A kernel ready to be called on a stream of torch's, given by its handle.
-
-    By cuda.core, where this numba-cuda has it: all arguments are words of 64 bits, so nothing has to be converted.
-    """
-    numba_stream = cuda.external_stream(stream)
-    compiled = list(getattr(form, "overloads", {}).values())
-    if compiled and find_spec("cuda.core"):
-        from cuda.core import LaunchConfig
-        from cuda.core import launch as start
-
-        with cuda.gpus[device]:
-            function = getattr(compiled[0]._codelibrary.get_cufunc(), "kernel", None)
-        if function is not None:
-            config = LaunchConfig(grid=grid, block=block)
-
-            def run(*arguments: Any) -> None:
-                *words, pointers = arguments
-                if torch.cuda.current_device() == device:
-                    start(numba_stream, config, function, *words, *pointers)
-                else:
-                    with torch.cuda.device(device):
-                        start(numba_stream, config, function, *words, *pointers)
-
-            return run
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a small batch does not fill the card is no news
-        configured = form[grid, block, numba_stream]
-
-    def run_by_numba(*arguments: Any) -> None:
-        with cuda.gpus[device]:
-            configured(*arguments)
-
-    return run_by_numba
-
-
-def _block(batch: int, device: int) -> int:
-    return BLOCK if batch <= _multiprocessors(device) else BLOCK // 2
-
-
-@cache
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from numba import cuda
 
-from neurogen.kernels.cuda import BLOCK, STORED, Kernel
+from neurogen.kernels.cuda_launch import BLOCK, STORED, Kernel
 
 __all__ = [
     "ARCHITECTURES",
