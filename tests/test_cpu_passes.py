@@ -8,7 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
+from torch.utils._pytree import tree_map
 
+import neurogen
+from neurogen.errors import ContractError, ParameterError
+from neurogen.kernels.cpu import kernel, next_row, run
 from neurogen.kernels.cpu_arrays import arrays_at, layout_of
 from neurogen.kernels.cpu_lists import collect, list_reached
 from neurogen.kernels.cpu_rough import ROUGH, estimate_exponent, logit_at, skim
@@ -132,3 +136,72 @@ def test_arrays_are_made_of_addresses_and_a_layout() -> None:
     changed((logits.data_ptr(), values.data_ptr(), table.data_ptr(), 3), (4, 2))
     assert values.tolist() == [0, 3]
     assert table.tolist() == [[0, 0, 0], [0, 0, 324]]
+
+
+# Tensors whose memory is not what they say.
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor whose elements another one has, as those of a distributed tensor."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Elsewhere:
+        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype, device=held.device)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def held(value):  # type: ignore[no-untyped-def]
+            return value.held if isinstance(value, Elsewhere) else value
+
+        return function(*tree_map(held, args), **tree_map(held, kwargs or {}))
+
+
+@pytest.mark.parametrize("call", ["sample", "probs", "support"])
+def test_a_tensor_that_is_yet_to_be_negated_is_read_as_it_says(call: str) -> None:
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(2))
+    lazy = (torch.complex(torch.zeros_like(logits), logits).conj()).imag
+    assert lazy.is_neg()
+    sampler = neurogen.load_sampler("topk", k=5)
+    assert getattr(sampler, call)(lazy).equal(getattr(sampler, call)(-logits))
+
+
+def test_so_are_a_seed_and_a_parameter() -> None:
+    def lazy(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch._neg_view(torch.tensor(values, dtype=dtype))
+
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(2))
+    sampler = neurogen.load_sampler("topk", k=50)
+    found = sampler.sample(logits, seed=lazy([-5, -6], torch.int64), temperature=lazy([-2, -3], torch.float64))
+    assert found.equal(sampler.sample(logits, seed=torch.tensor([5, 6]), temperature=torch.tensor([2.0, 3.0]).double()))
+
+
+@pytest.mark.parametrize("call", ["sample", "probs", "support"])
+def test_a_tensor_without_memory_is_refused(call: str) -> None:
+    logits = torch.randn(2, 10)
+    sampler = neurogen.load_sampler("greedy")
+    with pytest.raises(ParameterError, match=r"type Elsewhere, which has no memory .* full_tensor\(\) or to_local\(\)"):
+        getattr(sampler, call)(Elsewhere(logits))
+    if call == "sample":
+        with pytest.raises(ParameterError, match="type Elsewhere"):
+            sampler.sample(logits, seed=Elsewhere(torch.zeros(2, dtype=torch.int64)))
+
+
+def test_a_kernel_is_told_which_of_its_arrays_are_matrices() -> None:
+    @kernel
+    def doubled(flat, row_stride, vocab, rows, out):  # type: ignore[no-untyped-def]
+        r = next_row(rows, -1)
+        while r >= 0:
+            out[r] = 2 * flat[r * row_stride]
+            r = next_row(rows, r)
+
+    logits, out = torch.arange(6.0).reshape(2, 3), torch.zeros(2)
+    run(doubled, logits, out)
+    assert out.tolist() == [0, 6]
+    with pytest.raises(
+        ContractError, match=r"Array 0 of the kernel .*doubled is int16 \[2\]\. It must have 1 dimension"
+    ):
+        run(doubled, logits, torch.zeros(2, dtype=torch.int16))
+    with pytest.raises(ContractError, match=r"is float64 \[2, 3\]\. .* `kernel_with\(-1\)` for the last"):
+        run(doubled, logits, torch.zeros(2, 3, dtype=torch.float64))

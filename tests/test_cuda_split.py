@@ -99,8 +99,38 @@ def test_a_split_launch_is_two_with_a_workspace(monkeypatch: pytest.MonkeyPatch)
     assert [launch[0] for launch in launches.made[2:]] == [32, 32]
     cuda_launch.launch(cuda_launch.Kernel(lambda *_: None), logits, ids)
     assert len(launches.made) == 5, "a kernel without such a form"
-    with pytest.raises(ParameterError, match=r"Rows can be split into \(1, 2, 4, 8, 16\) pieces, got 3"):
+    with pytest.raises(ParameterError, match="pieces is 3: on CUDA a row can be split into 1, 2, 4, 8 or 16 pieces"):
         cuda_launch.launch(kernel, logits, ids, pieces=3)
+
+
+@pytest.mark.parametrize(("given", "launched"), [(None, 1), ("1", 1), ("8", 2)])
+def test_the_environment_says_into_how_many_pieces_rows_are_split(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, launched: int
+) -> None:
+    launches = Launches(monkeypatch)
+    use_environment(monkeypatch, given)
+    split = cuda_launch.Split(cuda_launch.Kernel(lambda *_: None), cuda_launch.Kernel(lambda *_: None), 10)
+    ids = torch.empty(2, dtype=torch.int64)
+    cuda_launch.launch(cuda_launch.Kernel(lambda *_: None, split), torch.zeros(2, 8), ids)
+    assert len(launches.made) == launched
+
+
+@pytest.mark.parametrize("given", ["", "0", "3", "-4", "many", "1e1"])
+def test_another_number_in_the_environment_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    Launches(monkeypatch)
+    use_environment(monkeypatch, given)
+    with pytest.raises(
+        ParameterError, match=f"NEUROGEN_CUDA_PIECES is '?{given}'?: on CUDA a row can be split into 1, 2"
+    ):
+        cuda_launch.launch(cuda_launch.Kernel(lambda *_: None), torch.zeros(2, 8), torch.zeros(2))
+
+
+def use_environment(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """What is read once is read anew, for this test alone."""
+    monkeypatch.setattr(cuda_launch, "_pieces_of_environment", cuda_launch._pieces_of_environment.__wrapped__)
+    monkeypatch.delenv("NEUROGEN_CUDA_PIECES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("NEUROGEN_CUDA_PIECES", given)
 
 
 def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:

@@ -55,7 +55,7 @@ def test_a_file_that_is_cut_short_or_empty_is_none(tmp_path: Path) -> None:
 def test_every_kernel_uses_these_files() -> None:
     from neurogen_topk.cpu import sample
 
-    row = (torch.float64, torch.int64, torch.int64)
-    cache = sample.kernel.form(torch.float32, (torch.int64, *row, torch.int64))._cache
+    dtypes = (torch.int64, torch.float64, torch.int64, torch.int64, torch.int64)  # k, temperature, seed, position, ids
+    cache = sample.kernel.form(torch.float32, [torch.zeros(1, dtype=dtype) for dtype in dtypes])._cache
     assert isinstance(cache, _KernelCache)
     assert isinstance(cache._cache_file, _KernelFiles)

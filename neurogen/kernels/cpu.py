@@ -23,7 +23,7 @@ from neurogen.kernels.cpu_kernel import kernel, kernel_with
 from neurogen.kernels.cpu_rows import CHUNK, EVERYTHING, NOTHING, Row, argmax_of, at_row, first_of, open_row, scan
 from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
-from neurogen.kernels.host import Calls, calls, with_row_parameters
+from neurogen.kernels.host import Calls, Temperatures, calls, with_row_parameters
 from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
@@ -73,135 +73,137 @@ def truncation(
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
     """
-    kept_of = register_jitable(with_row_parameters(register_jitable(keep), len(names)))
+    kept_of = _of_rows(keep, len(names))
     if temper is not None:
-        return _tempering(kept_of, register_jitable(with_row_parameters(register_jitable(temper), len(names))), names)
+        return _tempering(kept_of, _of_rows(temper, len(names)), names)
     if chance is not None:
         return _by_chance(kept_of, (*names, chance, "temperature"))
+    warmth, seed, position = range(len(names), len(names) + 3)
 
-    @kernel
-    def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        temperature, seed, position, ids = arrays[-4], arrays[-3], arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
-            if row.top == NOTHING:
-                ids[r] = -1
-            elif is_warm(temperature[r]):
-                ids[r] = draw(row, kept_of(row, arrays, r), random_bits(seed[r], position[r], 0))
-            else:
-                ids[r] = argmax_of(row)
-            r = next_row(rows, r)
+    @register_jitable
+    def draws(row: Any, own: Any, arrays: Any, r: Any) -> Any:
+        return draw(row, kept_of(row, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
 
-    def describing(write: Callable[..., None]) -> Any:
-        @kernel_with(-1)
-        def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-            space = open_row(flat, vocab)
-            temperature, out = arrays[-2], arrays[-1]
-            r = next_row(rows, -1)
-            while r >= 0:
-                row = at_row(space, flat, r * row_stride, temperature[r])
-                if row.top == NOTHING or not is_warm(temperature[r]):
-                    _only_argmax(row, out[r])
-                else:
-                    write(row, kept_of(row, arrays, r), out[r])
-                r = next_row(rows, r)
+    def writing(write: Callable[..., None]) -> Any:
+        @register_jitable
+        def writes(row: Any, own: Any, arrays: Any, r: Any, out: Any) -> None:
+            write(row, kept_of(row, arrays, r), out)
 
-        return describe
+        return writes
 
-    return calls(run, sample, describing(normalise), describing(mark), (*names, "temperature"))
+    return _calls_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark))
 
 
 def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
     """The kernels of a sampler whose temperature follows from the row."""
+    seed, position = range(len(names), len(names) + 2)
 
-    @kernel
-    def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        seed, position, ids = arrays[-3], arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, 1.0)
-            own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
-            if row.top == NOTHING:
-                ids[r] = -1
-            elif is_warm(own):
-                warm = tempered(row, own)
-                ids[r] = draw(warm, kept_of(warm, arrays, r), random_bits(seed[r], position[r], 0))
-            else:
-                ids[r] = argmax_of(row)
-            r = next_row(rows, r)
+    @register_jitable
+    def draws(row: Any, own: Any, arrays: Any, r: Any) -> Any:
+        warm = tempered(row, own)
+        return draw(warm, kept_of(warm, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
 
-    def describing(write: Callable[..., None]) -> Any:
-        @kernel_with(-1)
-        def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-            space = open_row(flat, vocab)
-            out = arrays[-1]
-            r = next_row(rows, -1)
-            while r >= 0:
-                row = at_row(space, flat, r * row_stride, 1.0)
-                own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
-                if is_warm(own):
-                    warm = tempered(row, own)
-                    write(warm, kept_of(warm, arrays, r), out[r])
-                else:
-                    _only_argmax(row, out[r])
-                r = next_row(rows, r)
+    def writing(write: Callable[..., None]) -> Any:
+        @register_jitable
+        def writes(row: Any, own: Any, arrays: Any, r: Any, out: Any) -> None:
+            warm = tempered(row, own)
+            write(warm, kept_of(warm, arrays, r), out)
 
-        return describe
+        return writes
 
-    return calls(run, sample, describing(normalise), describing(mark), names)
+    return _calls_of(names, Temperatures(_one, temperature_of), draws, writing(normalise), writing(mark))
 
 
 def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
     """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
+    chance, warmth, seed, position = range(len(names) - 2, len(names) + 2)
+
+    @register_jitable
+    def draws(row: Any, own: Any, arrays: Any, r: Any) -> Any:
+        removes = uniform(random_bits(arrays[seed][r], arrays[position][r], 1)) < arrays[chance][r]
+        kept = kept_of(row, arrays, r) if removes else EVERYTHING
+        return draw(row, kept, random_bits(arrays[seed][r], arrays[position][r], 0))
+
+    @register_jitable
+    def normalises(row: Any, own: Any, arrays: Any, r: Any, out: Any) -> None:
+        normalise(row, EVERYTHING, out)
+        mix(row, kept_of(row, arrays, r), min(max(arrays[chance][r], 0.0), 1.0), out)
+
+    @register_jitable
+    def marks(row: Any, own: Any, arrays: Any, r: Any, out: Any) -> None:
+        mark(row, kept_of(row, arrays, r) if arrays[chance][r] >= 1.0 else EVERYTHING, out)
+
+    return _calls_of(names, _given(warmth), draws, normalises, marks)
+
+
+def _given(place: int) -> Temperatures:
+    """The temperature of a row is a parameter, that at a place in `arrays`."""
+
+    @register_jitable
+    def before(arrays: Any, r: Any) -> Any:
+        return arrays[place][r]
+
+    @register_jitable
+    def after(row: Any, arrays: Any, r: Any) -> Any:
+        return arrays[place][r]
+
+    return Temperatures(before, after)
+
+
+@register_jitable
+def _one(arrays: Any, r: Any) -> Any:
+    return 1.0
+
+
+def _of_rows(definition: Callable[..., Any], count: int) -> Any:
+    """A definition as a function of (row, arrays, r)."""
+    return register_jitable(with_row_parameters(register_jitable(definition), count))
+
+
+def _calls_of(names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any) -> Calls:
+    """The kernels around what is done with a row whose temperature is above 0.
+
+    Args:
+        names: parameters of a row. Seed, position and ids follow in `arrays`, or the output of a whole row.
+        temperatures: of a row.
+        draws: of (row, temperature, arrays, r), a token.
+        normalises, marks: of (row, temperature, arrays, r, the row of the output).
+    """
+    read_at, temperature_of = temperatures
+    ids, out = len(names) + 2, len(names)
 
     @kernel
     def sample(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
         space = open_row(flat, vocab)
-        chance, temperature, seed, position, ids = arrays[-5], arrays[-4], arrays[-3], arrays[-2], arrays[-1]
         r = next_row(rows, -1)
         while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
+            row = at_row(space, flat, r * row_stride, read_at(arrays, r))
+            own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
             if row.top == NOTHING:
-                ids[r] = -1
-            elif is_warm(temperature[r]):
-                removes = uniform(random_bits(seed[r], position[r], 1)) < chance[r]
-                kept = kept_of(row, arrays, r) if removes else EVERYTHING
-                ids[r] = draw(row, kept, random_bits(seed[r], position[r], 0))
+                arrays[ids][r] = -1
+            elif is_warm(own):
+                arrays[ids][r] = draws(row, own, arrays, r)
             else:
-                ids[r] = argmax_of(row)
+                arrays[ids][r] = argmax_of(row)
             r = next_row(rows, r)
 
-    @kernel_with(-1)
-    def probs(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
-            if row.top == NOTHING or not is_warm(temperature[r]):
-                _only_argmax(row, out[r])
-            else:
-                normalise(row, EVERYTHING, out[r])
-                mix(row, kept_of(row, arrays, r), min(max(chance[r], 0.0), 1.0), out[r])
-            r = next_row(rows, r)
+    def describing(writes: Any) -> Any:
+        @kernel_with(-1)
+        def describe(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
+            space = open_row(flat, vocab)
+            r = next_row(rows, -1)
+            while r >= 0:
+                row = at_row(space, flat, r * row_stride, read_at(arrays, r))
+                own = temperature_of(row, arrays, r) if row.top != NOTHING else 0.0
+                if is_warm(own):
+                    writes(row, own, arrays, r, arrays[out][r])
+                else:
+                    _only_argmax(row, arrays[out][r])
+                r = next_row(rows, r)
 
-    @kernel_with(-1)
-    def support(flat, row_stride, vocab, rows, *arrays):  # type: ignore[no-untyped-def]
-        space = open_row(flat, vocab)
-        chance, temperature, out = arrays[-3], arrays[-2], arrays[-1]
-        r = next_row(rows, -1)
-        while r >= 0:
-            row = at_row(space, flat, r * row_stride, temperature[r])
-            if row.top == NOTHING or not is_warm(temperature[r]):
-                _only_argmax(row, out[r])
-            else:
-                mark(row, kept_of(row, arrays, r) if chance[r] >= 1.0 else EVERYTHING, out[r])
-            r = next_row(rows, r)
+        return describe
 
-    return calls(run, sample, probs, support, names)
+    return calls(run, sample, describing(normalises), describing(marks), names)
 
 
 def argmax() -> Calls:

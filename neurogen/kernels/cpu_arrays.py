@@ -8,6 +8,7 @@ row. An address costs a tenth of that. What the arrays are like is a text that t
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-__all__ = ["STORED", "arrays_at", "layout_of"]
+__all__ = ["ELEMENTS", "STORED", "arrays_at", "layout_of"]
 
 STORED = {torch.float32: "float32[]", torch.bfloat16: "uint16[]", torch.float16: "int16[]"}
 """How a kernel reads logits of each dtype, see `numerics.to_float32`."""
@@ -31,7 +32,7 @@ ELEMENTS = {
 }
 
 
-def layout_of(logits: torch.dtype, arrays: tuple[torch.dtype, ...], matrices: tuple[int, ...]) -> str:
+def layout_of(logits: torch.dtype, arrays: Sequence[torch.dtype], matrices: Collection[int]) -> str:
     """The arrays of a kernel: the logits of a batch one after another, and others [batch], or [batch, n].
 
     Args:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numba.extending import register_jitable
+from torch import Tensor
 
-from neurogen.kernels.cpu_arrays import arrays_at, layout_of
+from neurogen.errors import ContractError
+from neurogen.kernels.cpu_arrays import ELEMENTS, arrays_at, layout_of
 from neurogen.kernels.cpu_cache import cached
 
 __all__ = ["Kernel", "kernel", "kernel_with"]
@@ -33,18 +35,34 @@ class Kernel:
         self.weight = weight
         self.forms: dict[Any, Any] = {}
 
-    def form(self, logits: torch.dtype, arrays: tuple[torch.dtype, ...]) -> Any:
-        """The compiled form for these dtypes.
+    def form(self, logits: torch.dtype, arrays: list[Tensor]) -> Any:
+        """The compiled form for logits of this dtype, and for such arrays.
 
-        It is called as form(address of rows, batch, vocab, row_stride, address of the logits, *numbers), see
-        `cpu_arrays.arrays_at`. The first address is 0 where one thread does all rows.
+        It is called as form(address of rows, batch, vocab, row_stride, *numbers), see `cpu_arrays.arrays_at`; the first
+        number is the address of the logits. That of rows is 0 where one thread does all of them.
+
+        Raises:
+            ContractError: the kernel is not made for arrays of these dtypes and dimensions.
         """
-        key = (logits, arrays)
+        key = (logits, *[array.dtype for array in arrays])
         form = self.forms.get(key)
         if form is None:
-            matrices = tuple(place % len(arrays) for place in self.matrices)
-            form = self.forms[key] = _compiled(self.function, layout_of(logits, arrays, matrices))
+            form = self.forms[key] = _compiled(self.function, self._layout(logits, arrays))
         return form
+
+    def _layout(self, logits: torch.dtype, arrays: list[Tensor]) -> str:
+        matrices = {place % len(arrays) for place in self.matrices}
+        for place, array in enumerate(arrays):
+            wanted = 2 if place in matrices else 1
+            if array.ndim != wanted or array.dtype not in ELEMENTS:
+                given = f"{array.dtype} {list(array.shape)}".removeprefix("torch.")
+                dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in ELEMENTS)
+                raise ContractError(
+                    f"Array {place} of the kernel {self.function.__qualname__} is {given}. It must have {wanted} "
+                    f"dimension(s), and one of the dtypes {dtypes}. Which arrays are [batch, n] is said where a kernel is "
+                    "made: `kernel_with(-1)` for the last, `kernel` for none."
+                )
+        return layout_of(logits, [array.dtype for array in arrays], matrices)
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:

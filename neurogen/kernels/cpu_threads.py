@@ -23,6 +23,7 @@ from torch import Tensor
 
 from neurogen.kernels.cpu_cache import cached
 from neurogen.kernels.cpu_kernel import Kernel
+from neurogen.kernels.host import addresses_of, plain
 
 __all__ = ["next_row", "run"]
 
@@ -83,19 +84,19 @@ def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     """
     batch, vocab = logits.shape
     row_stride = vocab
-    if not logits.is_contiguous():
-        logits = _with_whole_rows(logits)
+    if not logits.is_contiguous() or logits.is_neg():
+        logits = _with_whole_rows(logits.resolve_neg())
         row_stride = logits.stride(0)
-    arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
-    form = kernel.form(logits.dtype, tuple([array.dtype for array in arrays]))
-    numbers = [array.data_ptr() for array in arrays] + [arrays[place].shape[1] for place in kernel.matrices]
+    arrays = [tensor if tensor.is_contiguous() and not tensor.is_neg() else plain(tensor) for tensor in tensors]
+    form = kernel.form(logits.dtype, arrays)
+    numbers = addresses_of([logits, *arrays]) + [arrays[place].shape[1] for place in kernel.matrices]
     work = int(batch * vocab * kernel.weight)
     helpers = min(batch, work // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:
-        form(0, batch, vocab, row_stride, logits.data_ptr(), *numbers)
+        form(0, batch, vocab, row_stride, *numbers)
         return
     rows = np.array([0, 0, batch])
-    arguments = (rows.ctypes.data, batch, vocab, row_stride, logits.data_ptr(), *numbers)
+    arguments = (rows.ctypes.data, batch, vocab, row_stride, *numbers)
     jobs = _helpers()
     for _ in range(helpers):
         jobs.put((form, arguments, (rows, logits, arrays)))

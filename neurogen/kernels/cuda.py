@@ -39,7 +39,7 @@ from neurogen.kernels.cuda_split import (
     words_a_row,
 )
 from neurogen.kernels.cuda_statistics import entropy, finite, tempered
-from neurogen.kernels.host import Calls, calls, with_row_parameters
+from neurogen.kernels.host import Calls, Temperatures, calls, with_row_parameters
 from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
@@ -103,62 +103,140 @@ def truncation(
         return _tempering(cut_of, _of_rows(temper, len(names)), names)
     if chance is not None:
         return _by_chance(cut_of, (*names, chance, "temperature"))
-    warmth, seed, position, ids = _places(len(names), 4)  # constants: Numba does not add up the place in a tuple
-    out = seed  # of kernels that draw nothing
+    warmth, seed, position = range(len(names), len(names) + 3)
 
     @device
-    def temperature_of(arrays, r):  # type: ignore[no-untyped-def]
-        return arrays[warmth][r]
+    def draws(row, own, arrays, r):  # type: ignore[no-untyped-def]
+        return draw(row, cut_of(row, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
+
+    def writing(write: Callable[..., None]) -> Any:
+        @device
+        def writes(row, own, arrays, r, out, first):  # type: ignore[no-untyped-def]
+            write(row, cut_of(row, arrays, r), out, first)
+
+        return writes
+
+    return _calls_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark), split=True)
+
+
+def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler whose temperature follows from the row."""
+    seed, position = range(len(names), len(names) + 2)
+
+    @device
+    def draws(row, own, arrays, r):  # type: ignore[no-untyped-def]
+        warm = tempered(row, own)
+        return draw(warm, cut_of(warm, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
+
+    def writing(write: Callable[..., None]) -> Any:
+        @device
+        def writes(row, own, arrays, r, out, first):  # type: ignore[no-untyped-def]
+            warm = tempered(row, own)
+            write(warm, cut_of(warm, arrays, r), out, first)
+
+        return writes
+
+    temperatures = Temperatures(_one, temperature_of)
+    return _calls_of(names, temperatures, draws, writing(normalise), writing(mark), split=False)
+
+
+def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
+    chance, warmth, seed, position = range(len(names) - 2, len(names) + 2)
+
+    @device
+    def draws(row, own, arrays, r):  # type: ignore[no-untyped-def]
+        removes = uniform(random_bits(arrays[seed][r], arrays[position][r], 1)) < arrays[chance][r]
+        band = band_of(row, arrays, r) if removes else whole(row)
+        return draw(row, band, random_bits(arrays[seed][r], arrays[position][r], 0))
+
+    def writing(write: Callable[..., None]) -> Any:
+        @device
+        def writes(row, own, arrays, r, out, first):  # type: ignore[no-untyped-def]
+            write(row, band_of(row, arrays, r), min(max(arrays[chance][r], 0.0), 1.0), out, first)
+
+        return writes
+
+    return _calls_of(names, _given(warmth), draws, writing(mix), writing(_mark_either), split=False)
+
+
+def _given(place: int) -> Temperatures:
+    """The temperature of a row is a parameter, that at a place in `arrays`."""
+
+    @device
+    def before(arrays, r):  # type: ignore[no-untyped-def]
+        return arrays[place][r]
+
+    @device
+    def after(row, arrays, r):  # type: ignore[no-untyped-def]
+        return arrays[place][r]
+
+    return Temperatures(before, after)
+
+
+@device
+def _one(arrays, r):  # type: ignore[no-untyped-def]
+    return np.float64(1.0)
+
+
+def _calls_of(
+    names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any, *, split: bool
+) -> Calls:
+    """The kernels around what is done with a row whose temperature is above 0.
+
+    Args:
+        names: parameters of a row. Seed, position and ids follow in `arrays`, or the output of a whole row.
+        temperatures: of a row.
+        draws: of (row, temperature, arrays, r), a token that all threads know.
+        normalises, marks: of (row, temperature, arrays, r, output, where the row begins in that).
+        split: make the form in which blocks share a row, see `cuda_split`.
+    """
+    read_at, temperature_of = temperatures
+
+    @device
+    def own_temperature(row, arrays, r):  # type: ignore[no-untyped-def]
+        return np.float64(temperature_of(row, arrays, r)) if row.top != NOTHING else np.float64(0.0)
 
     @device
     def choose(row, arrays, r):  # type: ignore[no-untyped-def]
-        if is_warm(arrays[warmth][r]):
-            return draw(row, cut_of(row, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
-        return first_top(row)
+        own = own_temperature(row, arrays, r)
+        if is_warm(own):
+            return draws(row, own, arrays, r)
+        return first_top(row) if row.top != NOTHING else np.int64(-1)
 
-    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
+    def describing(writes: Any, zero: Any, one: Any) -> Kernel:
         @device
-        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
-            if row.top != NOTHING and is_warm(arrays[warmth][r]):
-                write(row, cut_of(row, arrays, r), arrays[out], first)
+        def describe(row, arrays, r, out, first):  # type: ignore[no-untyped-def]
+            own = own_temperature(row, arrays, r)
+            if is_warm(own):
+                writes(row, own, arrays, r, out, first)
             else:
-                _only_argmax(row, arrays[out], first, zero, one)
+                _only_argmax(row, out, first, zero, one)
 
-        return _describing(temperature_of, describe)
+        return _describing(read_at, describe, len(names))
 
-    probs, support = describing(normalise, *PROBABILITIES), describing(mark, *MARKS)
-    sample = _sampling(temperature_of, choose, ids, split=True)
-    return calls(launch, sample, probs, support, (*names, "temperature"))
+    sample = _sampling(read_at, choose, len(names) + 2, split=split)
+    return calls(launch, sample, describing(normalises, *PROBABILITIES), describing(marks, *MARKS), names)
 
 
-def _sampling(temperature_of: Any, choose: Any, ids: int, *, split: bool) -> Kernel:
-    """A kernel that writes a token for each row, to the array at the place `ids`.
-
-    Args:
-        temperature_of: of (arrays, r), that with which a row is read.
-        choose: of (row, arrays, r), the token of a valid row, known to all threads.
-        ids: place of an array.
-        split: make the form for small batches too, see `cuda_split`.
-    """
-
+def _sampling(read_at: Any, choose: Any, ids: int, *, split: bool) -> Kernel:
+    """A kernel that writes the token choose(row, arrays, r) of each row, to the array at the place `ids`."""
     work = ids + 1
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
         r = np.int64(cuda.blockIdx.x)
         while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature_of(arrays, r), space)
-            token = choose(row, arrays, r) if row.top != NOTHING else np.int64(-1)
+            token = choose(at_row(logits, offset, r * row_stride, vocab, read_at(arrays, r), space), arrays, r)
             if cuda.threadIdx.x == 0:
                 arrays[ids][r] = token
             cuda.syncthreads()
             r += cuda.gridDim.x
 
     def finish(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
-        space = open_space()
-        workspace = arrays[work]
+        space, workspace = open_space(), arrays[work]
         r, piece, halvings = row_and_piece(batch)
-        row = surveyed_row(logits, offset, row_stride, vocab, temperature_of(arrays, r), r, workspace, space)
+        row = surveyed_row(logits, offset, row_stride, vocab, read_at(arrays, r), r, workspace, space)
         is_last, bound = weigh_piece(row, r, piece, halvings, workspace)
         if is_last:
             token = np.int64(-1)
@@ -172,96 +250,25 @@ def _sampling(temperature_of: Any, choose: Any, ids: int, *, split: bool) -> Ker
     return Kernel(sample, Split(SURVEY, Kernel(finish, block=SPLIT_BLOCK), words_a_row()))
 
 
-def _describing(temperature_of: Any, describe: Any) -> Kernel:
-    """A kernel that writes a row for each row, by describe(row, arrays, r, where that of the output begins)."""
+def _describing(read_at: Any, describe: Any, out: int) -> Kernel:
+    """A kernel that writes each row of the array at the place `out`."""
 
     def write(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
         space = open_space()
         r = np.int64(cuda.blockIdx.x)
         while r < batch:
-            row = at_row(logits, offset, r * row_stride, vocab, temperature_of(arrays, r), space)
-            describe(row, arrays, r, r * vocab)
+            row = at_row(logits, offset, r * row_stride, vocab, read_at(arrays, r), space)
+            describe(row, arrays, r, arrays[out], r * vocab)
             cuda.syncthreads()
             r += cuda.gridDim.x
 
     return Kernel(write)
 
 
-def _places(first: int, count: int) -> range:
-    """Places in `arrays`, from behind the parameters of a definition on."""
-    return range(first, first + count)
-
-
 def _of_rows(definition: Callable[..., Any], count: int) -> Any:
     """A definition as a device function of (row, arrays, r)."""
     compiled = definition if hasattr(definition, "py_func") else device(definition)
     return device(with_row_parameters(compiled, count))
-
-
-def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
-    """The kernels of a sampler whose temperature follows from the row."""
-
-    seed, position, ids = _places(len(names), 3)
-    out = seed
-
-    @device
-    def untempered(arrays, r):  # type: ignore[no-untyped-def]
-        return np.float64(1.0)
-
-    @device
-    def choose(row, arrays, r):  # type: ignore[no-untyped-def]
-        own = np.float64(temperature_of(row, arrays, r))
-        if is_warm(own):
-            warm = tempered(row, own)
-            return draw(warm, cut_of(warm, arrays, r), random_bits(arrays[seed][r], arrays[position][r], 0))
-        return first_top(row)
-
-    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
-        @device
-        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
-            own = np.float64(temperature_of(row, arrays, r)) if row.top != NOTHING else np.float64(0.0)
-            if is_warm(own):
-                warm = tempered(row, own)
-                write(warm, cut_of(warm, arrays, r), arrays[out], first)
-            else:
-                _only_argmax(row, arrays[out], first, zero, one)
-
-        return _describing(untempered, describe)
-
-    sample = _sampling(untempered, choose, ids, split=False)
-    return calls(launch, sample, describing(normalise, *PROBABILITIES), describing(mark, *MARKS), names)
-
-
-def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
-    """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
-    chance, warmth, seed, position, ids = _places(len(names) - 2, 5)
-    out = seed
-
-    @device
-    def temperature_of(arrays, r):  # type: ignore[no-untyped-def]
-        return arrays[warmth][r]
-
-    @device
-    def choose(row, arrays, r):  # type: ignore[no-untyped-def]
-        if is_warm(arrays[warmth][r]):
-            removes = uniform(random_bits(arrays[seed][r], arrays[position][r], 1)) < arrays[chance][r]
-            band = band_of(row, arrays, r) if removes else whole(row)
-            return draw(row, band, random_bits(arrays[seed][r], arrays[position][r], 0))
-        return first_top(row)
-
-    def describing(write: Callable[..., None], zero: Any, one: Any) -> Kernel:
-        @device
-        def describe(row, arrays, r, first):  # type: ignore[no-untyped-def]
-            if row.top != NOTHING and is_warm(arrays[warmth][r]):
-                share = min(max(arrays[chance][r], 0.0), 1.0)
-                write(row, band_of(row, arrays, r), share, arrays[out], first)
-            else:
-                _only_argmax(row, arrays[out], first, zero, one)
-
-        return _describing(temperature_of, describe)
-
-    sample = _sampling(temperature_of, choose, ids, split=False)
-    return calls(launch, sample, describing(mix, *PROBABILITIES), describing(_mark_either, *MARKS), names)
 
 
 @device
@@ -316,6 +323,5 @@ def argmax() -> Calls:
 
         return Kernel(describe)
 
-    first, second = Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK)
-    ranks = Split(first, second, RANKS)
-    return calls(launch, Kernel(sample, ranks), describing(*PROBABILITIES), describing(*MARKS), ())
+    split = Split(Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK), RANKS)
+    return calls(launch, Kernel(sample, split), describing(*PROBABILITIES), describing(*MARKS), ())

@@ -16,7 +16,17 @@ from neurogen.kernels.cuda_block import block_before, device
 from neurogen.kernels.cuda_parts import share_of
 from neurogen.kernels.cuda_rows import BINS, FIELDS
 
-__all__ = ["add_to_bin", "bin_in", "clear_bins", "count_in_bin", "first_of_bin", "number_in", "pick_bin", "shift_for"]
+__all__ = [
+    "add_to_bin",
+    "bin_in",
+    "clear_bins",
+    "count_in_bin",
+    "first_of_bin",
+    "first_reaching",
+    "number_in",
+    "pick_bin",
+    "shift_for",
+]
 
 PLACE, LEFT = 0, 1  # places in `found`
 LAST_BIN = np.uint64(BINS - 1)
@@ -95,21 +105,34 @@ def pick_bin(space, wanted, counted):  # type: ignore[no-untyped-def]
 
     Every number weighs 1 where they are `counted`. Starts and ends with a barrier.
     """
-    each = share_of(BINS)
-    first = min(cuda.threadIdx.x * each, BINS)
-    last = min(first + each, BINS)
     cuda.syncthreads()
+    i = cuda.threadIdx.x
+    while i < BINS:
+        space.bins[i] = _weight_in(space, i, counted)
+        i += cuda.blockDim.x
+    cuda.syncthreads()
+    return first_reaching(space, space.bins, BINS, wanted)
+
+
+@device
+def first_reaching(space, weights, size, wanted):  # type: ignore[no-untyped-def]
+    """The first of `size` shared int64 weights with which these reach `wanted`, and what is wanted of that one.
+
+    `wanted` is at least 1 and at most their sum. Ends with a barrier.
+    """
+    each = share_of(size)
+    first = min(cuda.threadIdx.x * each, size)
+    last = min(first + each, size)
     own = np.int64(0)
     i = first
     while i < last:
-        space.bins[i] = _weight_in(space, i, counted)
-        own += space.bins[i]
+        own += weights[i]
         i += 1
     left = wanted - block_before(space.sums, own)
     if 0 < left <= own:
         i = first
-        while left > space.bins[i]:
-            left -= space.bins[i]
+        while left > weights[i]:
+            left -= weights[i]
             i += 1
         space.found[PLACE], space.found[LEFT] = np.int64(i), left
     cuda.syncthreads()

@@ -10,10 +10,19 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from neurogen.kernels.cuda_bins import bin_in, clear_bins, count_in_bin, first_of_bin, number_in, pick_bin, shift_for
-from neurogen.kernels.cuda_block import block_before, block_largest, block_sum, device, mass, warp_of, warps
+from neurogen.kernels.cuda_bins import (
+    bin_in,
+    clear_bins,
+    count_in_bin,
+    first_of_bin,
+    first_reaching,
+    number_in,
+    pick_bin,
+    shift_for,
+)
+from neurogen.kernels.cuda_block import block_largest, block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, is_listed, keep_listed, mass_listed
-from neurogen.kernels.cuda_parts import bin_of, locate, part_weights, share_of
+from neurogen.kernels.cuda_parts import bin_of, locate, part_weights
 from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, NEVER, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
 
@@ -40,7 +49,7 @@ DIGIT_BITS = LISTED.bit_length() - 1  # a digit of a key has as many values as a
 DIGITS = -(-32 // DIGIT_BITS)
 WIDTH = np.float32(4.0)
 """The histogram over logits spans the distance from the largest of the groups' maxima to the smallest so many times."""
-BIN, LEFT = 0, 1  # places in `found`
+BIN = 0  # a place in `found`
 
 
 @device
@@ -275,23 +284,12 @@ def _histogram(row, inverse, key, shift, counted):  # type: ignore[no-untyped-de
 @device
 def reach(row, wanted):  # type: ignore[no-untyped-def]
     """The bin in which the weights reach `wanted` or all there is, what is wanted of that bin, and what it holds."""
-    space = row.space
-    each = share_of(LISTED)
-    first = min(cuda.threadIdx.x * each, LISTED)
-    last = min(first + each, LISTED)
+    masses = row.space.masses
     own = np.int64(0)
-    i = first
-    while i < last:
-        own += space.masses[i]
-        i += 1
-    wanted = min(wanted, block_sum(space.sums, own))
-    wanted -= block_before(space.sums, own)
-    if 0 < wanted <= own:
-        i = first
-        while wanted > space.masses[i]:
-            wanted -= space.masses[i]
-            i += 1
-        space.found[BIN], space.found[LEFT] = np.int64(i), wanted
-    cuda.syncthreads()
-    place = np.int32(space.found[BIN])
-    return place, space.found[LEFT], space.masses[place]
+    i = cuda.threadIdx.x
+    while i < LISTED:
+        own += masses[i]
+        i += cuda.blockDim.x
+    wanted = min(wanted, block_sum(row.space.sums, own))
+    place, left = first_reaching(row.space, masses, LISTED, wanted)
+    return place, left, masses[place]

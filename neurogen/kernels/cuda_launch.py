@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from numba import cuda, types
 from torch import Tensor
 
 from neurogen.errors import DeviceError, ParameterError
+from neurogen.kernels.host import addresses_of, plain
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]
 
@@ -25,8 +25,8 @@ SPLIT_BLOCK = BLOCK // 2
 """Where rows are split: the second launch does more, and may use twice as many registers so."""
 MAX_GRID = 65_535
 POSSIBLE_PIECES = (1, 2, 4, 8, 16)
-PIECES = int(os.environ.get("NEUROGEN_CUDA_PIECES", "1"))
-"""Into how many pieces all rows are split."""
+PIECES: int | None = None
+"""Into how many pieces all rows are split; None leaves it to the environment variable NEUROGEN_CUDA_PIECES."""
 
 STORED = {torch.float32: types.float32, torch.bfloat16: types.uint16, torch.float16: types.int16}
 """How a kernel reads logits of each dtype, see `numerics.to_float32`."""
@@ -107,23 +107,22 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
         logits: [batch, vocab] on CUDA, float32, float16 or bfloat16, any strides. Rows that are not contiguous are
             copied first.
         *tensors: row parameters and outputs on the same device.
-        pieces: into how many pieces to split each row, 1, 2, 4, 8 or 16; by default what the environment variable
-            NEUROGEN_CUDA_PIECES says, or else 1. A kernel without such a form takes no notice.
+        pieces: into how many pieces to split each row, one of POSSIBLE_PIECES; by default `PIECES`, or what the
+            environment variable NEUROGEN_CUDA_PIECES says, or else 1. A kernel without such a form takes no notice.
 
     Raises:
-        ParameterError: another number of pieces.
+        ParameterError: another number of pieces, or a tensor that has no memory of its own.
     """
     batch, vocab = logits.shape
     if batch == 0:
         return
     if logits.stride(1) != 1 and vocab > 1:
         logits = logits.contiguous()
-    tensors = tuple(tensor.contiguous() for tensor in tensors)
+    logits = logits.resolve_neg()
+    tensors = tuple([plain(tensor) for tensor in tensors])
     device = logits.device.index or 0
     split = kernel.split
-    pieces = pieces or PIECES
-    if pieces not in POSSIBLE_PIECES:
-        raise ParameterError(f"Rows can be split into {POSSIBLE_PIECES} pieces, got {pieces}.", "pieces")
+    pieces = _possible(pieces or PIECES or _pieces_of_environment(), "pieces")
     if split is None or pieces == 1:
         _start(kernel, logits, tensors, min(batch, MAX_GRID), _block(batch, device))
         return
@@ -134,49 +133,67 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
 
 def _start(kernel: Kernel, logits: Tensor, tensors: tuple[Tensor, ...], grid: int, block: int) -> None:
     """One launch. All tensors are contiguous, the logits at least within their rows."""
-    pointer, device = logits.data_ptr(), logits.device.index or 0
+    (pointer, *pointers), device = addresses_of([logits, *tensors]), logits.device.index or 0
     stream = torch.cuda.current_stream(logits.device).cuda_stream
     form = kernel.form(device, logits.dtype, *[tensor.dtype for tensor in tensors])
     run = _configured(form, device, grid, block, stream)
     offset, sizes = pointer // logits.element_size() % 4, logits.shape
-    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], tuple([tensor.data_ptr() for tensor in tensors]))
+    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], tuple(pointers))
 
 
 @lru_cache(maxsize=1024)
 def _configured(form: Any, device: int, grid: int, block: int, stream: int) -> Any:
-    """A kernel ready to be called on a stream of torch's, given by its handle.
-
-    By cuda.core, where this numba-cuda has it: all arguments are words of 64 bits, so nothing has to be converted.
-    """
+    """A kernel ready to be called on a stream of torch's, given by its handle."""
     numba_stream = cuda.external_stream(stream)
-    compiled = list(getattr(form, "overloads", {}).values())
-    if compiled and find_spec("cuda.core"):
-        from cuda.core import LaunchConfig
-        from cuda.core import launch as start
+    start = _by_core(form, device, grid, block, numba_stream)
+    if start is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a small batch does not fill the card is no news
+            start = form[grid, block, numba_stream]
 
+    def run(*arguments: Any) -> None:
+        with cuda.gpus[device]:  # torch may have another one current, and a new thread none
+            start(*arguments)
+
+    return run
+
+
+def _by_core(form: Any, device: int, grid: int, block: int, stream: Any) -> Callable[..., None] | None:
+    """A launch by cuda.core, a third of the cost of one by Numba; None where numba-cuda does not keep its kernels so.
+
+    All arguments are words of 64 bits, so nothing has to be converted; of a tuple Numba's kernels take each for itself.
+    """
+    try:
+        from cuda.core import LaunchConfig, launch
+
+        (compiled,) = form.overloads.values()
         with cuda.gpus[device]:
-            function = getattr(compiled[0]._codelibrary.get_cufunc(), "kernel", None)
-        if function is not None:
-            config = LaunchConfig(grid=grid, block=block)
+            function = compiled._codelibrary.get_cufunc().kernel
+    except (ImportError, AttributeError):
+        return None
+    config = LaunchConfig(grid=grid, block=block)
 
-            def run(*arguments: Any) -> None:
-                *words, pointers = arguments
-                if torch.cuda.current_device() == device:
-                    start(numba_stream, config, function, *words, *pointers)
-                else:
-                    with torch.cuda.device(device):
-                        start(numba_stream, config, function, *words, *pointers)
+    def start(*arguments: Any) -> None:
+        *words, pointers = arguments
+        launch(stream, config, function, *words, *pointers)
 
-            return run
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a small batch does not fill the card is no news
-        configured = form[grid, block, numba_stream]
+    return start
 
-    def run_by_numba(*arguments: Any) -> None:
-        with cuda.gpus[device]:
-            configured(*arguments)
 
-    return run_by_numba
+def _possible(pieces: int, given_as: str) -> int:
+    if pieces not in POSSIBLE_PIECES:
+        raise ParameterError(
+            f"{given_as} is {pieces!r}: on CUDA a row can be split into 1, 2, 4, 8 or 16 pieces. Give one of these, or "
+            "nothing for whole rows.",
+            "pieces",
+        )
+    return pieces
+
+
+@cache
+def _pieces_of_environment() -> int:
+    given = os.environ.get("NEUROGEN_CUDA_PIECES", "1")
+    return _possible(int(given) if given.isdecimal() else given, "NEUROGEN_CUDA_PIECES")  # type: ignore[arg-type]
 
 
 def _block(batch: int, device: int) -> int:
