@@ -245,7 +245,7 @@ def _checked_tensor(
         raise ParameterError(f"{sampler}: {name} per row must hold {domain_of(field)}, got {value.dtype}.", name)
     if value.device.type == "cpu":
         _check_values(sampler, name, field, value.tolist())
-    return value.to(_tensor_dtype(field))
+    return value.to(_tensor_dtype(field)).resolve_neg()
 
 
 def _check_values(sampler: str, name: str, field: FieldInfo, values: list[Any]) -> None:

@@ -382,7 +382,7 @@ def _per_row(name: str, value: Any, batch: int, device: torch.device) -> Tensor:
                 f"got {value.dtype} {list(value.shape)} on {value.device}.",
                 name,
             )
-        return value
+        return value.resolve_neg() if value.is_neg() else value
     number = value.item() if hasattr(value, "item") else value
     if not isinstance(number, int) or isinstance(number, bool) or number not in INT64:
         raise ParameterError(f"{name} must be an int of 64 bits or an int64 tensor [{batch}], got {value!r}.", name)

@@ -59,8 +59,8 @@ class Kernel:
                 dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in ELEMENTS)
                 raise ContractError(
                     f"Array {place} of the kernel {self.function.__qualname__} is {given}. It must have {wanted} "
-                    f"dimension(s), and one of the dtypes {dtypes}. Which arrays are [batch, n] is said where a kernel is "
-                    "made: `kernel_with(-1)` for the last, `kernel` for none."
+                    f"dimension(s), and one of the dtypes {dtypes}. Which arrays are [batch, n] is said where a kernel "
+                    "is made: `kernel_with(-1)` for the last, `kernel` for none."
                 )
         return layout_of(logits, [array.dtype for array in arrays], matrices)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from neurogen.kernels.cpu_cache import cached
 from neurogen.kernels.cpu_kernel import Kernel
-from neurogen.kernels.host import addresses_of, plain
+from neurogen.kernels.host import check_memory
 
 __all__ = ["next_row", "run"]
 
@@ -87,9 +87,12 @@ def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     if not logits.is_contiguous() or logits.is_neg():
         logits = _with_whole_rows(logits.resolve_neg())
         row_stride = logits.stride(0)
-    arrays = [tensor if tensor.is_contiguous() and not tensor.is_neg() else plain(tensor) for tensor in tensors]
+    arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
     form = kernel.form(logits.dtype, arrays)
-    numbers = addresses_of([logits, *arrays]) + [arrays[place].shape[1] for place in kernel.matrices]
+    numbers = [logits.data_ptr(), *[array.data_ptr() for array in arrays]]
+    if 0 in numbers:
+        check_memory([logits, *arrays])
+    numbers += [arrays[place].shape[1] for place in kernel.matrices]
     work = int(batch * vocab * kernel.weight)
     helpers = min(batch, work // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:

@@ -16,7 +16,7 @@ from numba import cuda, types
 from torch import Tensor
 
 from neurogen.errors import DeviceError, ParameterError
-from neurogen.kernels.host import addresses_of, plain
+from neurogen.kernels.host import check_memory
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]
 
@@ -119,7 +119,7 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
     if logits.stride(1) != 1 and vocab > 1:
         logits = logits.contiguous()
     logits = logits.resolve_neg()
-    tensors = tuple([plain(tensor) for tensor in tensors])
+    tensors = tuple([tensor.contiguous() for tensor in tensors])
     device = logits.device.index or 0
     split = kernel.split
     pieces = _possible(pieces or PIECES or _pieces_of_environment(), "pieces")
@@ -133,12 +133,15 @@ def launch(kernel: Kernel, logits: Tensor, *tensors: Tensor, pieces: int | None 
 
 def _start(kernel: Kernel, logits: Tensor, tensors: tuple[Tensor, ...], grid: int, block: int) -> None:
     """One launch. All tensors are contiguous, the logits at least within their rows."""
-    (pointer, *pointers), device = addresses_of([logits, *tensors]), logits.device.index or 0
+    pointer, pointers = logits.data_ptr(), tuple([tensor.data_ptr() for tensor in tensors])
+    if pointer == 0 or 0 in pointers:
+        check_memory([logits, *tensors])
+    device = logits.device.index or 0
     stream = torch.cuda.current_stream(logits.device).cuda_stream
     form = kernel.form(device, logits.dtype, *[tensor.dtype for tensor in tensors])
     run = _configured(form, device, grid, block, stream)
     offset, sizes = pointer // logits.element_size() % 4, logits.shape
-    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], tuple(pointers))
+    run(pointer, offset, logits.stride(0), sizes[1], sizes[0], pointers)
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ from torch import Tensor
 from neurogen.errors import ParameterError
 from neurogen.parameters import RowParams
 
-__all__ = ["Calls", "Choose", "Describe", "Temperatures", "addresses_of", "calls", "plain", "with_row_parameters"]
+__all__ = ["Calls", "Choose", "Describe", "Temperatures", "calls", "check_memory", "with_row_parameters"]
 
 Run = Callable[..., None]
 """run(kernel, logits, *tensors): a kernel over all rows of logits [batch, vocab]."""
@@ -83,35 +83,19 @@ class Temperatures(NamedTuple):
     after: Any
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A tensor whose elements follow each other in memory as they are: contiguous, and not to be negated when read."""
-    return tensor.contiguous().resolve_neg()
-
-
-def addresses_of(tensors: list[Tensor]) -> list[int]:
-    """Where tensors begin in memory.
+def check_memory(tensors: list[Tensor]) -> None:
+    """Refuse tensors that begin nowhere, where an address is 0; those without elements may.
 
     Raises:
         ParameterError: one has no memory of its own.
     """
-    try:
-        addresses = [tensor.data_ptr() for tensor in tensors]
-    except RuntimeError:
-        addresses = [0]
-    if not all(addresses) and any(map(_is_elsewhere, tensors)):
-        kinds = ", ".join(sorted({type(tensor).__name__ for tensor in filter(_is_elsewhere, tensors)}))
+    elsewhere = sorted({type(tensor).__name__ for tensor in tensors if tensor.numel() > 0 and tensor.data_ptr() == 0})
+    if elsewhere:
         raise ParameterError(
-            f"The logits, or what is given for each row, are of the type {kinds}, which has no memory of its own that "
-            "a kernel could read. Give plain tensors: full_tensor() or to_local() make one of a distributed tensor."
+            f"The logits, or what is given for each row, are of the type {', '.join(elsewhere)}, which has no memory "
+            "of its own that a kernel could read. Give plain tensors: full_tensor() or to_local() make one of a "
+            "distributed tensor."
         )
-    return addresses
-
-
-def _is_elsewhere(tensor: Tensor) -> bool:
-    try:
-        return tensor.numel() > 0 and tensor.data_ptr() == 0
-    except RuntimeError:
-        return True
 
 
 def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...]) -> Calls:
