@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -205,3 +208,20 @@ def test_a_kernel_is_told_which_of_its_arrays_are_matrices() -> None:
         run(doubled, logits, torch.zeros(2, dtype=torch.int16))
     with pytest.raises(ContractError, match=r"is float64 \[2, 3\]\. .* `kernel_with\(-1\)` for the last"):
         run(doubled, logits, torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_threads_that_come_at_once_share_a_form() -> None:
+    """Or each would compile its own, one after the other: seconds for every thread of a server that starts."""
+
+    @kernel
+    def idle(flat, row_stride, vocab, rows, out):  # type: ignore[no-untyped-def]
+        pass
+
+    start = threading.Barrier(8)
+
+    def form(_: int) -> object:
+        start.wait()
+        return idle.form(torch.float32, [torch.zeros(2)])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(form, range(8)))) == 1

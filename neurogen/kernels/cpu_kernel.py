@@ -47,7 +47,8 @@ class Kernel:
         key = (logits, *[array.dtype for array in arrays])
         form = self.forms.get(key)
         if form is None:
-            form = self.forms[key] = _compiled(self.function, self._layout(logits, arrays))
+            # One for all threads that come here at once: it is compiled when called, and then by one of them.
+            form = self.forms.setdefault(key, _compiled(self.function, self._layout(logits, arrays)))
         return form
 
     def _layout(self, logits: torch.dtype, arrays: list[Tensor]) -> str:
