@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numba import njit, types
+from numba.extending import intrinsic
 
 import neurogen
 from neurogen import Param, Sampler, SamplerParams, TruncationSampler, reference
@@ -108,6 +111,15 @@ def nearly_flat(case: dict[str, Any]) -> dict[str, Any]:
     return case | {"logits": logits, "k": np.array([1, 40, 200, 299, 150, 100]), "temperature": np.full(6, 1.0)}
 
 
+def beyond_the_list(case: dict[str, Any]) -> dict[str, Any]:
+    """Rows whose nuclei and largest logits are some more than are listed at first, in a near histogram and below it."""
+    rows = len(case["logits"])
+    logits = (np.random.default_rng(0).normal(size=case["logits"].shape) * 3).astype(np.float32)
+    logits[::2] = np.round(logits[::2] * 16) / 16  # ties
+    p = np.array([0.85, 0.9, 0.93, 0.95, 0.97, 0.99])
+    return case | {"logits": logits, "k": np.array([17, 24, 33, 48, 60, 64]), "p": p, "temperature": np.full(rows, 0.8)}
+
+
 def run_simulator(cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """The results of all cases, which two processes share between them, every other case each."""
     names = list(cases)
@@ -144,6 +156,7 @@ CASES = {
     "all listed": make_case(7, vocab=301, listed=512, ranked=512),
     "few listed": few_rows(make_case(8, listed=16, ranked=4)),
     "nearly flat": nearly_flat(few_rows(make_case(9))),
+    "beyond the list": beyond_the_list(few_rows(make_case(11, vocab=900, offset=1, gap=1))),
     "vocab 1": few_rows(make_case(4) | {"logits": np.zeros((14, 1), np.float32)}),
     "vocab 6": few_rows(make_case(10, vocab=6, offset=3, gap=1) | {"k": np.full(14, 3)}),
 }
@@ -237,6 +250,42 @@ def test_simulated_kernels_agree_with_sizes_as_on_a_card(tmp_path: Path, sampler
     for seed, case in cases.items():
         for name, sampler in samplers.items():
             assert_equal_bit_for_bit(name, sampler, case, results[seed])
+
+
+@intrinsic
+def _add_in_words(typing_context: Any, values: Any, index: Any, amount: Any) -> Any:
+    """What the kernels add to shared memory with, on the CPU."""
+    from llvmlite import ir
+
+    from neurogen.kernels.cuda_block import add_in_words
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, offset, own = arguments
+        data = context.make_array(values)(context, builder, array).data
+        address = builder.gep(data, [offset])
+        add_in_words(builder, builder.bitcast(address, ir.PointerType(ir.IntType(32))), own)
+        return context.get_dummy_value()
+
+    return types.void(values, types.int64, types.int64), generate
+
+
+@njit(nogil=True)
+def _add_all(values: Any, places: Any, amounts: Any) -> None:
+    for i in range(len(places)):
+        _add_in_words(values, places[i], amounts[i])
+
+
+def test_what_is_added_in_words_by_several_threads_is_the_sum() -> None:
+    rng = np.random.default_rng(0)
+    amounts = rng.integers(0, 1 << rng.integers(1, 45, 400_000))
+    amounts[:1000] = (1 << 32) - 1  # carries nearly always
+    places = rng.integers(0, 5, len(amounts))
+    _add_all(np.zeros(5, np.int64), places[:1], amounts[:1])  # compiles
+    values = np.zeros(5, np.int64)
+    with ThreadPoolExecutor(4) as pool:
+        shares = [slice(start, None, 4) for start in range(4)]
+        list(pool.map(lambda share: _add_all(values, places[share].copy(), amounts[share].copy()), shares))
+    assert values.tolist() == [int(amounts[places == place].sum()) for place in range(5)]
 
 
 def test_masses_made_of_bits_are_the_masses() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
+from neurogen.kernels.cuda_bins import poured
 from neurogen.kernels.cuda_block import block_largest, block_sum, device, mass, warp_of, warps
 from neurogen.kernels.cuda_cuts import AIM, DIGIT_BITS, DIGITS, heavy_enough, nth_maximum, reach
 from neurogen.kernels.cuda_draw import normalise
@@ -102,20 +103,14 @@ def typical(row, p):  # type: ignore[no-untyped-def]
 
 @reader
 def _read_near(row, state, x, i):  # type: ignore[no-untyped-def]
-    """Adds up what goes to the same bin while it does, as `cuda_cuts._read_histogram`."""
     mean, prefix, shift, place, weight = state
-    own = np.int32(-1)
+    own, more = np.int32(-1), np.int64(0)
     if x > NEGATIVE_INFINITY:
         near = nearness(depth_of(x, row.top, row.scale), mean)
         digit = np.uint32(np.uint32(near >> shift) - np.uint32(prefix >> shift))
         if digit < LISTED:
-            own = np.int32(LISTED - 1 - np.int32(digit))
-    if own != place:
-        if place >= 0:
-            cuda.atomic.add(row.space.masses, place, weight)
-        place, weight = own, np.int64(0)
-    if place >= 0:
-        weight += mass(x, row.top, row.scale, row.bits)
+            own, more = np.int32(LISTED - 1 - np.int32(digit)), mass(x, row.top, row.scale, row.bits)
+    place, weight = poured(row.space, place, weight, own, more)
     return mean, prefix, shift, place, weight
 
 
@@ -134,8 +129,7 @@ def _farthest(row, mean, wanted):  # type: ignore[no-untyped-def]
         while part < PARTS:
             _, _, _, place, weight = _read_near(row, part, (mean, near, shift, place, weight))
             part += warps()
-        if place >= 0:
-            cuda.atomic.add(row.space.masses, place, weight)
+        poured(row.space, place, weight, np.int32(-1), np.int64(0))
         cuda.syncthreads()
         place, left, inside = reach(row, left)
         near |= np.uint32(np.uint32(LISTED - 1 - place) << shift)

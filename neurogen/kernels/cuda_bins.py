@@ -3,7 +3,7 @@
 What is looked for among a thousand numbers is found with a pass or two over them, where halving the interval would take
 thirty. A bin is a run of 2**shift numbers, bin 0 the largest ones, so that weights are summed in descending order.
 
-Weights are added in fields of 15 bits, each to a counter of 32: a card adds 64 bits to shared memory by trying again
+All additions are of 32 bits (`add_shared` makes them of 64 so): a card adds 64 bits to shared memory by trying again
 until nobody came between, which among a thousand threads takes longer than halving would.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda
 
-from neurogen.kernels.cuda_block import block_before, device
+from neurogen.kernels.cuda_block import add_shared, block_before, device
 from neurogen.kernels.cuda_parts import share_of
-from neurogen.kernels.cuda_rows import BINS, FIELDS
+from neurogen.kernels.cuda_rows import BINS
 
 __all__ = [
     "add_to_bin",
@@ -25,13 +25,12 @@ __all__ = [
     "first_reaching",
     "number_in",
     "pick_bin",
+    "poured",
     "shift_for",
 ]
 
 PLACE, LEFT = 0, 1  # places in `found`
 LAST_BIN = np.uint64(BINS - 1)
-FIELD_BITS = np.int64(15)
-FIELD = np.int64((1 << 15) - 1)
 
 
 @device
@@ -63,8 +62,8 @@ def clear_bins(space):  # type: ignore[no-untyped-def]
     """Set all bins to 0. Starts and ends with a barrier."""
     cuda.syncthreads()
     i = cuda.threadIdx.x
-    while i < FIELDS * BINS:
-        space.counters[i] = np.uint32(0)
+    while i < BINS:
+        space.counters[i], space.bins[i] = np.uint32(0), np.int64(0)
         i += cuda.blockDim.x
     cuda.syncthreads()
 
@@ -77,11 +76,23 @@ def count_in_bin(space, place):  # type: ignore[no-untyped-def]
 
 @device
 def add_to_bin(space, place, weight):  # type: ignore[no-untyped-def]
-    """Count one more number in a bin, with its weight, at most 2**45."""
+    """Count one more number in a bin, with its weight."""
     cuda.atomic.add(space.counters, place, np.uint32(1))
-    cuda.atomic.add(space.counters, BINS + place, np.uint32(weight & FIELD))
-    cuda.atomic.add(space.counters, 2 * BINS + place, np.uint32((weight >> FIELD_BITS) & FIELD))
-    cuda.atomic.add(space.counters, 3 * BINS + place, np.uint32(weight >> (FIELD_BITS + FIELD_BITS)))
+    add_shared(space.bins, place, weight)
+
+
+@device
+def poured(space, place, weight, own, more):  # type: ignore[no-untyped-def]
+    """Add a weight to the bin `own` of `masses`, or to none (-1): the place and weight to go on with.
+
+    What goes to the same bin is summed while it does, so that equal logits do not all wait for one place. In the end
+    once more, for no bin.
+    """
+    if own != place:
+        if place >= 0:
+            add_shared(space.masses, place, weight)
+        return own, more
+    return place, weight + more
 
 
 @device
@@ -91,32 +102,20 @@ def number_in(space, place):  # type: ignore[no-untyped-def]
 
 
 @device
-def _weight_in(space, place, counted):  # type: ignore[no-untyped-def]
-    if counted:
-        return np.int64(space.counters[place])
-    low, middle = np.int64(space.counters[BINS + place]), np.int64(space.counters[2 * BINS + place])
-    high = np.int64(space.counters[3 * BINS + place])
-    return low + (middle << FIELD_BITS) + (high << (FIELD_BITS + FIELD_BITS))
-
-
-@device
 def pick_bin(space, wanted, counted):  # type: ignore[no-untyped-def]
     """The first bin with which the weights reach `wanted`, at most their sum; and what is wanted of that bin.
 
     Every number weighs 1 where they are `counted`. Starts and ends with a barrier.
     """
     cuda.syncthreads()
-    i = cuda.threadIdx.x
-    while i < BINS:
-        space.bins[i] = _weight_in(space, i, counted)
-        i += cuda.blockDim.x
-    cuda.syncthreads()
+    if counted:
+        return first_reaching(space, space.counters, BINS, wanted)
     return first_reaching(space, space.bins, BINS, wanted)
 
 
 @device
 def first_reaching(space, weights, size, wanted):  # type: ignore[no-untyped-def]
-    """The first of `size` shared int64 weights with which these reach `wanted`, and what is wanted of that one.
+    """The first of `size` shared weights, of any integers, with which they reach `wanted`; what is wanted of that one.
 
     `wanted` is at least 1 and at most their sum. Ends with a barrier.
     """
@@ -126,13 +125,13 @@ def first_reaching(space, weights, size, wanted):  # type: ignore[no-untyped-def
     own = np.int64(0)
     i = first
     while i < last:
-        own += weights[i]
+        own += np.int64(weights[i])
         i += 1
     left = wanted - block_before(space.sums, own)
     if 0 < left <= own:
         i = first
-        while left > weights[i]:
-            left -= weights[i]
+        while left > np.int64(weights[i]):
+            left -= np.int64(weights[i])
             i += 1
         space.found[PLACE], space.found[LEFT] = np.int64(i), left
     cuda.syncthreads()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import config, cuda
 
 from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_float32
@@ -19,6 +20,8 @@ from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_
 __all__ = [
     "WARP",
     "add_at",
+    "add_in_words",
+    "add_shared",
     "block_before",
     "block_largest",
     "block_sum",
@@ -47,6 +50,27 @@ def logit_of(value: Any) -> Any:
     return to_float32(value)
 
 
+def add_in_words(builder: Any, address: Any, amount: Any) -> None:
+    """Build what adds 64 bits in memory as two words of 32: no addition is lost, and the number is right in the end.
+
+    What the lower word carries over, the thread that made it overflow adds to the upper one. A card adds 64 bits to
+    shared memory by trying again until nobody came between, and 32 bits at once.
+
+    Args:
+        builder: an llvmlite IRBuilder.
+        address: of the lower word, a pointer to 32 bits.
+        amount: 64 bits.
+    """
+    word = ir.IntType(32)
+    low = builder.trunc(amount, word)
+    high = builder.trunc(builder.lshr(amount, ir.IntType(64)(32)), word)
+    before = builder.atomic_rmw("add", address, low, "monotonic")
+    overflows = builder.icmp_unsigned("<", builder.add(before, low), low)
+    high = builder.add(high, builder.zext(overflows, word))
+    with builder.if_then(builder.icmp_unsigned("!=", high, word(0))):
+        builder.atomic_rmw("add", builder.gep(address, [word(1)], source_etype=word), high, "monotonic")
+
+
 if config.ENABLE_CUDASIM:
 
     def device(function: Callable[..., Any]) -> Any:
@@ -63,8 +87,11 @@ if config.ENABLE_CUDASIM:
         values[index] = before + amount
         return before
 
+    def add_shared(values: Any, index: Any, amount: Any) -> None:
+        """Add to an int64 in shared memory atomically."""
+        cuda.atomic.add(values, index, amount)
+
 else:
-    from llvmlite import ir
     from numba.cuda import libdevice, types
     from numba.cuda.extending import intrinsic, overload
 
@@ -130,6 +157,19 @@ else:
             return builder.atomic_rmw("add", in_global, own, "monotonic")
 
         return types.int64(values, types.int64, types.int64), generate
+
+    @intrinsic
+    def add_shared(typing_context: Any, values: Any, index: Any, amount: Any) -> Any:
+        """Add to an int64 in shared memory atomically, to be read after a barrier."""
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array, offset, own = arguments
+            data = context.make_array(values)(context, builder, array).data
+            address = builder.gep(data, [offset], source_etype=ir.IntType(64))
+            add_in_words(builder, builder.addrspacecast(address, ir.PointerType(ir.IntType(32), addrspace=3)), own)
+            return context.get_dummy_value()
+
+        return types.void(values, types.int64, types.int64), generate
 
 
 @device

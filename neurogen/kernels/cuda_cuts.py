@@ -18,10 +18,20 @@ from neurogen.kernels.cuda_bins import (
     first_reaching,
     number_in,
     pick_bin,
+    poured,
     shift_for,
 )
 from neurogen.kernels.cuda_block import block_largest, block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_list import collect, collect_bin, cut_listed, empty, is_listed, keep_listed, mass_listed
+from neurogen.kernels.cuda_list import (
+    collect,
+    collect_bin,
+    cut_listed,
+    empty,
+    is_listed,
+    keep_listed,
+    mass_listed,
+    weigh_parts,
+)
 from neurogen.kernels.cuda_parts import bin_of, locate, part_weights
 from neurogen.kernels.cuda_rows import GROUPS, LISTED, LOWEST, NEVER, PARTS, clear, reader
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, value_of
@@ -48,7 +58,10 @@ CLOSE_ENOUGH = 5
 DIGIT_BITS = LISTED.bit_length() - 1  # a digit of a key has as many values as a histogram has bins
 DIGITS = -(-32 // DIGIT_BITS)
 WIDTH = np.float32(4.0)
-"""The histogram over logits spans the distance from the largest of the groups' maxima to the smallest so many times."""
+"""A wide histogram over logits spans the distance from the largest of the groups' maxima to the least so many times.
+A near one spans it once, which is about seven times as many tokens as there are groups where their order is random."""
+NEAR = 4
+"""So many times as many tokens as there are groups are looked for in a near histogram first."""
 BIN = 0  # a place in `found`
 
 
@@ -71,7 +84,7 @@ def largest(row, k):  # type: ignore[no-untyped-def]
     count = np.int64(LISTED + 1)
     if k <= GROUPS:
         count, _ = collect(row, nth_maximum(row, np.int64(k)), False)
-    return _cut(row, count, count > LISTED, np.int64(k), True)
+    return _cut(row, count, count > LISTED, np.int64(k), True, GROUPS < k <= NEAR * GROUPS)
 
 
 @device
@@ -90,7 +103,9 @@ def nucleus(row, p, cut=None):  # type: ignore[no-untyped-def]
         return LOWEST, row.vocab
     count, total = collect(row, nth_maximum(row, np.int64(AIM)), True)
     wanted = nucleus_mass(p, total)
-    return _cut(row, count, count > LISTED or mass_listed(row, count) < wanted, wanted, False)
+    listed = mass_listed(row, count) if count <= LISTED else np.int64(0)
+    near = count <= LISTED and (total - listed) >> np.int64(1) <= total - wanted
+    return _cut(row, count, listed < wanted, wanted, False, near)
 
 
 @device
@@ -102,7 +117,7 @@ def _nucleus_of(row, p, cut):  # type: ignore[no-untyped-def]
         count, total = keep_listed(row, cut)
         return cut_listed(row, count, nucleus_mass(p, total), False)
     total = part_weights(row, cut, False)
-    return _cut(row, np.int64(LISTED + 1), True, nucleus_mass(p, total), False)
+    return _cut(row, np.int64(LISTED + 1), True, nucleus_mass(p, total), False, False)
 
 
 @device
@@ -189,18 +204,22 @@ def _maxima_from(space, low):  # type: ignore[no-untyped-def]
 
 
 @device
-def _cut(row, count, missing, wanted, counted):  # type: ignore[no-untyped-def]
+def _cut(row, count, missing, wanted, counted, near):  # type: ignore[no-untyped-def]
     """The cut of the smallest prefix that holds `wanted` tokens (`counted`), or as many as there are, or `wanted` mass.
 
     Where the tokens listed are `missing` some of it, reads the row twice: for a histogram over logits, and to list the
-    tokens of the bin in which the prefix ends. Only where those do not fit, because very many logits are nearly equal,
-    three times for the digits of the key, and once more for the last id kept where tokens tie at the cut.
+    tokens of the bin in which the prefix ends. A `near` histogram is of few tokens, and where the prefix ends below
+    them, once more for a wide one. Only where the tokens of the bin do not fit, because very many logits are nearly
+    equal, three times for the digits of the key, and once more for the last id kept where tokens tie at the cut.
     """
     left, key, inside = np.int64(wanted), np.uint32(0), np.int64(0)
     if missing:
-        count, left, key, inside = _narrow(row, wanted, counted)
+        count, left, key, inside = _narrow(row, wanted, counted, near)
     if count <= LISTED:
-        return cut_listed(row, count, min(left, count) if counted else left, counted)
+        cut = cut_listed(row, count, min(left, count) if counted else left, counted)
+        if missing:
+            weigh_parts(row, count, cut)
+        return cut
     unit = np.int64(1) if counted else mass(value_of(key), row.top, row.scale, row.bits)
     kept = (left + unit - 1) // unit
     if kept * unit >= inside:
@@ -210,75 +229,79 @@ def _cut(row, count, missing, wanted, counted):  # type: ignore[no-untyped-def]
 
 
 @device
-def _narrow(row, wanted, counted):  # type: ignore[no-untyped-def]
+def _narrow(row, wanted, counted, near):  # type: ignore[no-untyped-def]
     """Find the bin over logits in which the prefix ends, and list its tokens; or else the key, digit by digit.
 
     Returns:
         How many are listed, or more than LISTED where they do not fit; what is wanted of them, or of those with the
         key; the key, and the weight that has it.
     """
-    inverse = _bins_per_logit(row, counted)
+    least = value_of(np.uint32(_least_maximum(row.space)))
+    inverse = _bins_per_logit(row, least, counted, near)
     key, left, inside = np.uint32(0), np.int64(wanted), np.int64(0)
     digit = DIGITS if inverse > 0 else DIGITS - 1
     while digit >= 0:
         shift = np.uint32(digit * DIGIT_BITS)
-        _histogram(row, inverse, key, shift, counted)
+        _histogram(row, inverse, least if near and inverse > 0 else NEGATIVE_INFINITY, key, shift, counted, wanted)
         place, left, inside = reach(row, left)
         if inverse == 0:
             key |= np.uint32(np.uint32(LISTED - 1 - place) << shift)
+            digit -= 1
         else:
-            if place < LISTED - 1:
+            below = place == LISTED - 1
+            if not below:
                 count = collect_bin(row, inverse, place)
                 if count <= LISTED:
                     return count, left, key, inside
-            inverse, left = np.float32(0), np.int64(wanted)
-        digit -= 1
+            inverse = _bins_per_logit(row, least, counted, False) if near and below else np.float32(0)
+            near, left = False, np.int64(wanted)
+            digit = DIGITS if inverse > 0 else DIGITS - 1
     return np.int64(LISTED + 1), left, key, inside
 
 
 @device
-def _bins_per_logit(row, counted):  # type: ignore[no-untyped-def]
-    """How many bins of the histogram a logit spans; 0 where it would be of no use."""
-    span = np.int64(0)
-    i = cuda.threadIdx.x
-    while i < GROUPS:
-        span = max(span, np.int64(key_of(row.top)) - np.int64(row.space.maxima[i]))
-        i += cuda.blockDim.x
-    span = block_largest(row.space.sums, span)
-    width = WIDTH * np.float32(row.top - value_of(np.uint32(np.int64(key_of(row.top)) - span)))
+def _bins_per_logit(row, least, counted, near):  # type: ignore[no-untyped-def]
+    """How many bins of a histogram a logit spans, whose `least` is that of the groups' maxima; 0 if it is of no use."""
+    width = (np.float32(1.0) if near else WIDTH) * np.float32(row.top - least)
     if not counted:
         width = min(width, np.float32(row.bits) / row.scale)  # below that, all masses are 1
     return np.float32(LISTED) / width if 0 < width < np.inf else np.float32(0)
 
 
-@reader
-def _read_histogram(row, state, x, i):  # type: ignore[no-untyped-def]
-    """Adds up what goes to the same bin while it does, so that equal logits do not all wait for one place."""
-    inverse, key, shift, counted, place, weight = state
-    own = bin_of(x, row.top, inverse, key, shift)
-    if own != place:
-        if place >= 0:
-            cuda.atomic.add(row.space.masses, place, weight)
-        place, weight = own, np.int64(0)
-    if place >= 0:
-        weight += np.int64(1) if counted else mass(x, row.top, row.scale, row.bits)
-    return inverse, key, shift, counted, place, weight
+def _binned(row, state, x, i):  # type: ignore[no-untyped-def]
+    inverse, lowest, key, shift, counted, place, weight = state
+    if x >= lowest:
+        own, more = bin_of(x, row.top, inverse, key, shift), np.int64(0)
+        if own >= 0:
+            more = np.int64(1) if counted else mass(x, row.top, row.scale, row.bits)
+        place, weight = poured(row.space, place, weight, own, more)
+    return inverse, lowest, key, shift, counted, place, weight
+
+
+_read_histogram = reader(_binned, ahead=True)
 
 
 @device
-def _histogram(row, inverse, key, shift, counted):  # type: ignore[no-untyped-def]
-    """Fill the LISTED bins in `masses`: over logits or over a digit of the key, see `bin_of`. Reads the row once."""
+def _histogram(row, inverse, lowest, key, shift, counted, beyond):  # type: ignore[no-untyped-def]
+    """Fill the LISTED bins in `masses`: over logits or over a digit of the key, see `bin_of`. Reads the row once.
+
+    Where only the logits from `lowest` on are to go to a bin, the last one holds what is `beyond` these.
+    """
     empty(row.space)
     clear(row.space.masses, LISTED)
     cuda.syncthreads()
     place, weight = np.int32(-1), np.int64(0)
     part = warp_of()
     while part < PARTS:
-        _, _, _, _, place, weight = _read_histogram(row, part, (inverse, key, shift, counted, place, weight))
+        state = (inverse, lowest, key, shift, counted, place, weight)
+        _, _, _, _, _, place, weight = _read_histogram(row, part, state)
         part += warps()
-    if place >= 0:
-        cuda.atomic.add(row.space.masses, place, weight)
+    poured(row.space, place, weight, np.int32(-1), np.int64(0))
     cuda.syncthreads()
+    if lowest > NEGATIVE_INFINITY:
+        if cuda.threadIdx.x == 0:
+            row.space.masses[LISTED - 1] = beyond
+        cuda.syncthreads()
 
 
 @device

@@ -20,8 +20,8 @@ from neurogen.kernels.cuda_bins import (
     pick_bin,
     shift_for,
 )
-from neurogen.kernels.cuda_block import block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_parts import CUT, bin_of
+from neurogen.kernels.cuda_block import add_shared, block_sum, device, lane_of, mass, warp_of, warp_sum, warps
+from neurogen.kernels.cuda_parts import CUT, bin_of, mark_weighed
 from neurogen.kernels.cuda_rows import (
     BINS,
     BOUND,
@@ -32,6 +32,8 @@ from neurogen.kernels.cuda_rows import (
     NEVER,
     PARTS,
     UNKNOWN,
+    forget,
+    part_of,
     reader,
     slice_reader,
 )
@@ -51,6 +53,7 @@ __all__ = [
     "mass_listed",
     "read_weighed_slice",
     "weigh_listed",
+    "weigh_parts",
 ]
 
 LAST_ID = np.uint64(0xFFFFFFFF)
@@ -186,25 +189,36 @@ def weigh_listed(row, count):  # type: ignore[no-untyped-def]
         i += cuda.blockDim.x
 
 
-@reader
-def _read_bin(row, state, x, i):  # type: ignore[no-untyped-def]
-    inverse, place = state
-    if bin_of(x, row.top, inverse, np.uint32(0), np.uint32(0)) == place:
+def _bin(row, state, x, i):  # type: ignore[no-untyped-def]
+    """List the tokens of a bin, and sum the masses of those in the bins before it."""
+    inverse, place, total = state
+    own = bin_of(x, row.top, inverse, np.uint32(0), np.uint32(0))
+    if own == place:
         _list(row, x, i)
-    return state
+    elif 0 <= own < place:
+        total += mass(x, row.top, row.scale, row.bits)
+    return inverse, place, total
+
+
+_read_bin = reader(_bin, ahead=True)
 
 
 @device
 def collect_bin(row, inverse, place):  # type: ignore[no-untyped-def]
     """List the tokens of one bin over logits (see `bin_of`), and their masses. Reads the row once.
 
+    The masses of the larger logits, by part, are then in `parts`.
+
     Returns:
-        How many they are, or more than LISTED where they do not fit.
+        How many are listed, or more than LISTED where they do not fit.
     """
     empty(row.space)
     part = warp_of()
     while part < PARTS:
-        _read_bin(row, part, (inverse, place))
+        _, _, before = _read_bin(row, part, (inverse, place, np.int64(0)))
+        before = warp_sum(before)
+        if lane_of() == 0:
+            row.space.parts[part] = before
         part += warps()
     cuda.syncthreads()
     count = np.int64(row.space.marks[COUNT])
@@ -215,11 +229,26 @@ def collect_bin(row, inverse, place):  # type: ignore[no-untyped-def]
 
 
 @device
+def weigh_parts(row, count, cut):  # type: ignore[no-untyped-def]
+    """Add what a cut keeps of a bin that `collect_bin` has listed to the parts. Ends with a barrier."""
+    space = row.space
+    last = code_of(cut[0], cut[1])
+    i = cuda.threadIdx.x
+    while i < count:
+        if space.codes[i] >= last:
+            add_shared(space.parts, part_of(row, id_of(space.codes[i])), space.masses[i])
+        i += cuda.blockDim.x
+    if cuda.threadIdx.x == 0:
+        mark_weighed(row, cut)
+    cuda.syncthreads()
+
+
+@device
 def empty(space):  # type: ignore[no-untyped-def]
-    """Forget what is listed. Starts and ends with a barrier."""
+    """Forget what is listed and weighed. Starts and ends with a barrier."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        space.marks[COUNT], space.marks[BOUND] = np.uint32(0), NEVER
+        forget(space)
     cuda.syncthreads()
 
 

@@ -15,10 +15,30 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_block import block_before, block_sum, device, lane_of, mass, warp_of, warp_sum, warps
-from neurogen.kernels.cuda_rows import FOUND, LISTED, LOWEST, PARTS, UNKNOWN, WEIGHED, first_id, logit_at, reader
+from neurogen.kernels.cuda_rows import (
+    FOUND,
+    LISTED,
+    NEVER,
+    PARTS,
+    WEIGHED_ID,
+    WEIGHED_KEY,
+    first_id,
+    logit_at,
+    reader,
+)
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of
 
-__all__ = ["CUT", "Band", "bin_of", "locate", "part_weights", "share_of", "survives"]
+__all__ = [
+    "CUT",
+    "Band",
+    "bin_of",
+    "locate",
+    "mark_weighed",
+    "part_weights",
+    "share_of",
+    "sum_of_parts",
+    "survives",
+]
 
 CUT = 2  # the key of a prefix's last token, and its id
 
@@ -96,21 +116,37 @@ _read_weights = reader(_weights)
 
 
 @device
-def _keeps_all(row, cut):  # type: ignore[no-untyped-def]
-    return cut[0] <= LOWEST and cut[1] >= row.vocab if len(cut) == CUT else False
+def _is_weighed(row, cut):  # type: ignore[no-untyped-def]
+    marks = row.space.marks
+    return marks[WEIGHED_KEY] == cut[0] and marks[WEIGHED_ID] == np.uint32(cut[1]) if len(cut) == CUT else False
+
+
+@device
+def mark_weighed(row, cut):  # type: ignore[no-untyped-def]
+    """Note that `parts` holds the masses of what this cut keeps. By one thread; no barrier."""
+    row.space.marks[WEIGHED_KEY], row.space.marks[WEIGHED_ID] = cut[0], np.uint32(cut[1])
+
+
+@device
+def sum_of_parts(space):  # type: ignore[no-untyped-def]
+    """The sum of `parts`. A barrier."""
+    own = np.int64(0)
+    i = cuda.threadIdx.x
+    while i < PARTS:
+        own += space.parts[i]
+        i += cuda.blockDim.x
+    return block_sum(space.sums, own)
 
 
 @device
 def part_weights(row, cut, count):  # type: ignore[no-untyped-def]
     """The weight (see `_weight`) of every part, in `parts`, and of the row. Reads the row once, or not if known."""
-    if row.total != UNKNOWN:
-        if row.space.marks[WEIGHED] and not count and _keeps_all(row, cut):
-            return row.total
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            row.space.marks[WEIGHED] = np.uint32(0)
+    if not count and _is_weighed(row, cut):
+        return sum_of_parts(row.space)
     own = np.int64(0)
     cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        row.space.marks[WEIGHED_KEY] = NEVER
     part = warp_of()
     while part < PARTS:
         _, _, weight = _read_weights(row, part, (cut, count, np.int64(0)))

@@ -44,7 +44,6 @@ __all__ = [
     "BINS",
     "BOUND",
     "COUNT",
-    "FIELDS",
     "FOUND",
     "GROUPS",
     "INVALID",
@@ -54,7 +53,8 @@ __all__ = [
     "NOTHING",
     "PARTS",
     "UNKNOWN",
-    "WEIGHED",
+    "WEIGHED_ID",
+    "WEIGHED_KEY",
     "Row",
     "Space",
     "argmax_of",
@@ -62,10 +62,12 @@ __all__ = [
     "clear",
     "first_id",
     "first_top",
+    "forget",
     "id_of_rank",
     "largest_rank",
     "logit_at",
     "open_space",
+    "part_of",
     "place_of",
     "read_top",
     "reader",
@@ -80,8 +82,6 @@ PART_BITS = PARTS.bit_length() - 1
 GROUPS = PARTS * WARP
 BINS = 256
 """Bins of a histogram over an interval of keys or codes, see `cuda_bins`."""
-FIELDS = 4
-COUNTERS = FIELDS * BINS
 
 NOTHING = NEGATIVE_INFINITY
 """The largest logit of a row without a valid distribution."""
@@ -93,7 +93,8 @@ NEVER = np.uint32(0xFFFFFFFF)
 ID_BITS = np.int64(31)
 LAST_OF_31 = np.int64(0x7FFFFFFF)
 
-COUNT, BOUND, WEIGHED, FOUND = 0, 1, 2, 0  # places in `marks`, and one in `found`
+COUNT, BOUND, WEIGHED_KEY, WEIGHED_ID = range(4)  # places in `marks`
+FOUND = 0  # a place in `found`
 UNKNOWN = np.int64(-1)
 
 
@@ -108,9 +109,9 @@ class Space(NamedTuple):
         sums: int64 [WARP], for reductions.
         found: int64 [2], what one thread tells the others.
         bins: int64 [BINS], weights of a histogram.
-        counters: uint32 [FIELDS * BINS], of which those are made: how many, and the weights in fields of FIELD_BITS.
-        marks: uint32 [3]: tokens listed (more than LISTED: that did not fit), the key from which on all are, and
-            whether `parts` holds the masses of the row.
+        counters: uint32 [BINS], how many numbers fell into each.
+        marks: uint32 [4]: tokens listed (more than LISTED: that did not fit), the key from which on all are, and the
+            key and the id of a cut: `parts` holds the masses of what it keeps. NEVER where there is no such key.
     """
 
     codes: Any
@@ -161,8 +162,8 @@ def open_space():  # type: ignore[no-untyped-def]
     sums = cuda.shared.array(WARP, np.int64)
     found = cuda.shared.array(2, np.int64)
     bins = cuda.shared.array(BINS, np.int64)
-    counters = cuda.shared.array(COUNTERS, np.uint32)
-    marks = cuda.shared.array(3, np.uint32)
+    counters = cuda.shared.array(BINS, np.uint32)
+    marks = cuda.shared.array(4, np.uint32)
     return Space(codes, masses, maxima, parts, sums, found, bins, counters, marks)
 
 
@@ -185,6 +186,12 @@ def clear(values, count):  # type: ignore[no-untyped-def]
 
 
 @device
+def forget(space):  # type: ignore[no-untyped-def]
+    """Nothing is listed, and no masses of parts are known. By one thread; no barrier."""
+    space.marks[COUNT], space.marks[BOUND], space.marks[WEIGHED_KEY] = np.uint32(0), NEVER, NEVER
+
+
+@device
 def _slots(row):  # type: ignore[no-untyped-def]
     """Whole groups of four logits that stand at multiples of four in memory, in a row and in a part of it."""
     whole = np.int32((row.vocab - row.head) >> 2)
@@ -202,12 +209,23 @@ def first_id(row, part):  # type: ignore[no-untyped-def]
     return np.int32(row.head + 4 * min(part * each, whole))
 
 
-def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1) -> Any:
+@device
+def part_of(row, i):  # type: ignore[no-untyped-def]
+    """The part of an id."""
+    part = 0
+    while part < PARTS - 1 and first_id(row, part + 1) <= i:
+        part += 1
+    return part
+
+
+def reader(
+    fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1, *, ahead: bool = False
+) -> Any:
     """A device function read(row, part, state) that folds the logits of a part, as one warp shares them.
 
     Args: see `slice_reader`.
     """
-    read_slice = slice_reader(fold, fold_four, in_flight)
+    read_slice = slice_reader(fold, fold_four, in_flight, ahead=ahead)
 
     @device
     def read(row, part, state):  # type: ignore[no-untyped-def]
@@ -216,7 +234,9 @@ def reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None
     return read
 
 
-def slice_reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1) -> Any:
+def slice_reader(
+    fold: Callable[..., Any], fold_four: Callable[..., Any] | None = None, in_flight: int = 1, *, ahead: bool = False
+) -> Any:
     """A device function read(row, part, number, halvings, state): one of 2**halvings slices of a part, a warp each.
 
     A slice begins at a whole number of reads of a warp, so that a logit falls to the same lane however a part is cut.
@@ -226,6 +246,7 @@ def slice_reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None 
             the next state, of the same types. The id i is an int32.
         fold_four: the same for four logits at once, fold_four(row, state, a, b, c, d, i).
         in_flight: 4 to have four reads of four logits under way at once, for a fold that is short.
+        ahead: have the next three reads under way while one is folded, for a fold that is too long to be there often.
     """
     folded = device(fold)
 
@@ -241,6 +262,22 @@ def slice_reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None 
     def fold_stored(row, state, four, i):  # type: ignore[no-untyped-def]
         a, b, c, d = four
         return folded_four(row, state, logit_of(a), logit_of(b), logit_of(c), logit_of(d), np.int32(i))
+
+    @device
+    def four_before(row, i, stop, instead):  # type: ignore[no-untyped-def]
+        return four_at(row.logits, row.start + (i if i < stop else instead))
+
+    @device
+    def read_ahead(row, state, i, stop):  # type: ignore[no-untyped-def]
+        if i >= stop:
+            return state
+        first, second = four_before(row, i, stop, i), four_before(row, i + 4 * WARP, stop, i)
+        while i < stop:
+            third = four_before(row, i + 8 * WARP, stop, i)
+            state = fold_stored(row, state, first, i)
+            first, second = second, third
+            i = np.int32(i + 4 * WARP)
+        return state
 
     @device
     def read_slice(row, part, number, halvings, state):  # type: ignore[no-untyped-def]
@@ -264,9 +301,12 @@ def slice_reader(fold: Callable[..., Any], fold_four: Callable[..., Any] | None 
                 state = fold_stored(row, state, third, i + 8 * WARP)
                 state = fold_stored(row, state, fourth, i + 12 * WARP)
                 i = np.int32(i + 16 * WARP)
-        while i < stop:
-            state = fold_stored(row, state, four_at(row.logits, row.start + i), i)
-            i = np.int32(i + 4 * WARP)
+        if ahead:
+            state = read_ahead(row, state, i, stop)
+        else:
+            while i < stop:
+                state = fold_stored(row, state, four_at(row.logits, row.start + i), i)
+                i = np.int32(i + 4 * WARP)
         i = np.int32(row.head + 4 * whole + lane_of())
         if part == PARTS - 1 and number == 0 and i < row.vocab:
             state = folded(row, state, logit_at(row, i), i)
@@ -310,7 +350,7 @@ def at_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no
         part += warps()
     key = block_largest(space.sums, np.int64(key_of(own)))
     if cuda.threadIdx.x == 0:
-        space.marks[COUNT], space.marks[BOUND] = np.uint32(0), NEVER
+        forget(space)
     top = value_of(np.uint32(key)) if cuda.syncthreads_and(np.int32(valid)) else NOTHING
     return Row(row.logits, row.start, row.vocab, row.head, top, row.scale, row.bits, space, UNKNOWN)
 

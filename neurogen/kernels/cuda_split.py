@@ -26,7 +26,6 @@ from neurogen.kernels.cuda_block import (
     WARP,
     add_at,
     block_largest,
-    block_sum,
     device,
     lane_of,
     warp_of,
@@ -35,6 +34,7 @@ from neurogen.kernels.cuda_block import (
 )
 from neurogen.kernels.cuda_cuts import AIM, nth_maximum
 from neurogen.kernels.cuda_list import empty, read_weighed_slice, weigh_listed
+from neurogen.kernels.cuda_parts import mark_weighed, sum_of_parts
 from neurogen.kernels.cuda_rows import (
     BOUND,
     COUNT,
@@ -47,7 +47,6 @@ from neurogen.kernels.cuda_rows import (
     NOTHING,
     PARTS,
     UNKNOWN,
-    WEIGHED,
     Row,
     id_of_rank,
     largest_rank,
@@ -226,14 +225,11 @@ def gathered_row(row, bound, r, workspace):  # type: ignore[no-untyped-def]
     """The row with its mass, those of its parts, and a list of all tokens from a key on. Ends with a barrier."""
     space = row.space
     cuda.threadfence()
-    own = np.int64(0)
     i = cuda.threadIdx.x
     while i < PARTS:
-        weight = add_at(workspace, _weights_at(r) + i, np.int64(0))
-        space.parts[i] = weight
-        own += weight
+        space.parts[i] = add_at(workspace, _weights_at(r) + i, np.int64(0))
         i += cuda.blockDim.x
-    total = block_sum(space.sums, own)
+    total = sum_of_parts(space)
     if cuda.threadIdx.x == 0:
         space.found[FOUND] = add_at(workspace, _counters_at(r) + COUNTED, np.int64(0))
     cuda.syncthreads()
@@ -246,7 +242,7 @@ def gathered_row(row, bound, r, workspace):  # type: ignore[no-untyped-def]
     if cuda.threadIdx.x == 0:
         space.marks[COUNT] = np.uint32(count if fits else LISTED + 1)
         space.marks[BOUND] = bound if fits else NEVER
-        space.marks[WEIGHED] = np.uint32(1)
+        mark_weighed(row, (LOWEST, row.vocab))
     cuda.syncthreads()
     if fits:
         weigh_listed(row, count)

@@ -28,9 +28,8 @@ __all__ = ["deviation", "entropy", "finite", "mean_depth", "tempered"]
 
 @device
 def tempered(row, temperature):  # type: ignore[no-untyped-def]
-    """The same row at another temperature, above 0; what has been listed is to be listed again."""
-    if row.total != UNKNOWN:
-        empty(row.space)
+    """The same row at another temperature, above 0; what has been listed is to be listed again. Two barriers."""
+    empty(row.space)
     scale = scale_of(temperature)
     return Row(row.logits, row.start, row.vocab, row.head, row.top, scale, row.bits, row.space, UNKNOWN)
 
