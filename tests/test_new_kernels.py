@@ -80,9 +80,10 @@ def cases_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def simulated(module: str, cases: Path, target: Path) -> dict[str, dict[str, np.ndarray]]:
+def simulated(module: str, cases: Path, target: Path, *folders: str) -> dict[str, dict[str, np.ndarray]]:
+    """The results of the cases of a file; the module is one of the plugins', or lies in one of the folders."""
     command = [sys.executable, "-m", "neurogen.testing.simulator", f"{module}.cuda", str(cases), str(target)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(import_path())}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*import_path(), *folders])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     results: dict[str, dict[str, np.ndarray]] = {}

@@ -12,8 +12,8 @@ import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_cuts import cut_at, heavy_enough, largest
-from neurogen.kernels.cpu_lists import collect, weigh_listed
-from neurogen.kernels.cpu_rows import EVERYTHING, sum_of, weigh
+from neurogen.kernels.cpu_lists import collect, weigh_kept, weigh_listed
+from neurogen.kernels.cpu_rows import EVERYTHING, weigh
 from neurogen.kernels.cpu_statistics import deviation, mean_depth
 from neurogen.kernels.depths import depth_of, distance_units, nearness
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, to_float32, value_of
@@ -123,7 +123,7 @@ def mix(row: Any, kept: Any, share: Any, out: Any) -> None:
     """Turn probabilities of everything into their mixture with those of what is kept, which has this share."""
     if kept == EVERYTHING:
         return
-    total = np.float64(sum_of(row.masses[:kept]))
+    total = np.float64(weigh_kept(row, kept))
     for i in range(len(out)):
         out[i] = np.float32(np.float64(out[i]) * (1.0 - share))
     for i in range(kept):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from neurogen.kernels.cpu_lists import collect, list_reached, weigh_listed
+from neurogen.kernels.cpu_lists import collect, list_reached, weigh_kept, weigh_listed
 from neurogen.kernels.cpu_rough import ROUGH, estimate_exponent, logit_at, skim
 from neurogen.kernels.cpu_rows import (
     CHUNK,
@@ -22,7 +22,6 @@ from neurogen.kernels.cpu_rows import (
     load_chunk,
     mass_at,
     rank_value,
-    sum_of,
     weigh,
 )
 from neurogen.kernels.cpu_select import select
@@ -84,7 +83,7 @@ def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
     if p >= 1:
         return kept
     if kept != EVERYTHING:
-        return _cut(row, kept, nucleus_mass(p, sum_of(row.masses[:kept])), False)
+        return _cut(row, kept, nucleus_mass(p, weigh_kept(row, kept)), False)
     exponent = estimate_exponent(row, SAFETY * (1.0 - p))
     threshold = logit_at(row, exponent)
     rest = skim(row, threshold)
@@ -234,7 +233,7 @@ def draw(row: Any, kept: Any, random: Any) -> Any:
             i += 1
             target -= mass_at(row, i)
         return i
-    target = np.int64(mul_high(random, np.uint64(sum_of(row.masses[:kept]))))
+    target = np.int64(mul_high(random, np.uint64(weigh_kept(row, kept))))
     i = 0
     target -= row.masses[0]
     while target >= 0:
@@ -251,7 +250,7 @@ def normalise(row: Any, kept: Any, out: Any) -> None:
         for i in range(len(out)):
             out[i] = np.float32(np.float64(mass_at(row, i)) / total)
         return
-    total = np.float64(sum_of(row.masses[:kept]))
+    total = np.float64(weigh_kept(row, kept))
     out[:] = 0
     for i in range(kept):
         out[row.ids[i]] = np.float32(np.float64(row.masses[i]) / total)
@@ -265,5 +264,6 @@ def mark(row: Any, kept: Any, out: Any) -> None:
             out[i] = to_float32(row.logits[i]) > NEGATIVE_INFINITY
         return
     out[:] = False
+    weigh_kept(row, kept)
     for i in range(kept):
         out[row.ids[i]] = row.masses[i] > 0

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from neurogen.kernels.cpu_rows import CHUNK, load_chunk, rank_from, rank_of, sum_of
+from neurogen.kernels.cpu_rows import CHUNK, load_chunk, mass_at, rank_from, rank_of, sum_of
 from neurogen.kernels.cpu_vectors import LANES, at_least, count_bits, load, lowest_bit
 from neurogen.kernels.numerics import key_of, mass_of, to_float32, value_of
 
-__all__ = ["collect", "list_reached", "weigh_listed"]
+__all__ = ["collect", "list_reached", "weigh_kept", "weigh_listed"]
 
 AT_ONCE = 4
 
@@ -97,6 +97,17 @@ def _finish_list(row: Any, threshold: Any, count: Any) -> Any:
 @register_jitable
 def weigh_listed(row: Any, count: Any) -> Any:
     """Note the masses of the tokens listed; return their sum."""
+    row.weighed[0] = row.scale
     for i in range(count):
         row.masses[i] = mass_of(value_of(row.keys[i]), row.top, row.scale, row.bits)
     return sum_of(row.masses[:count])
+
+
+@register_jitable
+def weigh_kept(row: Any, kept: Any) -> Any:
+    """The mass of the tokens kept, of which `ids` and `masses` are listed; these are made anew for another scale."""
+    if row.weighed[0] != row.scale:
+        row.weighed[0] = row.scale
+        for i in range(kept):
+            row.masses[i] = mass_at(row, row.ids[i])
+    return sum_of(row.masses[:kept])

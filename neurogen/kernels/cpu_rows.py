@@ -80,6 +80,7 @@ class Row(NamedTuple):
         reached: uint64 [chunks * CHUNK / LANES], one bit a logit.
         estimates: float32 [chunks + ESTIMATES], for `cpu_rough.estimate_exponent`.
         scratch: float32 [CHUNK].
+        weighed: float32 [1], the scale with which `masses` were made.
         top: the largest logit, float32, or `NOTHING`.
         scale: `scale_of(temperature)`.
         bits: `mass_bits(vocab)`.
@@ -94,6 +95,7 @@ class Row(NamedTuple):
     reached: Any
     estimates: Any
     scratch: Any
+    weighed: Any
     top: Any
     scale: Any
     bits: Any
@@ -108,7 +110,7 @@ def open_row(flat: Any, vocab: Any) -> Any:
     chunks = (vocab + CHUNK - 1) // CHUNK
     size, vectors = chunks * CHUNK, chunks * CHUNK // LANES
     words = (size + LANES) // 2  # of 64 bits, for as many of 32 bits, and some more
-    singles = 2 * chunks + CHUNK + ESTIMATES
+    singles = 2 * chunks + CHUNK + ESTIMATES + 1
     space = np.empty(size + chunks + vectors + 2 * words + (singles + 1) // 2, np.int64)
     masses, at = space[:size], size
     sums, at = space[at : at + chunks], at + chunks
@@ -118,11 +120,10 @@ def open_row(flat: Any, vocab: Any) -> Any:
     rest = space[at:].view(np.float32)
     maxima = rest[:chunks].view(np.uint32)
     scratch = rest[chunks : chunks + CHUNK]
-    estimates = rest[chunks + CHUNK :]
-    scale = np.float32(0)
-    return Row(
-        flat[:vocab], maxima, sums, ids, keys, masses, reached, estimates, scratch, NOTHING, scale, mass_bits(vocab)
-    )
+    weighed = rest[chunks + CHUNK : chunks + CHUNK + 1]
+    estimates = rest[chunks + CHUNK + 1 :]
+    row, scale, bits = flat[:vocab], np.float32(0), mass_bits(vocab)
+    return Row(row, maxima, sums, ids, keys, masses, reached, estimates, scratch, weighed, NOTHING, scale, bits)
 
 
 @register_jitable
@@ -140,6 +141,7 @@ def at_row(space: Any, flat: Any, start: Any, temperature: Any) -> Any:
         space.reached,
         space.estimates,
         space.scratch,
+        space.weighed,
         top,
         scale_of(temperature),
         space.bits,

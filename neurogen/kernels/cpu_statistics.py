@@ -28,7 +28,10 @@ __all__ = ["deviation", "entropy", "finite", "mean_depth", "tempered"]
 
 @register_jitable
 def tempered(row: Any, temperature: Any) -> Any:
-    """The same row at another temperature, above 0; what has been listed or weighed is to be done again."""
+    """The same row at another temperature, above 0.
+
+    What a truncation of it keeps can be drawn from, or truncated further, at either: it is weighed again.
+    """
     return Row(
         row.logits,
         row.maxima,
@@ -39,6 +42,7 @@ def tempered(row: Any, temperature: Any) -> Any:
         row.reached,
         row.estimates,
         row.scratch,
+        row.weighed,
         row.top,
         scale_of(temperature),
         row.bits,

@@ -121,7 +121,7 @@ def _farthest(row, mean, wanted):  # type: ignore[no-untyped-def]
     digit = DIGITS - 1
     while digit >= 0:
         shift = np.uint32(digit * DIGIT_BITS)
-        empty(row.space)
+        empty(row)
         clear(row.space.masses, LISTED)
         cuda.syncthreads()
         place, weight = np.int32(-1), np.int64(0)

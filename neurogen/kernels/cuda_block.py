@@ -1,6 +1,6 @@
 """What the threads of one block do together on CUDA: sums, maxima and prefix sums in integers, and reads four wide.
 
-Every function here is called by all threads of a block at once (they contain barriers or shuffles). Sums are of
+Functions of a block or a warp are called by all its threads at once (they contain barriers or shuffles). Sums are of
 integers, so they do not depend on the order in which threads arrive.
 
 Importing this module makes the functions of `numerics` that are not plain Python known to the CUDA compiler.

@@ -61,7 +61,7 @@ WIDTH = np.float32(4.0)
 """A wide histogram over logits spans the distance from the largest of the groups' maxima to the least so many times.
 A near one spans it once, which is about seven times as many tokens as there are groups where their order is random."""
 NEAR = 4
-"""So many times as many tokens as there are groups are looked for in a near histogram first."""
+"""Up to so many times as many tokens as there are groups are looked for in a near histogram first."""
 BIN = 0  # a place in `found`
 
 
@@ -76,15 +76,15 @@ def largest(row, k):  # type: ignore[no-untyped-def]
     """Keep the k largest logits, the lower id first among equals; k <= 0 keeps all.
 
     The k-th largest of the groups' maxima is a lower bound of the k-th largest logit, and hardly more than k logits
-    reach it where k is well below GROUPS. Reads the row once for those; more often for a larger k, or where more than
-    LISTED logits tie (see `_cut`).
+    reach it where k is well below GROUPS. Reads the row once for those; more often for a larger k, or where too many
+    logits tie (see `_cut`).
     """
     if k <= 0 or k >= row.vocab:
         return LOWEST, row.vocab
     count = np.int64(LISTED + 1)
-    if k <= GROUPS:
+    if k <= AIM:
         count, _ = collect(row, nth_maximum(row, np.int64(k)), False)
-    return _cut(row, count, count > LISTED, np.int64(k), True, GROUPS < k <= NEAR * GROUPS)
+    return _cut(row, count, count > LISTED, np.int64(k), True, AIM < k <= NEAR * GROUPS)
 
 
 @device
@@ -92,7 +92,7 @@ def nucleus(row, p, cut=None):  # type: ignore[no-untyped-def]
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
 
     After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
-    whole: reads nothing where that is listed, else the row once for its mass, and as `_cut` does.
+    whole: reads nothing where that is listed, else the row once for its mass where that is not known, and as `_cut`.
 
     Reads the row once where the nucleus has no more tokens than are listed, about 1.76 * GROUPS; more often for a
     flatter row (see `_cut`).
@@ -253,7 +253,8 @@ def _narrow(row, wanted, counted, near):  # type: ignore[no-untyped-def]
                 count = collect_bin(row, inverse, place)
                 if count <= LISTED:
                     return count, left, key, inside
-            inverse = _bins_per_logit(row, least, counted, False) if near and below else np.float32(0)
+            wide = _bins_per_logit(row, least, counted, False)
+            inverse = wide if below and wide < inverse else np.float32(0)
             near, left = False, np.int64(wanted)
             digit = DIGITS if inverse > 0 else DIGITS - 1
     return np.int64(LISTED + 1), left, key, inside
@@ -287,7 +288,7 @@ def _histogram(row, inverse, lowest, key, shift, counted, beyond):  # type: igno
 
     Where only the logits from `lowest` on are to go to a bin, the last one holds what is `beyond` these.
     """
-    empty(row.space)
+    empty(row)
     clear(row.space.masses, LISTED)
     cuda.syncthreads()
     place, weight = np.int32(-1), np.int64(0)

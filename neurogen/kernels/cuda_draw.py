@@ -18,7 +18,8 @@ __all__ = ["draw", "fill", "mark", "normalise"]
 def draw(row, cut, random):  # type: ignore[no-untyped-def]
     """Inverse CDF in id order with one random number: the first id whose cumulative mass exceeds random / 2**64.
 
-    Reads nothing where what is kept is listed; else the row once, and one part of it again. All threads return the id.
+    Reads nothing where what is kept is listed; else one part of the row, and before that the row once where the masses
+    of parts are not known. All threads return the id.
     """
     if is_listed(row, cut):
         count, total = keep_listed(row, cut)
@@ -44,7 +45,7 @@ def draw(row, cut, random):  # type: ignore[no-untyped-def]
 def normalise(row, cut, out, first):  # type: ignore[no-untyped-def]
     """Write the probabilities of what a cut keeps, float32, to out[first:][:vocab].
 
-    Reads nothing where what is kept is listed, else the row twice.
+    Reads nothing where what is kept is listed, else the row once or twice.
     """
     if is_listed(row, cut):
         count, total = keep_listed(row, cut)

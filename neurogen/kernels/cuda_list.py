@@ -33,6 +33,7 @@ from neurogen.kernels.cuda_rows import (
     PARTS,
     UNKNOWN,
     forget,
+    is_of,
     part_of,
     reader,
     slice_reader,
@@ -145,9 +146,9 @@ def collect(row, bound, weigh):  # type: ignore[no-untyped-def]
     """
     space = row.space
     bound = max(bound, LOWEST)
-    if row.total != UNKNOWN and bound >= space.marks[BOUND]:
+    if row.total != UNKNOWN and bound >= space.marks[BOUND] and is_of(row):
         return _narrowed(row, bound), row.total
-    empty(space)
+    empty(row)
     lowest = value_of(bound)
     total = np.int64(0)
     part = warp_of()
@@ -212,7 +213,7 @@ def collect_bin(row, inverse, place):  # type: ignore[no-untyped-def]
     Returns:
         How many are listed, or more than LISTED where they do not fit.
     """
-    empty(row.space)
+    empty(row)
     part = warp_of()
     while part < PARTS:
         _, _, before = _read_bin(row, part, (inverse, place, np.int64(0)))
@@ -244,11 +245,11 @@ def weigh_parts(row, count, cut):  # type: ignore[no-untyped-def]
 
 
 @device
-def empty(space):  # type: ignore[no-untyped-def]
+def empty(row):  # type: ignore[no-untyped-def]
     """Forget what is listed and weighed. Starts and ends with a barrier."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        forget(space)
+        forget(row)
     cuda.syncthreads()
 
 
@@ -275,8 +276,10 @@ def cut_listed(row, count, wanted, counted):  # type: ignore[no-untyped-def]
 
 @device
 def is_listed(row, cut):  # type: ignore[no-untyped-def]
-    """Whether all that a cut keeps has been listed; never of a `Band`."""
-    return cut[0] >= row.space.marks[BOUND] if len(cut) == CUT else False
+    """Whether all that a cut keeps has been listed, at this temperature; never of a `Band`."""
+    if len(cut) == CUT:
+        return cut[0] >= row.space.marks[BOUND] and is_of(row)
+    return False
 
 
 @device

@@ -23,6 +23,7 @@ from neurogen.kernels.cuda_rows import (
     WEIGHED_ID,
     WEIGHED_KEY,
     first_id,
+    is_of,
     logit_at,
     reader,
 )
@@ -118,7 +119,9 @@ _read_weights = reader(_weights)
 @device
 def _is_weighed(row, cut):  # type: ignore[no-untyped-def]
     marks = row.space.marks
-    return marks[WEIGHED_KEY] == cut[0] and marks[WEIGHED_ID] == np.uint32(cut[1]) if len(cut) == CUT else False
+    if len(cut) == CUT:
+        return marks[WEIGHED_KEY] == cut[0] and marks[WEIGHED_ID] == np.uint32(cut[1]) and is_of(row)
+    return False
 
 
 @device

@@ -52,6 +52,7 @@ __all__ = [
     "NEVER",
     "NOTHING",
     "PARTS",
+    "SCALE",
     "UNKNOWN",
     "WEIGHED_ID",
     "WEIGHED_KEY",
@@ -64,6 +65,7 @@ __all__ = [
     "first_top",
     "forget",
     "id_of_rank",
+    "is_of",
     "largest_rank",
     "logit_at",
     "open_space",
@@ -93,7 +95,7 @@ NEVER = np.uint32(0xFFFFFFFF)
 ID_BITS = np.int64(31)
 LAST_OF_31 = np.int64(0x7FFFFFFF)
 
-COUNT, BOUND, WEIGHED_KEY, WEIGHED_ID = range(4)  # places in `marks`
+COUNT, BOUND, WEIGHED_KEY, WEIGHED_ID, SCALE = range(5)  # places in `marks`
 FOUND = 0  # a place in `found`
 UNKNOWN = np.int64(-1)
 
@@ -110,8 +112,9 @@ class Space(NamedTuple):
         found: int64 [2], what one thread tells the others.
         bins: int64 [BINS], weights of a histogram.
         counters: uint32 [BINS], how many numbers fell into each.
-        marks: uint32 [4]: tokens listed (more than LISTED: that did not fit), the key from which on all are, and the
-            key and the id of a cut: `parts` holds the masses of what it keeps. NEVER where there is no such key.
+        marks: uint32 [5]: tokens listed (more than LISTED: that did not fit), and the key from which on all are; the
+            key and the id of a cut: `parts` holds the masses of what it keeps; NEVER where there is no such key; and
+            the bits of the scale with which the masses of both were made.
     """
 
     codes: Any
@@ -163,7 +166,7 @@ def open_space():  # type: ignore[no-untyped-def]
     found = cuda.shared.array(2, np.int64)
     bins = cuda.shared.array(BINS, np.int64)
     counters = cuda.shared.array(BINS, np.uint32)
-    marks = cuda.shared.array(4, np.uint32)
+    marks = cuda.shared.array(5, np.uint32)
     return Space(codes, masses, maxima, parts, sums, found, bins, counters, marks)
 
 
@@ -186,9 +189,17 @@ def clear(values, count):  # type: ignore[no-untyped-def]
 
 
 @device
-def forget(space):  # type: ignore[no-untyped-def]
-    """Nothing is listed, and no masses of parts are known. By one thread; no barrier."""
-    space.marks[COUNT], space.marks[BOUND], space.marks[WEIGHED_KEY] = np.uint32(0), NEVER, NEVER
+def forget(row):  # type: ignore[no-untyped-def]
+    """Nothing is listed, and no masses of parts are known; what comes is of this row. By one thread; no barrier."""
+    marks = row.space.marks
+    marks[COUNT], marks[BOUND], marks[WEIGHED_KEY] = np.uint32(0), NEVER, NEVER
+    marks[SCALE] = row.scale.view(np.uint32)
+
+
+@device
+def is_of(row):  # type: ignore[no-untyped-def]
+    """Whether what is listed and weighed was so at the temperature of this row."""
+    return row.space.marks[SCALE] == row.scale.view(np.uint32)
 
 
 @device
@@ -211,10 +222,12 @@ def first_id(row, part):  # type: ignore[no-untyped-def]
 
 @device
 def part_of(row, i):  # type: ignore[no-untyped-def]
-    """The part of an id."""
-    part = 0
-    while part < PARTS - 1 and first_id(row, part + 1) <= i:
-        part += 1
+    """The part of an id, by halving."""
+    part, step = 0, PARTS >> 1
+    while step > 0:
+        if first_id(row, part + step) <= i:
+            part += step
+        step >>= 1
     return part
 
 
@@ -246,7 +259,7 @@ def slice_reader(
             the next state, of the same types. The id i is an int32.
         fold_four: the same for four logits at once, fold_four(row, state, a, b, c, d, i).
         in_flight: 4 to have four reads of four logits under way at once, for a fold that is short.
-        ahead: have the next three reads under way while one is folded, for a fold that is too long to be there often.
+        ahead: have the next two reads under way while one is folded, for a fold that is too long to be there often.
     """
     folded = device(fold)
 
@@ -350,7 +363,7 @@ def at_row(logits, offset, start, vocab, temperature, space):  # type: ignore[no
         part += warps()
     key = block_largest(space.sums, np.int64(key_of(own)))
     if cuda.threadIdx.x == 0:
-        forget(space)
+        forget(row)
     top = value_of(np.uint32(key)) if cuda.syncthreads_and(np.int32(valid)) else NOTHING
     return Row(row.logits, row.start, row.vocab, row.head, top, row.scale, row.bits, space, UNKNOWN)
 

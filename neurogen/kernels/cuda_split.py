@@ -186,7 +186,7 @@ def weigh_piece(row, r, piece, halvings, workspace):  # type: ignore[no-untyped-
 @device
 def _weigh_and_list(row, bound, piece, halvings):  # type: ignore[no-untyped-def]
     """The masses that the warps have read, in `masses`, and the list of this block. Ends with a barrier."""
-    empty(row.space)
+    empty(row)
     lowest = value_of(bound)
     unit = warp_of()
     while unit < PARTS:

@@ -11,7 +11,6 @@ import math
 import numpy as np
 
 from neurogen.kernels.cuda_block import block_largest, block_sum, device, mass, warp_of, warps
-from neurogen.kernels.cuda_list import empty
 from neurogen.kernels.cuda_rows import PARTS, UNKNOWN, Row, reader
 from neurogen.kernels.depths import (
     DEPTH_UNIT,
@@ -28,8 +27,10 @@ __all__ = ["deviation", "entropy", "finite", "mean_depth", "tempered"]
 
 @device
 def tempered(row, temperature):  # type: ignore[no-untyped-def]
-    """The same row at another temperature, above 0; what has been listed is to be listed again. Two barriers."""
-    empty(row.space)
+    """The same row at another temperature, above 0.
+
+    What a truncation of it keeps can be drawn from, or truncated further, at either: it is weighed again.
+    """
     scale = scale_of(temperature)
     return Row(row.logits, row.start, row.vocab, row.head, row.top, scale, row.bits, row.space, UNKNOWN)
 
