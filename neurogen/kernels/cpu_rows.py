@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from neurogen.kernels.cpu_vectors import LANES, at_least, load, lowest_bit
+from neurogen.kernels.cpu_vectors import LANES, at_least, everywhere, greater, largest_of, load, lowest_bit, total_of
 from neurogen.kernels.numerics import (
     MANTISSA_SHIFT,
     NEGATIVE_INFINITY,
@@ -50,7 +50,7 @@ __all__ = [
 NOTHING = NEGATIVE_INFINITY
 """The largest logit of a row without a valid distribution."""
 
-CHUNK = 128  # two vectors of comparisons; a multiple of LANES
+CHUNK = 2 * LANES
 SAMPLED_CHUNKS = 32
 """A sample of a row has the logits of so many chunks or more, but fewer than twice as many."""
 ESTIMATES = 2 * SAMPLED_CHUNKS * CHUNK + 3 * LANES
@@ -58,6 +58,7 @@ EVERYTHING = -1
 """What a cut returns that removes no token: then none is listed."""
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
+NORMAL_DOUBLED = np.uint32(0x01000000)  # the bits of the least normal float32, shifted by one
 SIGN_SHIFT = np.int32(31)
 ORDERED_LOWEST = np.uint32(0x807FFFFF)  # see rank_of: the bits of -inf, ordered
 INVALID_RANK = np.uint32(0x7F800000 + 0x100000000 - 0x807FFFFF)  # of +inf; NaN of either sign lies above
@@ -194,6 +195,7 @@ def rank_from(x: Any) -> Any:
 
 @register_jitable
 def _chunk_maximum(chunk: Any) -> Any:
+    """The largest rank of a chunk, by integers alone."""
     best = np.uint32(0)
     for i in range(CHUNK):
         best = max(best, rank_of(to_float32(chunk[i])))
@@ -202,11 +204,26 @@ def _chunk_maximum(chunk: Any) -> Any:
 
 @register_jitable
 def scan(logits: Any, maxima: Any, scratch: Any) -> Any:
-    """Note the rank of every chunk's largest logit; return the row's, or `NOTHING` for NaN, +inf or only -inf."""
+    """Note the rank of every chunk's largest logit; return the row's, or `NOTHING` for NaN, +inf or only -inf.
+
+    Compares numbers, which is quicker than ranks. Integers decide where that is not enough: in a chunk without any
+    logit above the subnormals, since a thread may take those for 0, and in the whole row once a NaN is in the sums.
+    """
     best = np.uint32(0)
     whole = len(logits) // CHUNK
+    sums = everywhere(np.float32(0))  # NaN where a logit is, or where two infinities met
     for c in range(whole):
-        maxima[c] = _chunk_maximum(logits[c * CHUNK : c * CHUNK + CHUNK])
+        first, second = load(logits, c * CHUNK), load(logits, c * CHUNK + LANES)
+        sums = sums + first + second
+        top = np.float32(largest_of(greater(first, second)))
+        if np.uint32(top.view(np.uint32) << np.uint32(1)) >= NORMAL_DOUBLED:
+            maxima[c] = rank_of(top)
+        else:
+            maxima[c] = _chunk_maximum(logits[c * CHUNK : c * CHUNK + CHUNK])
+    total = total_of(sums)
+    if total != total:
+        for c in range(whole):
+            maxima[c] = _chunk_maximum(logits[c * CHUNK : c * CHUNK + CHUNK])
     if whole < len(maxima):
         load_chunk(logits, whole * CHUNK, scratch)
         maxima[whole] = _chunk_maximum(scratch)

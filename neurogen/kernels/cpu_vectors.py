@@ -28,6 +28,7 @@ __all__ = [
     "everywhere",
     "fused",
     "greater",
+    "largest_of",
     "load",
     "lowest_bit",
     "scaled_by_power",
@@ -144,14 +145,15 @@ _define(operator.sub, "fsub")
 _define(operator.mul, "fmul")
 
 
+def _greater(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
 @intrinsic
 def greater(context: Any, a: Any, b: Any) -> Any:
     """The greater of two vectors, lane by lane; that of `b` where either is NaN."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", *arguments), *arguments)
-
-    return lanes(lanes, lanes), generate
+    return lanes(lanes, lanes), lambda context, builder, signature, arguments: _greater(builder, *arguments)
 
 
 @intrinsic
@@ -178,22 +180,33 @@ def scaled_by_power(context: Any, p: Any, shifted: Any) -> Any:
     return lanes(lanes, lanes), generate
 
 
-@intrinsic
-def total_of(context: Any, a: Any) -> Any:
-    """The sum of all lanes, float32: half of them added to the other half, six times."""
+def _folded(join: Callable[..., Any]) -> Callable[..., Any]:
+    """Code that joins all lanes into one number: half of them with the other half, six times."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        total, width = arguments[0], LANES
+        folded, width = arguments[0], LANES
         while width > 1:
             width //= 2
             halves = [
-                builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(ir.IntType(32), width), list(places)))
+                builder.shuffle_vector(folded, folded, ir.Constant(ir.VectorType(ir.IntType(32), width), list(places)))
                 for places in (range(width), range(width, 2 * width))
             ]
-            total = builder.fadd(*halves)
-        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+            folded = join(builder, *halves)
+        return builder.extract_element(folded, ir.Constant(ir.IntType(32), 0))
 
-    return types.float32(lanes), generate
+    return generate
+
+
+@intrinsic
+def total_of(context: Any, a: Any) -> Any:
+    """The sum of all lanes, float32; NaN where one is, or where two infinities are added up."""
+    return types.float32(lanes), _folded(lambda builder, a, b: builder.fadd(a, b))
+
+
+@intrinsic
+def largest_of(context: Any, a: Any) -> Any:
+    """The largest of all lanes, float32; any number where one is NaN."""
+    return types.float32(lanes), _folded(_greater)
 
 
 # Bits, one a lane.

@@ -20,7 +20,7 @@ from neurogen.kernels.cuda_bins import (
     pick_bin,
     shift_for,
 )
-from neurogen.kernels.cuda_block import add_shared, block_sum, device, lane_of, mass, warp_of, warp_sum, warps
+from neurogen.kernels.cuda_block import WARP, block_sum, device, lane_of, mass, warp_of, warp_sum, warps
 from neurogen.kernels.cuda_parts import CUT, bin_of, mark_weighed
 from neurogen.kernels.cuda_rows import (
     BINS,
@@ -32,10 +32,10 @@ from neurogen.kernels.cuda_rows import (
     NEVER,
     PARTS,
     UNKNOWN,
+    first_id,
     forget,
-    is_of,
-    part_of,
     reader,
+    same_scale,
     slice_reader,
 )
 from neurogen.kernels.numerics import key_of, value_of
@@ -146,7 +146,7 @@ def collect(row, bound, weigh):  # type: ignore[no-untyped-def]
     """
     space = row.space
     bound = max(bound, LOWEST)
-    if row.total != UNKNOWN and bound >= space.marks[BOUND] and is_of(row):
+    if row.total != UNKNOWN and bound >= space.marks[BOUND] and same_scale(row):
         return _narrowed(row, bound), row.total
     empty(row)
     lowest = value_of(bound)
@@ -234,11 +234,19 @@ def weigh_parts(row, count, cut):  # type: ignore[no-untyped-def]
     """Add what a cut keeps of a bin that `collect_bin` has listed to the parts. Ends with a barrier."""
     space = row.space
     last = code_of(cut[0], cut[1])
-    i = cuda.threadIdx.x
-    while i < count:
-        if space.codes[i] >= last:
-            add_shared(space.parts, part_of(row, id_of(space.codes[i])), space.masses[i])
-        i += cuda.blockDim.x
+    part = warp_of()
+    while part < PARTS:
+        first, end, own = first_id(row, part), first_id(row, part + 1), np.int64(0)
+        i = lane_of()
+        while i < count:
+            code = space.codes[i]
+            if code >= last and first <= id_of(code) < end:
+                own += space.masses[i]
+            i += WARP
+        own = warp_sum(own)
+        if lane_of() == 0:
+            space.parts[part] += own
+        part += warps()
     if cuda.threadIdx.x == 0:
         mark_weighed(row, cut)
     cuda.syncthreads()
@@ -278,7 +286,7 @@ def cut_listed(row, count, wanted, counted):  # type: ignore[no-untyped-def]
 def is_listed(row, cut):  # type: ignore[no-untyped-def]
     """Whether all that a cut keeps has been listed, at this temperature; never of a `Band`."""
     if len(cut) == CUT:
-        return cut[0] >= row.space.marks[BOUND] and is_of(row)
+        return cut[0] >= row.space.marks[BOUND] and same_scale(row)
     return False
 
 

@@ -23,9 +23,9 @@ from neurogen.kernels.cuda_rows import (
     WEIGHED_ID,
     WEIGHED_KEY,
     first_id,
-    is_of,
     logit_at,
     reader,
+    same_scale,
 )
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of
 
@@ -120,7 +120,7 @@ _read_weights = reader(_weights)
 def _is_weighed(row, cut):  # type: ignore[no-untyped-def]
     marks = row.space.marks
     if len(cut) == CUT:
-        return marks[WEIGHED_KEY] == cut[0] and marks[WEIGHED_ID] == np.uint32(cut[1]) and is_of(row)
+        return marks[WEIGHED_KEY] == cut[0] and marks[WEIGHED_ID] == np.uint32(cut[1]) and same_scale(row)
     return False
 
 

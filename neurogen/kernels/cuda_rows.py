@@ -65,14 +65,13 @@ __all__ = [
     "first_top",
     "forget",
     "id_of_rank",
-    "is_of",
     "largest_rank",
     "logit_at",
     "open_space",
-    "part_of",
     "place_of",
     "read_top",
     "reader",
+    "same_scale",
     "slice_reader",
     "unread_row",
 ]
@@ -197,7 +196,7 @@ def forget(row):  # type: ignore[no-untyped-def]
 
 
 @device
-def is_of(row):  # type: ignore[no-untyped-def]
+def same_scale(row):  # type: ignore[no-untyped-def]
     """Whether what is listed and weighed was so at the temperature of this row."""
     return row.space.marks[SCALE] == row.scale.view(np.uint32)
 
@@ -205,8 +204,8 @@ def is_of(row):  # type: ignore[no-untyped-def]
 @device
 def _slots(row):  # type: ignore[no-untyped-def]
     """Whole groups of four logits that stand at multiples of four in memory, in a row and in a part of it."""
-    whole = np.int32((row.vocab - row.head) >> 2)
-    return whole, np.int32((whole + PARTS - 1) >> PART_BITS)
+    whole = np.int32(np.int32(row.vocab - row.head) >> 2)
+    return whole, np.int32(np.int32(whole + PARTS - 1) >> PART_BITS)
 
 
 @device
@@ -217,18 +216,7 @@ def first_id(row, part):  # type: ignore[no-untyped-def]
         return np.int32(0)
     if part == PARTS:
         return row.vocab
-    return np.int32(row.head + 4 * min(part * each, whole))
-
-
-@device
-def part_of(row, i):  # type: ignore[no-untyped-def]
-    """The part of an id, by halving."""
-    part, step = 0, PARTS >> 1
-    while step > 0:
-        if first_id(row, part + step) <= i:
-            part += step
-        step >>= 1
-    return part
+    return np.int32(row.head + 4 * min(np.int32(part * each), whole))
 
 
 def reader(
@@ -259,7 +247,7 @@ def slice_reader(
             the next state, of the same types. The id i is an int32.
         fold_four: the same for four logits at once, fold_four(row, state, a, b, c, d, i).
         in_flight: 4 to have four reads of four logits under way at once, for a fold that is short.
-        ahead: have the next two reads under way while one is folded, for a fold that is too long to be there often.
+        ahead: have the next read under way while one is folded, for a fold that is too long to be there often.
     """
     folded = device(fold)
 
@@ -284,11 +272,11 @@ def slice_reader(
     def read_ahead(row, state, i, stop):  # type: ignore[no-untyped-def]
         if i >= stop:
             return state
-        first, second = four_before(row, i, stop, i), four_before(row, i + 4 * WARP, stop, i)
+        four = four_before(row, i, stop, i)
         while i < stop:
-            third = four_before(row, i + 8 * WARP, stop, i)
-            state = fold_stored(row, state, first, i)
-            first, second = second, third
+            following = four_before(row, np.int32(i + 4 * WARP), stop, i)
+            state = fold_stored(row, state, four, i)
+            four = following
             i = np.int32(i + 4 * WARP)
         return state
 
@@ -297,15 +285,15 @@ def slice_reader(
         whole, each = _slots(row)
         if part == 0 and number == 0 and lane_of() < row.head:
             state = folded(row, state, logit_at(row, lane_of()), np.int32(lane_of()))
-        first, last = np.int32(part * each), np.int32(min((part + 1) * each, whole))
+        first, last = np.int32(part * each), min(np.int32((part + 1) * each), whole)
         if halvings > 0:
             own = np.int32(((each + (WARP << halvings) - 1) >> halvings) // WARP * WARP)
             first = np.int32(first + number * own)
-            last = np.int32(min(first + own, last))
+            last = min(np.int32(first + own), last)
         i = np.int32(row.head + 4 * (first + lane_of()))
         stop = np.int32(row.head + 4 * last)
         if in_flight == 4:
-            while i + 12 * WARP < stop:
+            while np.int32(i + 12 * WARP) < stop:
                 at = row.start + i
                 first, second = four_at(row.logits, at), four_at(row.logits, at + 4 * WARP)
                 third, fourth = four_at(row.logits, at + 8 * WARP), four_at(row.logits, at + 12 * WARP)
