@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
 from neurogen.parameters import INT64, RowParams, SamplerParams, build_params, row_params
@@ -126,11 +126,14 @@ class Sampler:
         if batch == 0:
             return seeds.new_empty(0)
         arguments = (logits, seeds, positions, rows) if state is None else (logits, seeds, positions, rows, state)
-        ids = self._guarded("sample", self.select, *arguments)
+        try:
+            ids = self.select(*arguments)
+        except Exception as error:
+            self._raise_failure("sample", error)
         self._check_result("sample", ids, seeds.dtype, (batch,), device)
         if check:
             self._check_ids(ids, logits, vocab)
-        return ids  # type: ignore[no-any-return]
+        return ids
 
     def probs(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
         """The distribution that `sample` draws from.
@@ -248,16 +251,14 @@ class Sampler:
         if state is not None and not self.stateful:
             raise ParameterError(f"Sampler {self.name!r} has no memory: it takes no state.", "state")
 
-    def _guarded(self, call: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except NeurogenError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"Sampler {self.name!r} ({self.origin}) failed in {call}: {type(error).__name__}: {error}. "
-                "This is an error of the plugin: update it or report it to its author, or choose another sampler."
-            ) from error
+    def _raise_failure(self, call: str, error: Exception) -> NoReturn:
+        """Raise an error of neurogen as it is, and any other as one of the plugin."""
+        if isinstance(error, NeurogenError):
+            raise error
+        raise PluginError(
+            f"Sampler {self.name!r} ({self.origin}) failed in {call}: {type(error).__name__}: {error}. "
+            "This is an error of the plugin: update it or report it to its author, or choose another sampler."
+        ) from error
 
     def _check_result(
         self, call: str, result: Any, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
@@ -314,11 +315,14 @@ class Sampler:
         rows = self._rows(params, logits.shape[0], logits.device)
         if logits.shape[0] == 0:
             return torch.empty(logits.shape, dtype=dtype, device=logits.device)
-        result = self._guarded(call, function, logits, rows)
+        try:
+            result = function(logits, rows)
+        except Exception as error:
+            self._raise_failure(call, error)
         self._check_result(call, result, dtype, logits.shape, logits.device)
         if check:
             self._raise_for_rows(_empty_rows(result), logits, call)
-        return result  # type: ignore[no-any-return]
+        return result
 
 
 class TruncationSampler(Sampler):
@@ -375,14 +379,15 @@ def _name_of(dtype: torch.dtype) -> str:
 def _per_row(name: str, value: Any, batch: int, device: torch.device) -> Tensor:
     import torch
 
-    if isinstance(value, torch.Tensor) and value.ndim > 0:
-        if value.dtype != torch.int64 or value.shape != (batch,) or value.device != device:
+    if isinstance(value, torch.Tensor):
+        if value.dtype is torch.int64 and value.shape == (batch,) and value.device == device:
+            return value.resolve_neg() if value.is_neg() else value
+        if value.ndim > 0:
             raise ParameterError(
                 f"{name} must be an int or an int64 tensor [{batch}] on {device}, "
                 f"got {value.dtype} {list(value.shape)} on {value.device}.",
                 name,
             )
-        return value.resolve_neg() if value.is_neg() else value
     number = value.item() if hasattr(value, "item") else value
     if not isinstance(number, int) or isinstance(number, bool) or number not in INT64:
         raise ParameterError(f"{name} must be an int of 64 bits or an int64 tensor [{batch}], got {value!r}.", name)

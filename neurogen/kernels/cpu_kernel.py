@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from neurogen.kernels.cpu_arrays import ELEMENTS, arrays_at, layout_of
 from neurogen.kernels.cpu_cache import cached
 
 __all__ = ["Kernel", "kernel", "kernel_with"]
+
+DTYPE = attrgetter("dtype")
 
 
 class Kernel:
@@ -35,7 +38,7 @@ class Kernel:
         self.weight = weight
         self.forms: dict[Any, Any] = {}
 
-    def form(self, logits: torch.dtype, arrays: list[Tensor]) -> Any:
+    def form(self, logits: torch.dtype, arrays: Sequence[Tensor]) -> Any:
         """The compiled form for logits of this dtype, and for such arrays.
 
         It is called as form(address of rows, batch, vocab, row_stride, *numbers), see `cpu_arrays.arrays_at`; the first
@@ -44,14 +47,14 @@ class Kernel:
         Raises:
             ContractError: the kernel is not made for arrays of these dtypes and dimensions.
         """
-        key = (logits, *[array.dtype for array in arrays])
+        key = (logits, *map(DTYPE, arrays))
         form = self.forms.get(key)
         if form is None:
             # One for all threads that come here at once: it is compiled when called, and then by one of them.
             form = self.forms.setdefault(key, _compiled(self.function, self._layout(logits, arrays)))
         return form
 
-    def _layout(self, logits: torch.dtype, arrays: list[Tensor]) -> str:
+    def _layout(self, logits: torch.dtype, arrays: Sequence[Tensor]) -> str:
         matrices = {place % len(arrays) for place in self.matrices}
         for place, array in enumerate(arrays):
             wanted = 2 if place in matrices else 1

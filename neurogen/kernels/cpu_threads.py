@@ -87,12 +87,14 @@ def run(kernel: Kernel, logits: Tensor, *tensors: Tensor) -> None:
     if not logits.is_contiguous() or logits.is_neg():
         logits = _with_whole_rows(logits.resolve_neg())
         row_stride = logits.stride(0)
-    arrays = [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
+    # With map, which takes half the time of a comprehension: it has no frame of its own.
+    arrays = tensors if all(map(Tensor.is_contiguous, tensors)) else tuple(map(Tensor.contiguous, tensors))
     form = kernel.form(logits.dtype, arrays)
-    numbers = [logits.data_ptr(), *[array.data_ptr() for array in arrays]]
+    numbers = [logits.data_ptr(), *map(Tensor.data_ptr, arrays)]
     if 0 in numbers:
         check_memory([logits, *arrays])
-    numbers += [arrays[place].shape[1] for place in kernel.matrices]
+    if kernel.matrices:
+        numbers += [arrays[place].shape[1] for place in kernel.matrices]
     work = int(batch * vocab * kernel.weight)
     helpers = min(batch, work // WORK_PER_THREAD, torch.get_num_threads()) - 1
     if helpers <= 0:

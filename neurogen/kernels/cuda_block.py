@@ -175,19 +175,19 @@ else:
 @device
 def lane_of():  # type: ignore[no-untyped-def]
     """This thread's place in its warp."""
-    return cuda.threadIdx.x % WARP
+    return np.int32(np.uint32(cuda.threadIdx.x) % np.uint32(WARP))  # as signed numbers it would take more registers
 
 
 @device
 def warp_of():  # type: ignore[no-untyped-def]
     """This thread's warp."""
-    return cuda.threadIdx.x // WARP
+    return np.int32(np.uint32(cuda.threadIdx.x) // np.uint32(WARP))
 
 
 @device
 def warps():  # type: ignore[no-untyped-def]
     """Warps in the block; its threads are a multiple of WARP, and at most WARP**2."""
-    return cuda.blockDim.x // WARP
+    return np.int32(np.uint32(cuda.blockDim.x) // np.uint32(WARP))
 
 
 @device

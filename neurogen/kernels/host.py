@@ -38,7 +38,7 @@ class Choose:
 
     def __call__(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
         ids = logits.new_empty(logits.shape[0], dtype=torch.int64)
-        self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), seed, position, ids)
+        self.run(self.kernel, logits, *map(params.__getattribute__, self.names), seed, position, ids)
         return ids
 
 
@@ -59,7 +59,7 @@ class Describe:
 
     def __call__(self, logits: Tensor, params: RowParams) -> Tensor:
         out = logits.new_empty(logits.shape, dtype=self.dtype)
-        self.run(self.kernel, logits, *(getattr(params, name) for name in self.names), out)
+        self.run(self.kernel, logits, *map(params.__getattribute__, self.names), out)
         return out
 
 
