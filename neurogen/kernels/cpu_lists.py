@@ -13,12 +13,13 @@ import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_rows import CHUNK, load_chunk, mass_at, rank_from, rank_of, sum_of
-from neurogen.kernels.cpu_vectors import LANES, at_least, count_bits, load, lowest_bit
+from neurogen.kernels.cpu_vectors import LANES, at_least, bits_between, count_bits, load, lowest_bit
 from neurogen.kernels.numerics import key_of, mass_of, to_float32, value_of
 
 __all__ = ["collect", "list_reached", "weigh_kept", "weigh_listed"]
 
 AT_ONCE = 4
+LAST_RANK = np.uint32(0xFFFFFFFF)
 
 
 @register_jitable
@@ -56,16 +57,21 @@ def collect(row: Any, threshold: Any, ties: Any) -> Any:
     above = max(rank, rank_of(value_of(key_of(threshold)))) + np.uint32(1)  # than +0 for either zero
     key = key_of(threshold)
     count, tied, seen = np.int64(0), np.int64(0), np.int64(0)
-    for c in range(len(row.logits) // CHUNK):
-        if row.maxima[c] >= rank:
-            for start in range(c * CHUNK, c * CHUNK + CHUNK, LANES):
-                bits = at_least(load(row.logits, start), threshold)
-                count = _list_lanes(bits, start, row.ids, count)
-            if ties < len(row.logits):
-                while seen < count:
-                    tied += np.int64(key_of(to_float32(row.logits[row.ids[seen]])) == key)
-                    seen += 1
-                rank = above if tied >= ties else rank
+    whole = len(row.logits) // CHUNK
+    for first in range(0, whole, LANES):
+        chunks = bits_between(row.maxima, first, whole, rank, np.uint32(LAST_RANK - rank))
+        while chunks != 0:
+            c = first + lowest_bit(chunks)
+            chunks &= chunks - np.uint64(1)
+            if row.maxima[c] >= rank:  # which may have risen meanwhile
+                for start in range(c * CHUNK, c * CHUNK + CHUNK, LANES):
+                    bits = at_least(load(row.logits, start), threshold)
+                    count = _list_lanes(bits, start, row.ids, count)
+                if ties < len(row.logits):
+                    while seen < count:
+                        tied += np.int64(key_of(to_float32(row.logits[row.ids[seen]])) == key)
+                        seen += 1
+                    rank = above if tied >= ties else rank
     return _finish_list(row, threshold, count)
 
 

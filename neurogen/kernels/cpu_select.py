@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from neurogen.kernels.cpu_vectors import LANES, bits_between, lowest_bit
+
 __all__ = ["select"]
 
 FEW = 64
@@ -75,10 +77,13 @@ def _among_few(keys: Any, weights: Any, count: Any, interval: Any, wanted: Any, 
     low, width = np.uint32(interval[0]), np.uint32(interval[1] - interval[0])
     few, own = np.empty(FEW + 1, np.uint32), np.empty(FEW + 1, np.int64)
     inside = np.int64(0)
-    for i in range(count):  # without a branch, which could not be predicted: what does not belong is written over
-        few[inside] = keys[i]
-        own[inside] = np.int64(1) if counted else weights[i]
-        inside += np.int64(np.uint32(keys[i] - low) < width)
+    for start in range(0, count, LANES):
+        bits = bits_between(keys, start, count, low, np.uint32(width - np.uint32(1)))
+        while bits != 0:
+            i = start + lowest_bit(bits)
+            few[inside], own[inside] = keys[i], np.int64(1) if counted else weights[i]
+            inside += 1
+            bits &= bits - np.uint64(1)
     best, before = np.uint32(0), np.int64(0)
     for i in range(inside):
         from_here = _weight_from(few[:inside], own[:inside], few[i])

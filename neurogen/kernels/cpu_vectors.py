@@ -7,6 +7,7 @@ lowers to what it has: AVX-512, AVX2, NEON, or scalar code.
     x = load(values, start)          64 stored logits, decoded
     x + y, x - y, x * y              lane by lane; `everywhere` makes a vector of one number
     bits = at_least(x, threshold)    one bit a lane, for `lowest_bit`, `add_where`
+    bits_between(keys, start, ...)   the same of 64 integers
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 __all__ = [
     "LANES",
     "add_where",
     "at_least",
+    "bits_between",
     "count_bits",
     "everywhere",
     "fused",
@@ -64,9 +67,9 @@ def _constant(vector: ir.VectorType, value: Any) -> Any:
     return ir.Constant(vector, [value] * LANES)
 
 
-def _spread(builder: Any, value: Any) -> Any:
-    """A vector that has one float32 in every lane."""
-    nowhere = ir.Constant(FLOATS, ir.Undefined)
+def _spread(builder: Any, value: Any, vector: ir.VectorType = FLOATS) -> Any:
+    """A vector that has one number in every lane."""
+    nowhere = ir.Constant(vector, ir.Undefined)
     single = builder.insert_element(nowhere, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(single, nowhere, _constant(INTEGERS, 0))
 
@@ -221,6 +224,35 @@ def at_least(context: Any, a: Any, threshold: Any) -> Any:
         return builder.bitcast(reached, ir.IntType(LANES))
 
     return types.uint64(lanes, types.float32), generate
+
+
+@intrinsic
+def _between(context: Any, values: Any, start: Any, low: Any, last: Any) -> Any:
+    """`bits_between` of LANES values, whose number is not checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), INTEGERS.as_pointer())
+        loaded = builder.load(pointer)
+        loaded.align = 4
+        above = builder.sub(loaded, _spread(builder, arguments[2], INTEGERS))
+        return builder.bitcast(
+            builder.icmp_unsigned("<=", above, _spread(builder, arguments[3], INTEGERS)), ir.IntType(LANES)
+        )
+
+    return types.uint64(types.Array(types.uint32, 1, "C"), types.int64, types.uint32, types.uint32), generate
+
+
+@register_jitable
+def bits_between(values: Any, start: Any, stop: Any, low: Any, last: Any) -> Any:
+    """A uint64 whose bit i tells whether values[start + i], uint32, is one of `low` .. `low` + `last`; up to `stop`."""
+    if start + LANES <= stop:
+        return _between(values, start, low, last)
+    bits = np.uint64(0)
+    for i in range(stop - start):
+        inside = np.uint64(np.uint32(values[start + i] - low) <= last)
+        bits |= inside << np.uint64(i)
+    return bits
 
 
 @intrinsic
