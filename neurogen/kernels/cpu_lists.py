@@ -13,7 +13,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_rows import CHUNK, load_chunk, mass_at, rank_from, rank_of, sum_of
-from neurogen.kernels.cpu_vectors import LANES, at_least, bits_between, count_bits, load, lowest_bit
+from neurogen.kernels.cpu_vectors import LANES, at_least, bits_between, bits_not_zero, count_bits, load, lowest_bit
 from neurogen.kernels.numerics import key_of, mass_of, to_float32, value_of
 
 __all__ = ["collect", "list_reached", "weigh_kept", "weigh_listed"]
@@ -79,8 +79,13 @@ def collect(row: Any, threshold: Any, ties: Any) -> Any:
 def list_reached(row: Any, threshold: Any) -> Any:
     """As `collect`, where `row.reached` tells which logits of whole chunks reach the threshold."""
     count = np.int64(0)
-    for j in range(len(row.logits) // CHUNK * CHUNK // LANES):
-        count = _list_lanes(row.reached[j], j * LANES, row.ids, count)
+    words = len(row.logits) // CHUNK * CHUNK // LANES
+    for first in range(0, words, LANES):
+        some = bits_not_zero(row.reached, first, words)
+        while some != 0:
+            j = first + lowest_bit(some)
+            some &= some - np.uint64(1)
+            count = _list_lanes(row.reached[j], j * LANES, row.ids, count)
     return _finish_list(row, threshold, count)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "add_where",
     "at_least",
     "bits_between",
+    "bits_not_zero",
     "count_bits",
     "everywhere",
     "fused",
@@ -252,6 +253,32 @@ def bits_between(values: Any, start: Any, stop: Any, low: Any, last: Any) -> Any
     for i in range(stop - start):
         inside = np.uint64(np.uint32(values[start + i] - low) <= last)
         bits |= inside << np.uint64(i)
+    return bits
+
+
+@intrinsic
+def _not_zero(context: Any, values: Any, start: Any) -> Any:
+    """`bits_not_zero` of LANES values, whose number is not checked."""
+    words = ir.VectorType(ir.IntType(64), LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), words.as_pointer())
+        loaded = builder.load(pointer)
+        loaded.align = 8
+        return builder.bitcast(builder.icmp_unsigned("!=", loaded, _constant(words, 0)), ir.IntType(LANES))
+
+    return types.uint64(types.Array(types.uint64, 1, "C"), types.int64), generate
+
+
+@register_jitable
+def bits_not_zero(values: Any, start: Any, stop: Any) -> Any:
+    """A uint64 whose bit i tells whether values[start + i], uint64, is not 0; up to `stop`."""
+    if start + LANES <= stop:
+        return _not_zero(values, start)
+    bits = np.uint64(0)
+    for i in range(stop - start):
+        bits |= np.uint64(values[start + i] != 0) << np.uint64(i)
     return bits
 
 
