@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,11 +20,12 @@ from neurogen.kernels.cpu import kernel, next_row, run
 from neurogen.kernels.cpu_arrays import arrays_at, layout_of
 from neurogen.kernels.cpu_lists import collect, list_reached
 from neurogen.kernels.cpu_rough import ROUGH, estimate_exponent, logit_at, skim
-from neurogen.kernels.cpu_rows import at_row, first_of, open_row, scan
+from neurogen.kernels.cpu_rows import INVALID_RANK, at_row, first_of, open_row, rank_of, rank_value, scan
 from neurogen.kernels.cpu_select import FEW, select
-from neurogen.kernels.numerics import key_of
+from neurogen.kernels.numerics import key_of, to_float32
 
 compiled_select = njit(select)
+compiled_rank_value = njit(rank_value)
 
 
 @njit
@@ -94,14 +96,74 @@ def test_the_rough_mass_below_a_threshold_is_within_its_bound(vocab: int, depth:
     assert abs(rest - exact) <= ROUGH * exact + 2.0**-100
 
 
+@pytest.mark.parametrize("vocab", [1_100, 128 * 64, 128 * 70 + 5])  # chunks are looked through 64 at a time
 @pytest.mark.parametrize("ties", [1, 3, 1_000_000])
-def test_a_list_holds_what_reaches_a_threshold_and_of_ties_at_least_the_first(ties: int) -> None:
-    row = torch.randint(0, 9, (1_100,), generator=torch.Generator().manual_seed(1)).float().numpy()
+def test_a_list_holds_what_reaches_a_threshold_and_of_ties_at_least_the_first(ties: int, vocab: int) -> None:
+    row = torch.randint(0, 9, (vocab,), generator=torch.Generator().manual_seed(1)).float().numpy()
+    row[vocab // 2 :] -= 5 * (np.random.default_rng(2).random(vocab - vocab // 2) < 0.99)
     ids, keys = collected(row, np.float32(5), ties)
     assert set(ids) <= set(np.flatnonzero(row >= 5))
     assert list(ids) == sorted(ids)
     assert set(ids) >= set(np.flatnonzero(row > 5)) | set(np.flatnonzero(row == 5)[:ties])
     assert [int(key) for key in keys] == [int(key_of(row[i])) for i in ids]
+
+
+@njit
+def scanned(flat):  # type: ignore[no-untyped-def]
+    maxima, scratch = np.empty(len(flat) // 128, np.uint32), np.empty(128, np.float32)
+    return scan(flat, maxima, scratch), maxima
+
+
+@njit
+def ranks_of_maxima(flat):  # type: ignore[no-untyped-def]
+    """By integers alone."""
+    maxima = np.zeros(len(flat) // 128, np.uint32)
+    for i in range(len(flat)):
+        maxima[i // 128] = max(maxima[i // 128], rank_of(to_float32(flat[i])))
+    return maxima
+
+
+def scanned_rows() -> Iterator[np.ndarray]:
+    """Rows whose largest logits are of every kind of float32."""
+    rng = np.random.default_rng(0)
+    for chunks in (1, 10):
+        x = (rng.normal(size=128 * chunks) * 3).astype(np.float32)
+        yield from (x, -np.abs(x), x * np.float32(1e-41), -np.abs(x) * np.float32(1e-41))
+        for special in (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-40, 1.2e-38, 3e38):
+            for count in (1, 5, len(x)):
+                row = x - np.float32(20) if special in (0.0, 1e-40, -1e-40) else x.copy()
+                row[rng.integers(0, len(x), count)] = special
+                yield row
+        huge = np.full(len(x), 3e38, np.float32)
+        huge[::2] = -np.inf  # their sum is not a number, and they are valid
+        yield huge
+        yield np.where(rng.random(len(x)) < 0.5, np.float32(0.0), np.float32(-0.0))
+        yield rng.integers(0, 2**32, len(x), dtype=np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_scan_finds_what_integers_find(dtype: torch.dtype, flush: bool) -> None:
+    seen = 0
+    torch.set_flush_denormal(False)
+    rows = [torch.from_numpy(row).to(dtype) for row in scanned_rows()]
+    stored = [row.numpy() if dtype == torch.float32 else row.view(torch.int16).numpy() for row in rows]
+    if dtype == torch.bfloat16:
+        stored = [row.view(np.uint16) for row in stored]
+    try:
+        torch.set_flush_denormal(flush)
+        for row in stored:
+            top, maxima = scanned(row)
+            wanted = ranks_of_maxima(row)
+            if wanted.max() >= INVALID_RANK:
+                assert top == -np.inf
+                continue
+            assert maxima.tolist() == wanted.tolist()
+            assert np.float32(top).tobytes() == np.float32(compiled_rank_value(wanted.max())).tobytes()
+            seen += 1
+    finally:
+        torch.set_flush_denormal(False)
+    assert 2 * seen > len(stored)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
