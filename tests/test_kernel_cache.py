@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -59,3 +62,39 @@ def test_every_kernel_uses_these_files() -> None:
     cache = sample.kernel.form(torch.float32, [torch.zeros(1, dtype=dtype) for dtype in dtypes])._cache
     assert isinstance(cache, _KernelCache)
     assert isinstance(cache._cache_file, _KernelFiles)
+
+
+ONE_OF_TWO = """
+import sys
+import torch
+from neurogen import RowParams
+from neurogen.kernels.cpu import heavier, largest, truncation
+
+def few(row, amount):
+    return largest(row, 2)
+
+def likely(row, amount):
+    return heavier(row, amount)
+
+calls = {"few": truncation(few, "amount"), "likely": truncation(likely, "amount")}
+logits = torch.arange(300.0).mul(0.01).repeat(40, 1)
+rows = RowParams(amount=torch.full((40,), 0.01, dtype=torch.float64), temperature=torch.ones(40, dtype=torch.float64))
+for name in sys.argv[1:]:
+    print(calls[name].sample(logits, torch.arange(40), torch.zeros(40, dtype=torch.int64), rows).tolist())
+"""
+
+
+def test_kernels_that_two_processes_have_kept_do_not_take_each_others_functions(tmp_path: Path) -> None:
+    """Both number their functions alike, unless they are told not to; a third process loads what both have kept."""
+    script = tmp_path / "one_of_two.py"
+    script.write_text(ONE_OF_TWO)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def tokens(*names: str) -> list[str]:
+        command = [sys.executable, str(script), *names]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    few, likely = tokens("few"), tokens("likely")
+    assert few != likely
+    assert tokens("few", "likely") == few + likely
+    assert tokens("likely", "few") == likely + few

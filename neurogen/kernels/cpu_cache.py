@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import pickle
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLocator
 
 __all__ = ["cached"]
@@ -20,6 +24,19 @@ TOOLKIT = ("cpu*.py", "depths.py", "numerics.py")
 """Files beside this one whose functions are compiled into every kernel."""
 
 NUMBERS = (int, float, str, tuple, np.generic)
+
+
+def _number_apart() -> None:
+    """Let Numba number functions from a random number on.
+
+    The number is part of a function's name in machine code. From 1 on, kernels kept by two processes would have
+    functions of the same name, and a third process that loads both would run one in place of the other, without a word.
+    """
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(62))
+
+
+_number_apart()
+os.register_at_fork(after_in_child=_number_apart)
 
 
 class _OwnFolder(InTreeCacheLocator):  # type: ignore[misc]
