@@ -26,9 +26,9 @@ FIELDS = [
 Invoke = Callable[..., Result]
 
 
-def neurogen_command(*arguments: str) -> Result:
+def neurogen_command(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """Run the command in this process; an exception that is no exit is the test's."""
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, arguments, input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -60,10 +60,7 @@ def run(tiny_model_dir: Path) -> Invoke:
 
     def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
         fixed = ("run", "--model", str(tiny_model_dir), "--max-new-tokens", "6", "--sampler")
-        result = CliRunner().invoke(main, [*fixed, *arguments], input=stdin)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
+        return neurogen_command(*fixed, *arguments, stdin=stdin)
 
     return invoke
 

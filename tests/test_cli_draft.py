@@ -8,20 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-
-from neurogen.cli import main
+from cli_helpers import neurogen_command
 
 RUN = ("run", "--sampler", "greedy", "--model", "starter", "--device", "cpu", "--seed", "1", "--max-new-tokens", "12")
 PROMPT = ("--prompt", "Once upon a time")
-
-
-def neurogen_command(*arguments: str) -> Result:
-    """Run the command in this process; an exception that is no exit is the test's."""
-    result = CliRunner().invoke(main, arguments)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

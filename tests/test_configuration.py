@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from cli_helpers import neurogen_command, registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurogen import Registry
-from neurogen.cli import main
 from neurogen.configuration import ConfigurationError, ConfigurationFile, parse_configuration, read_configuration
-from neurogen.registry import ENTRY_POINT_GROUP
+
+__all__ = ["registry"]  # a fixture
 
 PROMPT = ("--prompt", "once upon a time")
 
@@ -33,22 +31,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(work)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(own))
     return own
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    own = Registry(
-        [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name in ("greedy", "topk", "topp")]
-    )
-    monkeypatch.setattr("neurogen.registry._default", own)
-    return own
-
-
-def neurogen_command(*arguments: str) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def in_force(*arguments: str) -> dict[str, tuple[Any, str]]:

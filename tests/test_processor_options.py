@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from cli_helpers import neurogen_command, no_model
+from click.testing import Result
 
 import neurogen
-from neurogen.cli import main
 from neurogen.processors import FIRST_PARTY
 from neurogen.registry import PROCESSORS
+
+__all__ = ["no_model"]  # a fixture
 
 PROMPT = "once upon a time"
 Invoke = Callable[..., Result]
@@ -26,30 +28,15 @@ needs_llguidance = pytest.mark.skipif(
 )
 
 
-def invoke(*arguments: str, stdin: str | None = None) -> Result:
-    result = CliRunner().invoke(main, arguments, input=stdin)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 @pytest.fixture
 def run(tiny_model_dir: Path) -> Invoke:
     """`neurogen run` with the tiny model, greedily, and few tokens."""
 
     def run(*arguments: str, stdin: str | None = None) -> Result:
         fixed = ("run", "--model", str(tiny_model_dir), "--sampler", "greedy", "--max-new-tokens", "8", "--seed", "3")
-        return invoke(*fixed, *arguments, stdin=stdin)
+        return neurogen_command(*fixed, *arguments, stdin=stdin)
 
     return run
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_model(*_: object, **__: object) -> None:
-        pytest.fail("the model was loaded")
-
-    monkeypatch.setattr("neurogen.models.load_model", load_model)
 
 
 def shown(result: Result) -> list[str] | None:
@@ -60,7 +47,7 @@ def shown(result: Result) -> list[str] | None:
 
 
 def test_processors_lists_every_one_with_its_parameters() -> None:
-    entries = {entry["name"]: entry for entry in json.loads(invoke("processors", "--json").stdout)}
+    entries = {entry["name"]: entry for entry in json.loads(neurogen_command("processors", "--json").stdout)}
     assert {cls.name for cls in FIRST_PARTY} <= set(entries)
     (penalty, last_n, prompt) = entries["repetition-penalty"]["parameters"]
     assert (penalty["option"], penalty["domain"], penalty["default"]) == (
@@ -69,7 +56,7 @@ def test_processors_lists_every_one_with_its_parameters() -> None:
         1.2,
     )
     assert (last_n["option"], prompt["option"]) == ("--repetition-last-n", "--repetition-prompt")
-    rows = [line.split() for line in invoke("processors").stdout.splitlines()]
+    rows = [line.split() for line in neurogen_command("processors").stdout.splitlines()]
     assert ["PROCESSOR", "DISTRIBUTION", "DESCRIPTION"] in rows
     assert ["dry", "base", "--dry-base", "a", "finite", "number", ">=", "1", "1.75"] in [row[:9] for row in rows]
 
@@ -79,14 +66,14 @@ def test_processors_that_fail_are_listed_and_none_is_said(monkeypatch: pytest.Mo
 
     broken = EntryPoint("broken", "no_such_module", PROCESSORS.group)
     monkeypatch.setattr("neurogen.registry._default", neurogen.Registry([broken]))
-    assert "failed: The processor plugin 'broken'" in invoke("processors").stdout
+    assert "failed: The processor plugin 'broken'" in neurogen_command("processors").stdout
     monkeypatch.setattr("neurogen.registry._default", neurogen.Registry([]))
-    result = invoke("processors")
+    result = neurogen_command("processors")
     assert (result.stdout, "No processor plugin is installed" in result.stderr) == ("", True)
 
 
 def test_every_parameter_of_the_first_party_has_an_option_that_nothing_else_has() -> None:
-    text = invoke("run", "--sampler", "topk", "--help").stdout
+    text = neurogen_command("run", "--sampler", "topk", "--help").stdout
     for cls in FIRST_PARTY:
         for field in cls.Params.model_fields.values():
             option = (field.json_schema_extra or {}).get("option")  # type: ignore[union-attr]
@@ -313,5 +300,5 @@ def test_a_recorded_run_with_processors_is_replayed(run: Invoke, tmp_path: Path)
     assert (
         run("--prompts", str(prompts), "--record", str(record), "--ban", "upon", "--dry-multiplier", "1").exit_code == 0
     )
-    replay = invoke("replay", str(record))
+    replay = neurogen_command("replay", str(record))
     assert replay.exit_code == 0, replay.output
