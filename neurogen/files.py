@@ -4,21 +4,40 @@ these functions, so that a byte order mark, a number that is not finite and a fu
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from neurogen.errors import DataError, NeurogenError
 
-__all__ = ["decoded", "disk_error", "read_text", "replacing", "to_json", "write_text", "writing"]
+__all__ = [
+    "append_line",
+    "check_place",
+    "decoded",
+    "disk_error",
+    "read_text",
+    "replacing",
+    "to_json",
+    "write_text",
+    "writing",
+]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota that is used up, a file that would become larger than allowed."""
+
+SMALL = 100_000
+"""Bytes below which a size is told to the byte."""
+
 LIBRARY_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the Rust libraries (safetensors, tokenizers) put the system's error number into their own exceptions."""
 
@@ -76,49 +95,98 @@ def disk_error(error: BaseException) -> OSError | None:
         return error
     if found := LIBRARY_ERROR.search(str(error)):
         return OSError(int(found[1]), os.strerror(int(found[1])))
-    if "No space left on device" in str(error):
-        return OSError(28, os.strerror(28))
-    return None
+    for number in (*NO_ROOM, errno.EROFS, errno.EIO):
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    cause = error.__cause__ or error.__context__
+    behind = None if cause is None else disk_error(cause)
+    return behind if behind is not None and behind.errno in NO_ROOM else None
 
 
 @contextmanager
-def writing(what: str, path: str | os.PathLike[str], error_type: type[NeurogenError] = DataError) -> Iterator[None]:
+def writing(
+    what: str, path: str | os.PathLike[str], error_type: type[NeurogenError] = DataError, *, needed: int | None = None
+) -> Iterator[None]:
     """Turn the failure of writing a file or folder, by whatever library, into one clear error.
 
     Args:
         what: is written, as a sentence begins: "The page".
         path: the file or folder.
         error_type: what is raised.
+        needed: about how many bytes it takes, where that is known.
 
     Raises:
-        NeurogenError: of `error_type`; names what, where, the cause and how much space is free there.
+        NeurogenError: of `error_type`; names what, where, the cause, how much is needed and how much is free there.
     """
     try:
         yield
+    except (NeurogenError, BrokenPipeError):  # told already; or nobody reads what goes to a pipe
+        raise
     except Exception as error:
         cause = disk_error(error)
         if cause is None:
             raise
+        room = _room(Path(path), needed) if cause.errno in NO_ROOM else ""
         raise error_type(
-            f"{what} cannot be written to {path}: {cause.strerror or cause}{_space(Path(path))}. Give another place, "
-            "or mend this one."
+            f"{what} cannot be written to {path}: {cause.strerror or cause}{room}. Give another place, or mend this "
+            "one."
         ) from None
 
 
-def _space(path: Path) -> str:
-    """How much is free where a path lies, in words; empty where nobody can tell."""
+def check_place(what: str, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written, before the work is done. Nothing is changed.
+
+    Args:
+        what: is to be written, as a sentence begins: "The page".
+        path: the file.
+
+    Raises:
+        DataError: it is a folder, or its folder is not there, or nothing may be written there.
+    """
+    place = _place(path)
+    folder = place.parent
+    if place.is_dir():
+        problem = "it is a folder"
+    elif not folder.is_dir():
+        problem = f"there is no folder {folder}"
+    elif not os.access(place if _is_special(place) else folder, os.W_OK):
+        problem = f"nothing may be written in {folder}"
+    else:
+        return
+    raise DataError(f"{what} cannot be written to {path}: {problem}. Give a file in a folder that can be written.")
+
+
+def _room(path: Path, needed: int | None) -> str:
+    """How much is needed and how much is free where a path lies, in words; empty where nobody can tell."""
     folder = path.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there)"
+        free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there"
     except OSError:
         return ""
+    if needed is None:
+        return f" ({free})"
+    size = f"{needed:,} bytes" if needed < SMALL else f"{needed / 1e6:,.1f} MB"
+    return f" (about {size} are needed, {free})"
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """Where a path leads: a link stays, and what it names is written."""
+    return Path(os.path.realpath(path))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe, such as /dev/stdout, which is written and never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Make a file or a folder that appears whole or not at all.
+
+    What processes that were killed have left of earlier tries is removed. A file that is replaced keeps its
+    permissions; a link stays, and what it names is replaced; a device or pipe is written as it is.
 
     Yields:
         a path beside it, where nothing is: make a file or a folder there. It takes the place of `path`, lasting, when
@@ -127,11 +195,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: the file system refuses; `writing` around it tells the user.
     """
-    target = Path(path)
+    target = _place(path)
+    if _is_special(target):
+        yield target
+        return
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     _remove(draft)
+    _remove_stale(target)
     try:
         yield draft
+        if target.is_file():
+            shutil.copymode(target, draft)
         for made in (*_files_in(draft), draft):
             _sync(made)
         if draft.is_dir() and target.is_dir():
@@ -142,14 +216,58 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def _remove_stale(target: Path) -> None:
+    """Remove the drafts of `target` whose process is no more: it was killed, and nobody else knows of them."""
+    for draft in target.parent.glob(f".{escape(target.name)}.*.tmp"):
+        number = draft.name.removeprefix(f".{target.name}.").removesuffix(".tmp")
+        if number.isdecimal() and not _is_running(int(number)):
+            with suppress(OSError):  # another's, or gone meanwhile: then it is not ours to remove
+                _remove(draft)
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # there a signal of 0 ends a process, so that nobody can be asked
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
 def write_text(what: str, path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8; it appears whole or not at all.
 
     Raises:
         DataError: it cannot be written; see `writing`.
     """
-    with writing(what, path), replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+    data = text.encode("utf-8")
+    with writing(what, path, needed=len(data)), replacing(path) as draft:
+        draft.write_bytes(data)
+
+
+def append_line(what: str, path: str | os.PathLike[str], line: str) -> None:
+    """Write one more line, in UTF-8, behind what a file holds; whole or not at all.
+
+    Args:
+        what: is written, as a sentence begins: "The metrics".
+        path: the file; made where it does not exist.
+        line: without its line break.
+
+    Raises:
+        DataError: it cannot be written; the file is as it was.
+    """
+    data = line.encode("utf-8") + b"\n"
+    with writing(what, path, needed=len(data)), Path(path).open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import resource
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,3 +120,26 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
         if "NEUROGEN_CACHE" not in os.environ:
             patch.setenv("NEUROGEN_CACHE", str(shared / "neurogen-cache"))
         return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own that holds 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def size_limit(tmp_path: Path) -> Iterator[Path]:
+    """A folder, while this process can make no file larger than 2 MB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    folder = tmp_path / "limited"
+    folder.mkdir()
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

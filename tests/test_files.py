@@ -6,12 +6,14 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from neurogen.errors import DataError, ModelError
-from neurogen.files import disk_error, read_text, replacing, to_json, write_text, writing
+from neurogen.files import append_line, check_place, disk_error, read_text, replacing, to_json, write_text, writing
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
@@ -88,6 +90,67 @@ def test_write_errors_of_libraries_are_told_like_those_of_the_system(tmp_path: P
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"The page cannot be written to .*No such file or directory"):
         write_text("The page", tmp_path / "none" / "a.html", "")
+
+
+def test_a_quota_and_what_a_library_hides_behind_its_own_error_are_told() -> None:
+    assert disk_error(RuntimeError(os.strerror(errno.EDQUOT))).errno == errno.EDQUOT  # type: ignore[union-attr]
+    hidden = RuntimeError("the event file is broken")
+    hidden.__context__ = OSError(errno.ENOSPC, "full")
+    assert disk_error(hidden).errno == errno.ENOSPC  # type: ignore[union-attr]
+    hidden.__context__ = FileNotFoundError(errno.ENOENT, "what it tried first")
+    assert disk_error(hidden) is None
+
+
+@pytest.mark.parametrize("limited", ["full_disk", "size_limit"])
+def test_where_nothing_more_fits_the_old_stays_and_nothing_new_is_left(
+    limited: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(limited)
+    file, lines = folder / "a.txt", folder / "b.jsonl"
+    write_text("The text", file, "old")
+    append_line("The line", lines, "1")
+    large = "x" * 3_000_000
+    told = "cannot be written to .*about 3.0 MB are needed, .* MB are free there"
+    with pytest.raises(DataError, match=f"The text {told}"):
+        write_text("The text", file, large)
+    with pytest.raises(DataError, match=f"The line {told}"):
+        append_line("The line", lines, large)
+    assert file.read_text() == "old"
+    assert lines.read_text() == "1\n"
+    assert sorted(folder.iterdir()) == [file, lines]
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_a_running_one_makes_is_not(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    file, stale, made = (tmp_path / name for name in ("a", f".a.{ended.pid}.tmp", f".a.{os.getppid()}.tmp"))
+    other = tmp_path / f".ab.{ended.pid}.tmp"
+    (stale / "inner").mkdir(parents=True)
+    for one in (made, other):
+        one.touch()
+    write_text("The text", file, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([file, made, other])
+
+
+def test_a_link_a_device_and_permissions_stay(tmp_path: Path) -> None:
+    file, link = tmp_path / "a", tmp_path / "link"
+    file.touch(0o600)
+    link.symlink_to(file)
+    write_text("The text", link, "new")
+    assert (file.read_text(), link.is_symlink(), file.stat().st_mode & 0o777) == ("new", True, 0o600)
+    device = Path("/dev/full")
+    check_place("The text", device)
+    with pytest.raises(DataError, match="No space left"):
+        write_text("The text", device, "new")
+    assert device.is_char_device()
+
+
+def test_a_place_is_refused_before_anything_is_written_there(tmp_path: Path) -> None:
+    check_place("The page", tmp_path / "a.html")
+    for path, problem in ((tmp_path, "it is a folder"), (tmp_path / "none" / "a.html", "there is no folder")):
+        with pytest.raises(DataError, match=rf"The page cannot be written to .*: {problem}"):
+            check_place("The page", path)
+    assert not list(tmp_path.iterdir())
 
 
 def _fail_writing(path: Path, error: Exception) -> None:
