@@ -22,6 +22,7 @@ from torch import Tensor
 from neurogen import __version__
 from neurogen.errors import DataError
 from neurogen.generation import Prompt, RunOptions
+from neurogen.order import largest
 from neurogen.registry import Registry
 from neurogen.request import Drawn, Row
 
@@ -219,11 +220,8 @@ def describe(logits: Tensor) -> dict[str, Any]:
     """A digest of logits [vocab] as they are stored, and the largest of them with their ids."""
     values = logits.detach().cpu().contiguous()
     digest = hashlib.blake2b(values.view(torch.uint8).numpy().tobytes(), digest_size=8).hexdigest()
-    top = values.float().topk(min(TOP, len(values)))
-    return {
-        "logits": digest,
-        "top": [list(pair) for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)],
-    }
+    top, ids = largest(values.float(), TOP)
+    return {"logits": digest, "top": [list(pair) for pair in zip(ids.tolist(), top.tolist(), strict=True)]}
 
 
 def key_of(row: Row) -> Key:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ContractError, InvalidLogitsError, ParameterError
+from neurogen.order import largest
 from neurogen.parameters import NUMBERS, build_params, clamped
 from neurogen.processor import Processing, names_of
 from neurogen.request import Drawn, Request, Row, TokenLogprobs
@@ -209,11 +210,8 @@ class Selection:
             return result
         logs = torch.log_softmax(logits[asking].float(), dim=-1)
         chosen = logs.gather(1, self.ids[asking].clamp(min=0).unsqueeze(1)).flatten().tolist()
-        counts = [self.rows[i].request.logprobs or 0 for i in asking]
-        top = logs.topk(min(max(counts), self._vocab_size), dim=-1)
-        alternatives = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        for i, count, logprob, (ids, values) in zip(asking, counts, chosen, alternatives, strict=True):
-            result[i] = TokenLogprobs(logprob, _ranked(ids, values)[:count])
+        for i, row, logprob in zip(asking, logs, chosen, strict=True):
+            result[i] = TokenLogprobs(logprob, _most_probable(row, self.rows[i].request.logprobs or 0))
         return result
 
     def _checked(self, row: int, token: int, logits: Tensor, processed: Tensor, info: TokenLogprobs | None) -> Drawn:
@@ -255,6 +253,10 @@ def _is_valid(row: Tensor) -> bool:
     return bool(torch.isfinite(row.max()))  # max is NaN if any value is
 
 
-def _ranked(ids: Sequence[int], values: Sequence[float]) -> tuple[tuple[int, float], ...]:
-    possible = [(token, value) for token, value in zip(ids, values, strict=True) if value > float("-inf")]
-    return tuple(sorted(possible, key=lambda pair: (-pair[1], pair[0])))
+def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    """The first `count` tokens of [vocab] and their log-probabilities, without those of probability zero."""
+    if count == 0:
+        return ()
+    values, ids = largest(logprobs, count)
+    pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    return tuple((token, value) for token, value in pairs if value > float("-inf"))

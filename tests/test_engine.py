@@ -14,6 +14,7 @@ import neurogen
 from neurogen import API_VERSION, ContractError, InvalidLogitsError, ModelError, Param, ParameterError, Sampler
 from neurogen.engine import Engine, Request, Step
 from neurogen.models import LanguageModel
+from neurogen.order import largest
 from neurogen.sampler import State
 
 GIRL = "Once upon a time, there was a little girl"
@@ -162,6 +163,35 @@ def test_more_logprobs_than_ids_gives_all_ids(tiny: LanguageModel) -> None:
     (step,) = engine.generate([request(tiny, "the", 1, logprobs=10_000)])
     assert step.logprobs is not None
     assert sorted(token for token, _ in step.logprobs.top) == list(range(tiny.vocab_size))
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_of_equal_values_the_lowest_ids_are_listed_first(tiny: LanguageModel, count: int) -> None:
+    high = [7, 50, 90, 200, 201]  # and all others equal, too
+
+    def tie(logits: Tensor, *_: Tensor) -> Tensor:
+        tied = torch.zeros_like(logits)
+        tied[:, high] = 3.0
+        return tied
+
+    watch(tiny, tie)
+    (step,) = Engine(tiny, neurogen.load_sampler("greedy")).generate([request(tiny, "the", 1, logprobs=count)])
+    assert step.logprobs is not None
+    listed = [token for token, _ in step.logprobs.top]
+    assert listed == [*high, *(token for token in range(60) if token not in high)][:count]
+    assert step.token_id == listed[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_values_stand_in_the_order_of_tokens(dtype: torch.dtype) -> None:
+    values = torch.randint(-3, 4, (500,), generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[17] = float("nan")
+    values[18:40] = float("-inf")
+    ranks = sorted(range(500), key=lambda i: (not values[i].isnan(), -values[i].nan_to_num(0).item(), i))
+    for count in (1, 2, 30, 470, 490, 500, 900):
+        found, places = largest(values, count)
+        assert places.tolist() == ranks[:count]
+        assert found.nan_to_num(9).tolist() == values[places].nan_to_num(9).tolist()
 
 
 def test_ids_without_text_are_never_drawn(tiny: LanguageModel) -> None:

@@ -19,6 +19,7 @@ from neurogen.batch import Prefill
 from neurogen.continuous import check_request
 from neurogen.errors import InvalidLogitsError, NeurogenError, ParameterError
 from neurogen.kvcache import check_cache
+from neurogen.order import largest
 from neurogen.parameters import is_whole
 from neurogen.processor import Processing, names_of
 from neurogen.request import Request, Step
@@ -214,13 +215,10 @@ class _Search:
         Args:
             sums: float32 [beams, vocab], log-probability of each beam with each token.
         """
-        flat = sums.flatten()
-        least = flat.topk(min(self._kept, len(flat)), sorted=True).values[-1]
-        places = ((flat >= least) & (flat > float("-inf"))).nonzero().flatten()
-        values, order = flat[places].sort(descending=True, stable=True)  # stable: topk does not say what it does
-        found = zip(places[order].tolist()[: self._kept], values.tolist(), strict=False)
+        values, places = largest(sums.flatten(), self._kept)
+        found = zip(places.tolist(), values.tolist(), strict=True)
         vocab = sums.shape[1]
-        return [_Candidate(place // vocab, place % vocab, value) for place, value in found]
+        return [_Candidate(place // vocab, place % vocab, value) for place, value in found if value > float("-inf")]
 
     def _finish(self, candidates: Sequence[_Candidate]) -> None:
         for one in candidates[: self._settings.beams]:
