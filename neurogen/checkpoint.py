@@ -12,14 +12,14 @@ is intact. Nothing in it is a pickle: opening it runs no code.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError
+from neurogen.files import read_text, replacing, to_json, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from neurogen.tokenizer import Tokenizer
     from neurogen.trainer import Trainer
 
-__all__ = ["checkpoints_of", "latest_checkpoint", "load_checkpoint", "read_state", "save_checkpoint"]
+__all__ = ["checkpoints_of", "kept_of", "latest_checkpoint", "load_checkpoint", "read_state", "save_checkpoint"]
 
 FOLDER = "checkpoints"
 NAME = re.compile(r"chunk-(\d+)")
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "trainer.json"
-RANDOM_STATE = "random_state"
+RANDOM_STATE = "random_state"  # of an earlier neurogen: what a step draws depends on seed and step alone now
 SEPARATOR = "|"
 
 
@@ -52,6 +52,14 @@ def latest_checkpoint(run: Path) -> Path | None:
     return next(reversed(checkpoints_of(run)), None)
 
 
+def kept_of(run: Path) -> str:
+    """A sentence on what of a run can be gone on from."""
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is None:
+        return f"There is no checkpoint in {run} yet: --resume begins the run anew."
+    return f"The last checkpoint, {checkpoint}, is intact: --resume goes on from it."
+
+
 def save_checkpoint(
     run: Path, chunk: int, trainer: Trainer, tokenizer: Tokenizer, state: Mapping[str, Any], *, keep: int = 2
 ) -> Path:
@@ -67,28 +75,22 @@ def save_checkpoint(
     Raises:
         DataError: it cannot be written; earlier checkpoints are as they were.
     """
-    import torch
-
     accelerator = trainer.accelerator
     weights = _as_uncompiled(accelerator.get_state_dict(trainer.model))
     optimizer = _optimizer_state(trainer)
     target = run / FOLDER / f"chunk-{chunk:06d}"
     if accelerator.is_main_process:
         tensors, numbers = _split(optimizer)
-        tensors[RANDOM_STATE] = torch.get_rng_state()
         trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": numbers, **state}
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            _write(temporary, trainer, weights, tokenizer, tensors, trainer_state)
-            _replace(temporary, target)
-            for old in checkpoints_of(run)[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise DataError(
-                f"The checkpoint {target} cannot be written: {error.strerror or error}. Free some space; the "
-                "checkpoints before it are intact, and --resume goes on from the last."
-            ) from None
+        needed = sum(tensor.nbytes for tensor in (*weights.values(), *tensors.values()))
+        advice = f"Free some space. {kept_of(run)}"
+        with writing("The checkpoint", target, needed=needed, advice=advice):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale(target.parent)
+            with replacing(target) as draft:
+                _write(draft, trainer, weights, tokenizer, tensors, trainer_state)
+        for old in checkpoints_of(run)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return target
 
@@ -100,7 +102,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         DataError: it cannot be read.
     """
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads(read_text(checkpoint / STATE_FILE))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(checkpoint, str(error)) from None
     needed = {"chunk": int, "step": int, "optimizer": dict}
@@ -119,12 +121,11 @@ def _unreadable(checkpoint: Path, cause: str) -> DataError:
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
-    """Give a trainer, made with the checkpoint's model, its steps, optimizers and random state.
+    """Give a trainer, made with the checkpoint's model, its steps and optimizers.
 
     Raises:
         DataError: the checkpoint does not fit the trainer, or is damaged.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -132,7 +133,7 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     state = read_state(checkpoint)
     try:
         tensors = load_file(checkpoint / OPTIMIZER_FILE)
-        torch.set_rng_state(tensors.pop(RANDOM_STATE))
+        tensors.pop(RANDOM_STATE, None)
         set_optimizer_state_dict(
             trainer.model,
             _plain_optimizers(trainer),
@@ -211,27 +212,16 @@ def _write(
 
     from neurogen.weights import quiet_transformers
 
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=dict(weights))
     tokenizer.save(folder)
     save_file(dict(tensors), folder / OPTIMIZER_FILE)
-    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    (folder / STATE_FILE).write_text(to_json(state), encoding="utf-8")
 
 
-def _replace(temporary: Path, target: Path) -> None:
-    """Make the folder lasting, then give it its name."""
-    for path in (*_files(temporary), temporary):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.replace(target)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
+def _remove_stale(folder: Path) -> None:
+    """Remove what processes that were killed have left of checkpoints: the run is locked, so nobody else writes."""
+    for draft in folder.glob(".chunk-*.tmp"):
+        shutil.rmtree(draft, ignore_errors=True)

@@ -105,7 +105,12 @@ def disk_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def writing(
-    what: str, path: str | os.PathLike[str], error_type: type[NeurogenError] = DataError, *, needed: int | None = None
+    what: str,
+    path: str | os.PathLike[str],
+    error_type: type[NeurogenError] = DataError,
+    *,
+    needed: int | None = None,
+    advice: str = "Give another place, or mend this one.",
 ) -> Iterator[None]:
     """Turn the failure of writing a file or folder, by whatever library, into one clear error.
 
@@ -114,6 +119,7 @@ def writing(
         path: the file or folder.
         error_type: what is raised.
         needed: about how many bytes it takes, where that is known.
+        advice: what to do.
 
     Raises:
         NeurogenError: of `error_type`; names what, where, the cause, how much is needed and how much is free there.
@@ -127,10 +133,7 @@ def writing(
         if cause is None:
             raise
         room = _room(Path(path), needed) if cause.errno in NO_ROOM else ""
-        raise error_type(
-            f"{what} cannot be written to {path}: {cause.strerror or cause}{room}. Give another place, or mend this "
-            "one."
-        ) from None
+        raise error_type(f"{what} cannot be written to {path}: {cause.strerror or cause}{room}. {advice}") from None
 
 
 def check_place(what: str, path: str | os.PathLike[str]) -> None:

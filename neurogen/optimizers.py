@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from neurogen.errors import ParameterError
 
-__all__ = ["OptimizerName", "learning_rate_at", "make_optimizers"]
-
-OptimizerName = Literal["adamw", "muon"]
+__all__ = ["learning_rate_at", "make_optimizers"]
 
 BETAS = (0.9, 0.95)
 FINAL_SHARE = 0.1
@@ -21,7 +19,7 @@ FINAL_SHARE = 0.1
 
 
 def make_optimizers(
-    model: nn.Module, name: OptimizerName, *, learning_rate: float, weight_decay: float
+    model: nn.Module, name: str, *, learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model's weights.
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import ModelError
+from neurogen.files import read_text
+from neurogen.randomness import seeded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["PRESETS", "Preset", "model_config", "new_model"]
+__all__ = ["PRESETS", "Preset", "check_config", "check_preset", "model_config", "new_model"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,33 @@ PRESETS = {
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
 
+def check_preset(name: str) -> None:
+    """Raise ModelError unless there is a preset of this name."""
+    if name not in PRESETS:
+        raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
+
+
+def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
+    """Refuse a configuration that no model can be made of, before there is a tokenizer: one is made without memory.
+
+    Args:
+        file: see `model_config`.
+        context: the most tokens the model will take.
+        vocab_size: about as many as the tokenizer will have.
+
+    Raises:
+        ModelError: it is no configuration, or one that does not do.
+    """
+    import torch
+
+    config = _from_file(Path(file), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}, context)
+    try:
+        with torch.device("meta"):
+            _model_of(config)
+    except Exception as error:  # an architecture raises whatever its numbers lead to
+        raise _unusable(Path(file), error) from None
+
+
 def model_config(
     tokenizer: Tokenizer, *, context: int, preset: str = "tiny", file: str | Path | None = None
 ) -> PretrainedConfig:
@@ -66,8 +95,7 @@ def model_config(
     shared: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id, "eos_token_id": eos}
     if file is not None:
         return _from_file(Path(file), shared, context)
-    if preset not in PRESETS:
-        raise ModelError(f"There is no preset {preset!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
+    check_preset(preset)
     from transformers import LlamaConfig
 
     size = PRESETS[preset]
@@ -84,25 +112,37 @@ def model_config(
 
 
 def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file))
         kind = values.pop("model_type")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{file} is no model configuration ({type(error).__name__}: {error}). Give a transformers config.json, a "
             'JSON object with "model_type".'
         ) from None
-    if kind not in CONFIG_MAPPING:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{file}: the installed transformers does not know the architecture {kind!r}.")
-    config: PretrainedConfig = AutoConfig.for_model(kind, **{**values, **shared})
-    if getattr(config, "max_position_embeddings", context) < context:
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(kind, **{**values, **shared})
+    except Exception as error:  # what an architecture makes of values that it does not take
+        raise _unusable(file, error) from None
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < context:
         raise ModelError(
-            f"{file} allows {config.max_position_embeddings} positions and --context asks for {context}. Lower the "
-            "context, or raise max_position_embeddings."
+            f"{file} allows {positions} positions and --context asks for {context}. Lower the context, or raise "
+            "max_position_embeddings."
         )
     return config
+
+
+def _unusable(file: Path, error: Exception) -> ModelError:
+    cause = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(
+        f"No causal language model can be made of {file}: {cause}. Give the config.json of a model that continues "
+        "text, with numbers that fit together."
+    )
 
 
 def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -112,15 +152,21 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     divided by sqrt(2 * layers), as in GPT-2 (Radford et al., 2019), so that its variance does not grow with depth.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        loader: Any = AutoModelForCausalLM
-        model: PreTrainedModel = loader.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    with seeded(seed, torch.device("cpu")):
+        model = _model_of(config)
     layers = getattr(config, "num_hidden_layers", 1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(RESIDUAL_OUTPUTS):
                 weight.mul_(1 / math.sqrt(2 * layers))
+    return model
+
+
+def _model_of(config: PretrainedConfig) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    model: PreTrainedModel = loader.from_config(config, trust_remote_code=False, dtype=torch.float32)
     return model

@@ -20,8 +20,10 @@ from torch import Tensor
 from neurogen.contract import Contract
 from neurogen.errors import ParameterError
 from neurogen.health import Health, HealthSums, Verdict, cross_entropy, judge, measure
-from neurogen.optimizers import OptimizerName, learning_rate_at, make_optimizers
+from neurogen.optimizers import learning_rate_at, make_optimizers
+from neurogen.randomness import derived_seed, seeded
 from neurogen.registry import Registry, default_registry
+from neurogen.training_options import TrainerOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,46 +36,6 @@ MEASURED_BY = Contract(deterministic=True, argmax=True)
 """What the sampler that measures a training step must keep."""
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """How weights are changed.
-
-    Attributes:
-        learning_rate: peak of the learning rate.
-        optimizer: "adamw", or "muon" (Muon for the layers' matrices, AdamW for the rest).
-        weight_decay: of matrices, per unit of learning rate.
-        warmup_steps: over which the learning rate rises to its peak.
-        total_steps: over which it then falls to a tenth along a cosine; None: it stays.
-        max_gradient_norm: to which the gradient is clipped.
-        accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
-
-    Raises:
-        ParameterError: a value outside its domain.
-    """
-
-    learning_rate: float = 1e-3
-    optimizer: OptimizerName = "adamw"
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
-    total_steps: int | None = None
-    max_gradient_norm: float = 1.0
-    accumulation: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("learning_rate", 0.0), ("max_gradient_norm", 0.0)):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > least):
-                raise ParameterError(f"{name} must be a finite number > 0, got {value!r}.", name)
-        if not (isinstance(self.weight_decay, int | float) and 0 <= self.weight_decay < math.inf):
-            raise ParameterError(
-                f"weight_decay must be a finite number >= 0, got {self.weight_decay!r}.", "weight_decay"
-            )
-        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ParameterError(f"{name} must be an integer >= {least}, got {value!r}.", name)
 
 
 @dataclass(frozen=True)
@@ -152,8 +114,9 @@ class Trainer:
     ) -> None:
         if options is not None and values:
             raise ParameterError("Give either options or single values, not both.", "options")
-        self.options = options or TrainerOptions(**values)
-        self.greedy: Sampler = (registry or default_registry()).load_sampler("greedy", require=MEASURED_BY)
+        self.options = TrainerOptions(**values) if options is None else options
+        registry = default_registry() if registry is None else registry
+        self.greedy: Sampler = registry.load_sampler("greedy", require=MEASURED_BY)
         if accelerator is None:
             from accelerate import Accelerator
 
@@ -183,7 +146,8 @@ class Trainer:
         """
         contexts, targets = self._checked(context_ids, target_ids)
         rate = self._set_learning_rate()
-        sums, predicted, drawn = self._gradients(contexts, targets)
+        with seeded(self._seed_of_step(), self.accelerator.device):
+            sums, predicted, drawn = self._gradients(contexts, targets)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_gradient_norm))
         skipped = not math.isfinite(norm)
         for optimizer in self.optimizers:
@@ -242,7 +206,12 @@ class Trainer:
         """How many tokens drawn by `contrast` are the target; every position of every step has numbers of its own."""
         assert self.contrast is not None
         positions = torch.arange(len(targets), device=targets.device) + first * len(targets)
-        return (self.contrast.sample(logits, seed=self.step, position=positions, check=False) == targets).sum()
+        drawn = self.contrast.sample(logits, seed=self._seed_of_step(), position=positions, check=False)
+        return (drawn == targets).sum()
+
+    def _seed_of_step(self) -> int:
+        """Of dropout and of the draws of `contrast`: other numbers in every step and process."""
+        return derived_seed(self.options.seed, self.step, int(self.accelerator.process_index))
 
     def _synchronised(self, last: bool) -> Any:
         """Processes exchange gradients once a step, behind the last part."""

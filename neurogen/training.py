@@ -18,13 +18,23 @@ from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurogen.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from neurogen.checkpoint import kept_of, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from neurogen.errors import DataError
-from neurogen.training_files import append_line, cut_behind, locked, write_json
+from neurogen.training_files import (
+    METRICS_FILE,
+    SAMPLES_FILE,
+    TOKENIZER_FOLDER,
+    append_report,
+    cut_behind,
+    locked,
+    write_options,
+)
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions, options_in_force
 from neurogen.training_report import ChunkReport, means_of, sums_of
+from neurogen.training_setup import check_run, load_weights, make_tokenizer
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from torch import Tensor
 
     from neurogen.data import BrokenRow, PackedBatch
@@ -32,10 +42,6 @@ if TYPE_CHECKING:
     from neurogen.trainer import StepResult, Trainer
 
 __all__ = ["METRICS_FILE", "SAMPLES_FILE", "ChunkReport", "TrainingOptions", "TrainingRun"]
-
-METRICS_FILE = "metrics.jsonl"
-SAMPLES_FILE = "samples.jsonl"
-TOKENIZER_FOLDER = "tokenizer"
 
 HOPELESS_CHUNKS = 10
 SAMPLE_CONTEXT, SAMPLE_TARGETS = 48, 16
@@ -55,6 +61,7 @@ class TrainingRun:
         options: as they are in force.
         trainer, tokenizer: of the run.
         chunk: how many chunks have been trained.
+        saved: how many of them the newest checkpoint holds.
         stop_requested: set it to True to end behind the current chunk, with a checkpoint.
 
     Raises:
@@ -72,30 +79,44 @@ class TrainingRun:
         on_broken: Callable[[BrokenRow], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        checkpoint = latest_checkpoint(self.folder)
         self.options = options_in_force(self.folder, options, resume, changes or {})
-        self.chunk = 0
+        self.chunk = self.saved = 0
         self.stop_requested = False
+        self._lock: FileLock | None = None
+        check_run(self.folder, self.options)
         self._accelerator = _accelerator(self.options)
-        self._lock = locked(self.folder) if self._accelerator.is_main_process else None
+        try:
+            self._begin(on_broken)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, on_broken: Callable[[BrokenRow], None] | None) -> None:
+        """Make tokenizer, model and data ready where the run stands."""
+        if self._accelerator.is_main_process:
+            self._lock = locked(self.folder)
+        checkpoint = latest_checkpoint(self.folder)
         self.tokenizer = self._prepared_tokenizer()
         self.trainer = self._new_trainer(checkpoint)
         self._train, self._validation = self._streams(on_broken)
         if checkpoint is not None:
-            state = read_state(checkpoint)
-            load_checkpoint(checkpoint, self.trainer)
-            try:
-                self._train.load_state_dict(state["data"])
-            except (LookupError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"The position in the data of {checkpoint} cannot be used: {type(error).__name__}: {error}. "
-                    "Remove that checkpoint to go on from the one before."
-                ) from None
-            self.chunk = int(state["chunk"])
+            self._go_to(checkpoint)
         if self._accelerator.is_main_process:
-            write_json(self.folder / OPTIONS_FILE, asdict(self.options))
+            write_options(self.folder / OPTIONS_FILE, asdict(self.options))
             for name in (METRICS_FILE, SAMPLES_FILE):
                 cut_behind(self.folder / name, self.chunk)
+
+    def _go_to(self, checkpoint: Path) -> None:
+        state = read_state(checkpoint)
+        load_checkpoint(checkpoint, self.trainer)
+        try:
+            self._train.load_state_dict(state["data"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"The position in the data of {checkpoint} cannot be used: {type(error).__name__}: {error}. "
+                "Remove that checkpoint to go on from the one before."
+            ) from None
+        self.chunk = self.saved = int(state["chunk"])
 
     @property
     def is_main(self) -> bool:
@@ -126,10 +147,10 @@ class TrainingRun:
         """Train, yielding the report of every chunk when its line is written.
 
         Raises:
-            DataError: nothing finite came out of many chunks in a row; the last checkpoint is intact.
+            DataError: nothing finite came out of many chunks in a row, or a file cannot be written; the checkpoints
+                so far are intact.
         """
         batches = iter(self._train)
-        saved = self.chunk
         hopeless = 0
         while self.options.max_chunks is None or self.chunk < self.options.max_chunks:
             trained = self._train_chunk(batches)
@@ -140,19 +161,20 @@ class TrainingRun:
             hopeless = hopeless + 1 if report.skipped_steps == self.steps_per_chunk else 0
             if hopeless >= HOPELESS_CHUNKS:
                 raise DataError(_hopeless(report, self.folder))
-            if report.skipped_steps == 0 and (stop or self._is_due(self.options.save_every)):
-                saved = self.chunk
+            if (stop or self._is_due(self.options.save_every)) and self._is_finite():
                 report = replace(report, checkpoint=self.save())
             yield report
             if stop:
                 return
-        if saved != self.chunk:
+        if self.saved != self.chunk and self._is_finite():
             self.save()
 
     def save(self) -> Path:
         """Write a checkpoint of where the run is."""
         state = {"data": self._train.state_dict()}
-        return save_checkpoint(self.folder, self.chunk, self.trainer, self.tokenizer, state, keep=self.options.keep)
+        made = save_checkpoint(self.folder, self.chunk, self.trainer, self.tokenizer, state, keep=self.options.keep)
+        self.saved = self.chunk
+        return made
 
     def _train_chunk(self, batches: Iterator[PackedBatch]) -> tuple[ChunkReport, bool] | None:
         """The steps of a chunk, its measures over all processes, its lines. None where the data have ended."""
@@ -177,8 +199,8 @@ class TrainingRun:
         if (self.chunk + 1) % self.options.val_every == 0 and self._validation:
             report = replace(report, validation=self.trainer.evaluate(self._validation))
         if self.is_main:
-            append_line(self.folder / METRICS_FILE, report.to_json())
-            append_line(self.folder / SAMPLES_FILE, self._sample(report.chunk, last, results[-1].predicted_ids))
+            append_report(self.folder / METRICS_FILE, report.to_json())
+            append_report(self.folder / SAMPLES_FILE, self._sample(report.chunk, last, results[-1].predicted_ids))
         return report, total[-1] > 0
 
     def _report(self, results: list[StepResult], total: list[float], seconds: float) -> ChunkReport:
@@ -221,6 +243,10 @@ class TrainingRun:
             "right": sum(a == b for a, b in zip(expected, found, strict=True)),
         }
 
+    def _is_finite(self) -> bool:
+        """Whether every weight is a finite number; a model with one that is not never becomes a checkpoint."""
+        return all(bool(weight.isfinite().all()) for weight in self.trainer.model.parameters())
+
     def _is_due(self, every: int) -> bool:
         return self.chunk % every == 0
 
@@ -230,32 +256,24 @@ class TrainingRun:
 
         folder = self.folder / TOKENIZER_FOLDER
         if self._accelerator.is_main_process and not (folder / "complete").is_file():
-            _make_tokenizer(self.options, folder)
+            make_tokenizer(self.options, folder)
         self._accelerator.wait_for_everyone()
         return load_tokenizer(folder)
 
     def _new_trainer(self, checkpoint: Path | None) -> Trainer:
-        from neurogen.presets import PRESETS, model_config, new_model
-        from neurogen.trainer import Trainer, TrainerOptions
+        from neurogen.presets import model_config, new_model
+        from neurogen.trainer import Trainer
 
         options = self.options
         if checkpoint is None:
             config = model_config(self.tokenizer, context=options.context, preset=options.preset, file=options.config)
             model: Any = new_model(config, options.seed)
         else:
-            model = _load_weights(checkpoint)
+            model = load_weights(checkpoint)
         steps = None if options.max_chunks is None else options.max_chunks * self.steps_per_chunk
         return Trainer(
             model,
-            TrainerOptions(
-                learning_rate=options.learning_rate or PRESETS[options.preset].learning_rate,
-                optimizer=options.optimizer,  # type: ignore[arg-type]  # checked where it is used
-                weight_decay=options.weight_decay,
-                warmup_steps=options.warmup(steps),
-                total_steps=steps,
-                max_gradient_norm=options.max_gradient_norm,
-                accumulation=options.accumulation,
-            ),
+            options.for_trainer(steps),
             accelerator=self._accelerator,
             contrast=_contrast() if options.contrast else None,
         )
@@ -318,51 +336,6 @@ def _accelerator(options: TrainingOptions) -> Any:
     )
 
 
-def _make_tokenizer(options: TrainingOptions, folder: Path) -> None:
-    """Write the tokenizer's files; the last one says that they are all there."""
-    from neurogen.presets import PRESETS
-    from neurogen.tokenizer import SentencePieceTokenizer, load_tokenizer
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if options.tokenizer is None:
-        from neurogen.tokenizer_training import train_tokenizer
-
-        size = PRESETS[options.preset].vocab_size
-        train_tokenizer(options.data, size, folder / "tokenizer.model", force=True)
-        source = folder / "tokenizer.model"
-    else:
-        source = Path(options.tokenizer).expanduser()
-    tokenizer = load_tokenizer(source)
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        tokenizer.adds_bos = False  # documents are trained without a start token
-    tokenizer.save(folder)
-    (folder / "complete").touch()
-
-
-def _load_weights(checkpoint: Path) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    from neurogen.weights import quiet_transformers
-
-    loader: Any = AutoModelForCausalLM
-    try:
-        with quiet_transformers():
-            return loader.from_pretrained(
-                str(checkpoint),
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-    except (OSError, SafetensorError, LookupError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(
-            f"The model in {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}. Remove that checkpoint "
-            "to go on from the one before."
-        ) from None
-
-
 def _contrast() -> Any:
     from neurogen.registry import load_sampler
 
@@ -372,5 +345,5 @@ def _contrast() -> Any:
 def _hopeless(report: ChunkReport, folder: Path) -> str:
     return (
         f"Training stopped at chunk {report.chunk}: for {HOPELESS_CHUNKS} chunks no gradient was finite "
-        f"({report.reason}). The last checkpoint in {folder} is intact; try a lower --lr in a new folder."
+        f"({report.reason}). Try a lower --lr in a new folder. {kept_of(folder)}"
     )

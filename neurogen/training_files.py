@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,40 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError
+from neurogen.files import append_line, replacing, to_json, write_text, writing
 
-__all__ = ["append_line", "cut_behind", "locked", "write_json"]
+__all__ = [
+    "METRICS_FILE",
+    "SAMPLES_FILE",
+    "TOKENIZER_FOLDER",
+    "append_report",
+    "check_folder",
+    "cut_behind",
+    "locked",
+    "write_options",
+]
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, without making it.
+
+    Raises:
+        DataError: it is a file, lies below one, or nothing may be written there.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        problem = f"{place} is a file"
+    elif not os.access(place, os.W_OK):
+        problem = f"nothing may be written in {place}"
+    else:
+        return
+    raise DataError(f"{folder} cannot be used for a training run: {problem}. Give another folder.")
 
 
 def locked(folder: Path) -> FileLock:
@@ -27,12 +60,13 @@ def locked(folder: Path) -> FileLock:
     return lock
 
 
-def append_line(file: Path, line: Mapping[str, Any]) -> None:
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
+def append_report(file: Path, values: Mapping[str, Any]) -> None:
+    """Add a line to the metrics or the samples.
+
+    Raises:
+        DataError: it cannot be written; the file is as it was.
+    """
+    append_line("The training's report", file, to_json(values, ascii_only=True))
 
 
 def cut_behind(file: Path, chunk: int) -> None:
@@ -40,9 +74,8 @@ def cut_behind(file: Path, chunk: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in file.read_bytes().splitlines(keepends=True) if _chunk_of(line) <= chunk]
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(b"".join(kept))
-    temporary.replace(file)
+    with writing("The training's report", file), replacing(file) as draft:
+        draft.write_bytes(b"".join(kept))
 
 
 def _chunk_of(line: bytes) -> float:
@@ -53,7 +86,10 @@ def _chunk_of(line: bytes) -> float:
         return math.inf
 
 
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
+def write_options(file: Path, values: Mapping[str, Any]) -> None:
+    """Keep what a run was asked to do, for --resume.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    write_text("The training's options", file, to_json(values, indent=2, ascii_only=True) + "\n")

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neurogen.errors import DataError, ParameterError
+from neurogen.parameters import INT64, is_whole
+from neurogen.presets import PRESETS, check_preset
 
-__all__ = ["OPTIONS_FILE", "TrainingOptions", "options_in_force"]
+__all__ = ["OPTIONS_FILE", "TrainerOptions", "TrainingOptions", "options_in_force"]
 
 OPTIONS_FILE = "training.json"
 FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "device"})
 """Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
 
 COUNTS = ("tokens_per_chunk", "max_chunks", "context", "batch_size", "val_every", "val_tokens", "save_every", "keep")
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("float32", "bf16")
 DEFAULT_WARMUP = 100
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How weights are changed.
+
+    Attributes:
+        learning_rate: peak of the learning rate.
+        optimizer: "adamw", or "muon" (Muon for the layers' matrices, AdamW for the rest).
+        weight_decay: of matrices, per unit of learning rate.
+        warmup_steps: over which the learning rate rises to its peak.
+        total_steps: over which it then falls to a tenth along a cosine; None: it stays.
+        max_gradient_norm: to which the gradient is clipped.
+        accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
+        seed: of what a step draws: dropout, and the draws of a contrast. The same seed gives the same run.
+
+    Raises:
+        ParameterError: a value outside its domain.
+    """
+
+    learning_rate: float = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    total_steps: int | None = None
+    max_gradient_norm: float = 1.0
+    accumulation: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
+                raise _wrong(name, "a finite number > 0", getattr(self, name))
+        if self.optimizer not in OPTIMIZERS:
+            raise _wrong("optimizer", " or ".join(OPTIMIZERS), self.optimizer)
+        if not (_is_finite(self.weight_decay) and self.weight_decay >= 0):
+            raise _wrong("weight_decay", "a finite number >= 0", self.weight_decay)
+        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1)):
+            _check_count(self, name, least)
+        if not is_whole(self.seed):
+            raise _wrong("seed", "an integer of 64 bits", self.seed)
 
 
 @dataclass(frozen=True)
@@ -44,10 +90,11 @@ class TrainingOptions:
         compile: compile the model with torch.compile.
         contrast: top-k 50 at temperature 1 beside the greedy accuracy, to show what it would have hidden.
         device: auto, cpu or cuda.
-        seed: of the fresh weights.
+        seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
 
     Raises:
         ParameterError: a value outside its domain.
+        ModelError: no such preset.
     """
 
     data: tuple[str, ...]
@@ -77,31 +124,41 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (
-            "tokens_per_chunk",
-            "max_chunks",
-            "context",
-            "batch_size",
-            "val_every",
-            "val_tokens",
-            "save_every",
-            "keep",
-        )
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
-        if self.precision not in ("float32", "bf16"):
-            raise ParameterError(f"precision must be float32 or bf16, got {self.precision!r}.", "precision")
-        if not isinstance(self.hold_out, int) or self.hold_out < 0 or self.hold_out == 1:
-            raise ParameterError(f"hold_out must be 0 or an integer >= 2, got {self.hold_out!r}.", "hold_out")
+        for name in COUNTS:
+            _check_count(self, name, 1)
+        if self.precision not in PRECISIONS:
+            raise _wrong("precision", " or ".join(PRECISIONS), self.precision)
+        if not is_whole(self.hold_out, range(INT64.stop)) or self.hold_out == 1:
+            raise _wrong("hold_out", "0 or an integer >= 2", self.hold_out)
+        if isinstance(self.data, str) or isinstance(self.val, str):
+            raise ParameterError("data and val must be sequences of names, not one text.", "data")
         if not self.data:
             raise ParameterError("data must name at least one file, folder or data set.", "data")
+        check_preset(self.preset)
+        self.for_trainer(None)
+
+    def for_trainer(self, total_steps: int | None) -> TrainerOptions:
+        """How the weights are changed in a run of so many steps.
+
+        Raises:
+            ParameterError: a value outside its domain.
+        """
+        preset = PRESETS[self.preset]
+        return TrainerOptions(
+            learning_rate=preset.learning_rate if self.learning_rate is None else self.learning_rate,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup(total_steps),
+            total_steps=total_steps,
+            max_gradient_norm=self.max_gradient_norm,
+            accumulation=self.accumulation,
+            seed=self.seed,
+        )
 
     @property
     def sequences(self) -> int:
         """Sequences in a step of one process."""
-        return self.batch_size or max(1, self.tokens_per_chunk // self.context)
+        return max(1, self.tokens_per_chunk // self.context) if self.batch_size is None else self.batch_size
 
     def is_trained_on(self, document: int) -> bool:
         """Whether the document of this number is for training rather than for measuring."""
@@ -116,6 +173,21 @@ class TrainingOptions:
         if self.warmup_steps is not None:
             return self.warmup_steps
         return DEFAULT_WARMUP if total_steps is None else min(DEFAULT_WARMUP, max(1, total_steps // 10))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_count(options: Any, name: str, least: int) -> None:
+    """Refuse a count that is given and is none."""
+    value = getattr(options, name)
+    if value is not None and not is_whole(value, range(least, INT64.stop)):
+        raise _wrong(name, f"an integer >= {least}", value)
+
+
+def _wrong(name: str, allowed: str, value: object) -> ParameterError:
+    return ParameterError(f"{name} must be {allowed}, got {value!r}.", name)
 
 
 def options_in_force(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from neurogen import DataError, ParameterError
+from neurogen import DataError, ModelError, ParameterError
 from neurogen.checkpoint import checkpoints_of, latest_checkpoint
 from neurogen.cli import main
 from neurogen.models import load_model
@@ -177,6 +177,67 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.fixture
+def with_dropout(options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    file = tmp_path / "gpt2.json"
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.3)
+    file.write_text(json.dumps({"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, **rates}))
+    return {**options, "config": str(file), "max_chunks": 4, "save_every": 2, "contrast": True}
+
+
+def test_one_seed_makes_one_run_whatever_was_drawn_before(tmp_path: Path, with_dropout: dict[str, Any]) -> None:
+    import torch
+
+    torch.manual_seed(1)
+    whole = train(tmp_path / "whole", with_dropout)
+    torch.rand(7)
+    assert train(tmp_path / "same", with_dropout) == whole
+    run = TrainingRun(tmp_path / "ended", TrainingOptions(**with_dropout))
+    for report in run.chunks():
+        if report.chunk == 3:  # one behind the last checkpoint
+            break
+    run.close()
+    torch.rand(7)
+    resumed = TrainingRun(tmp_path / "ended", resume=True)
+    assert [report.chunk for report in resumed.chunks()] == [3, 4]
+    resumed.close()
+    assert lines(tmp_path / "ended") == whole
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_repeated(tmp_path: Path, with_dropout: dict[str, Any]) -> None:
+    whole = train(tmp_path / "whole", with_dropout)
+    run = TrainingRun(tmp_path / "ended", TrainingOptions(**with_dropout))
+    next(run.chunks())
+    run.close()
+    resumed = TrainingRun(tmp_path / "ended", resume=True)
+    assert len(list(resumed.chunks())) == 4
+    resumed.close()
+    assert lines(tmp_path / "ended") == whole
+
+
+def test_the_seed_is_that_of_dropout_too(with_dropout: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig
+
+    from neurogen.presets import new_model
+    from neurogen.trainer import Trainer
+
+    values = json.loads(Path(with_dropout["config"]).read_text())
+    config = AutoConfig.for_model(**{**values, "vocab_size": 30, "eos_token_id": 2, "bos_token_id": 1})
+    ids = torch.arange(16)
+
+    def loss(seed: int, step: int = 0) -> float:
+        trainer = Trainer(new_model(config, 0), seed=seed)
+        trainer.step = step
+        state = torch.get_rng_state()
+        found = trainer.train_step(ids, ids).loss
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    assert loss(0) == loss(0)
+    assert len({loss(0), loss(1), loss(-1), loss(0, step=1)}) == 4
+
+
 def test_a_run_that_wants_to_stop_saves_behind_the_chunk(tmp_path: Path, options: dict[str, Any]) -> None:
     run = TrainingRun(tmp_path / "run", TrainingOptions(**options))
     for report in run.chunks():
@@ -274,6 +335,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, options: dict[str, Any]) 
         ({"data": ("absent.jsonl",)}, "absent.jsonl"),
         ({"config": None, "preset": "huge"}, "no preset 'huge'. Choose one of tiny, small, base"),
         ({"optimizer": "sgd"}, "optimizer must be adamw or muon"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0, got 0.0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0"),
+        ({"max_gradient_norm": 0}, "max_gradient_norm must be a finite number > 0, got 0"),
+        ({"accumulation": 0}, "accumulation must be an integer >= 1, got 0"),
+        ({"seed": 2**63}, "seed must be an integer of 64 bits"),
+        ({"val": ("absent.jsonl",)}, "absent.jsonl"),
+        ({"tokenizer": "absent.model"}, "absent.model"),
+        ({"preset": "huge"}, "no preset 'huge'"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -283,6 +353,29 @@ def test_what_cannot_be_done_is_refused(
 
     with pytest.raises(NeurogenError, match=message):
         TrainingRun(tmp_path / "run", TrainingOptions(**{**options, **values}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no model configuration"),
+        ("[]", "is no model configuration"),
+        ('{"model_type": []}', "does not know the architecture"),
+        ('{"model_type": "llama", "hidden_size": "wide"}', "No causal language model can be made of"),
+        ('{"model_type": "llama", "hidden_size": 10, "num_attention_heads": 3}', "No causal language model"),
+        ('{"model_type": "clip"}', "No causal language model can be made of"),
+    ],
+)
+def test_a_configuration_is_tried_before_a_tokenizer_is_trained(
+    tmp_path: Path, options: dict[str, Any], text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurogen.tokenizer_training.train_tokenizer", lambda *_, **__: pytest.fail("it was trained"))
+    config = tmp_path / "config.json"
+    config.write_text(text)
+    with pytest.raises(ModelError, match=message):
+        TrainingRun(tmp_path / "run", TrainingOptions(**{**options, "config": str(config), "tokenizer": None}))
+    assert not (tmp_path / "run").exists()
 
 
 # The command line

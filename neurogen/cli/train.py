@@ -73,7 +73,9 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet",
 @click.option("--contrast", is_flag=True, help="Report beside the accuracy what drawing by top-k 50 would have shown.")
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
 @device_option
-@click.option("--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights.")
+@click.option(
+    "--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights, and of all that is drawn."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the closing line.")
 @click.option("--quiet", "-q", is_flag=True, help="No display and no closing line.")
 @debug_option
@@ -223,10 +225,14 @@ def _summary(run: TrainingRun, code: int) -> dict[str, Any]:
 
 
 def _closing_line(run: TrainingRun, code: int) -> str:
-    from neurogen.checkpoint import latest_checkpoint
+    from neurogen.checkpoint import kept_of, latest_checkpoint
 
-    checkpoint = latest_checkpoint(run.folder)
+    checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
+    ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
+    if run.chunk != run.saved:
+        return f"{ended}; the weights are not all finite, so that they were not saved. {kept_of(run.folder)}"
+    if checkpoint is None:
+        return f"{ended}. {kept_of(run.folder)}"
     if code:
-        again = f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
-        return f"Stopped behind chunk {run.chunk}; saved {checkpoint}. To go on: {again}"
-    return f"Trained {run.chunk:,} chunks; the model is in {checkpoint}. Try it: neurogen run --model {run.folder}"
+        return f"{ended}; saved {checkpoint}. To go on: {again}"
+    return f"{ended}; the model is in {checkpoint}. Try it: neurogen run --model {run.folder}"

@@ -1,0 +1,82 @@
+"""What is made ready before a training run: checks of all that was named, the tokenizer, weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from neurogen.checkpoint import latest_checkpoint
+from neurogen.errors import DataError
+from neurogen.files import check_place, replacing, writing
+from neurogen.training_files import METRICS_FILE, SAMPLES_FILE, TOKENIZER_FOLDER, check_folder
+from neurogen.training_options import OPTIONS_FILE, TrainingOptions
+
+__all__ = ["check_run", "load_weights", "make_tokenizer"]
+
+
+def check_run(folder: Path, options: TrainingOptions) -> None:
+    """Refuse what can be refused, before a tokenizer is trained and a model made. Nothing is written.
+
+    Raises:
+        NeurogenError: folder, data, tokenizer or configuration cannot be used.
+    """
+    from neurogen.presets import PRESETS, check_config
+    from neurogen.sources import resolve
+    from neurogen.tokenizer import load_tokenizer
+
+    check_folder(folder)
+    for name in (METRICS_FILE, SAMPLES_FILE, OPTIONS_FILE) if folder.is_dir() else ():
+        check_place(f"The training's {name}", folder / name)
+    resolve(options.data)
+    if options.val:
+        resolve(options.val)
+    vocab_size = PRESETS[options.preset].vocab_size
+    if options.tokenizer is not None and not (folder / TOKENIZER_FOLDER / "complete").is_file():
+        vocab_size = load_tokenizer(Path(options.tokenizer).expanduser()).vocab_size
+    if options.config is not None and latest_checkpoint(folder) is None:
+        check_config(options.config, context=options.context, vocab_size=vocab_size)
+
+
+def make_tokenizer(options: TrainingOptions, folder: Path) -> None:
+    """Write the tokenizer's files; the last one says that they are all there."""
+    from neurogen.presets import PRESETS
+    from neurogen.tokenizer import SentencePieceTokenizer, load_tokenizer
+
+    with writing("The tokenizer", folder), replacing(folder) as draft:
+        draft.mkdir()
+        if options.tokenizer is None:
+            from neurogen.tokenizer_training import train_tokenizer
+
+            source = draft / "tokenizer.model"
+            train_tokenizer(options.data, PRESETS[options.preset].vocab_size, source, force=True)
+        else:
+            source = Path(options.tokenizer).expanduser()
+        tokenizer = load_tokenizer(source)
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            tokenizer.adds_bos = False  # documents are trained without a start token
+        tokenizer.save(draft)
+        (draft / "complete").touch()
+
+
+def load_weights(checkpoint: Path) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from neurogen.weights import quiet_transformers
+
+    loader: Any = AutoModelForCausalLM
+    try:
+        with quiet_transformers():
+            return loader.from_pretrained(
+                str(checkpoint),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except (OSError, SafetensorError, LookupError, RuntimeError, ValueError, TypeError) as error:
+        raise DataError(
+            f"The model in {checkpoint} cannot be loaded: {' '.join(str(error).split())[:300]}. Remove that checkpoint "
+            "to go on from the one before."
+        ) from None
