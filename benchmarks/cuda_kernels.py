@@ -12,7 +12,6 @@ the same launch replayed from a CUDA graph, so without what Python costs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import statistics
@@ -29,6 +28,7 @@ from torch import Tensor
 
 import neurogen
 from neurogen.bench.clock import cuda_microseconds
+from neurogen.files import to_json
 from neurogen.kernels import cuda_compile, cuda_launch
 
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -305,7 +305,7 @@ def main() -> int:
         print_table(results)
         if arguments.json:
             arguments.json.write_text(
-                json.dumps({"card": torch.cuda.get_device_name(), "copy_rate": rate, "results": results}, indent=1)
+                to_json({"card": torch.cuda.get_device_name(), "copy_rate": rate, "results": results}, indent=1)
             )
     return 0
 

@@ -26,7 +26,7 @@ TROUBLE = {"flat": "#e9b44c", "saturated": "#c0392b", "diverged": "#7d3cbe"}
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`.
+    """The lines of a `metrics.jsonl`; a number that was not finite, which is null there, is NaN.
 
     Raises:
         DataError: it cannot be read, or holds no chunk.
@@ -37,7 +37,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         raise DataError(f"{file} cannot be read: {error}. It is written by `neurogen train`.") from None
     if not lines:
         raise DataError(f"{file} holds no chunk yet; charts need at least one.")
-    return lines
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 def draw_charts(metrics: Path, picture: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError, ParameterError
+from neurogen.files import to_json
 from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
 from neurogen.runner import Runner
@@ -173,7 +174,7 @@ class Conversation:
             "messages": [vars(message) for message in self.messages],
         }
         try:
-            Path(path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            Path(path).write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"The conversation cannot be written to {path}: {error.strerror or error}.") from None
 

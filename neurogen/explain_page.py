@@ -6,13 +6,13 @@ The sliders recompute in the page what temperature, k and p would have kept of t
 
 from __future__ import annotations
 
-import json
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen import pages
+from neurogen.files import to_json
 
 if TYPE_CHECKING:
     from neurogen.explanation import ExplainedStep, Explanation
@@ -98,7 +98,7 @@ def _token(index: int, step: ExplainedStep) -> str:
 def _data(explanation: Explanation) -> str:
     """The steps for the script; without a < no text of a model can end the element that holds it."""
     values = {"params": explanation.params, "steps": [_step(step) for step in explanation.steps]}
-    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return to_json(values).replace("<", "\\u003c")
 
 
 def _step(step: ExplainedStep) -> dict[str, Any]:

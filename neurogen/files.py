@@ -24,6 +24,7 @@ __all__ = [
     "check_place",
     "decoded",
     "disk_error",
+    "finite",
     "read_text",
     "replacing",
     "to_json",
@@ -76,17 +77,23 @@ def to_json(
     try:
         return json.dumps(value, **options)
     except ValueError:  # a number that is not finite, which is rare; anything else fails again
-        return json.dumps(_finite(value), **options)
+        return json.dumps(finite(value, default), **options)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
+    """A value with None in the place of every number that is not finite, for files that a library writes.
+
+    Args:
+        value, default: as for `to_json`.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry, default) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+        return [finite(entry, default) for entry in value]
+    plain = default is None or value is None or isinstance(value, str | int)
+    return value if plain else finite(default(value), default)
 
 
 def disk_error(error: BaseException) -> OSError | None:

@@ -80,13 +80,14 @@ class NeurogenBenchmark:
 
         from neurogen.bench.logits import make_logits
         from neurogen.bench.measure import draw_of
+        from neurogen.files import finite
 
         logits, source = make_logits(result.cell, device)
         draw = draw_of(sampler, logits)
         self._benchmark.group = f"neurogen {result.cell} {result.device}"
         self._benchmark.extra_info.update(sampler=result.label, logits=source)
         for peer, ratio in result.to_peers.items():
-            self._benchmark.extra_info[f"ratio_to_{peer}"] = round(ratio.median, 4)
+            self._benchmark.extra_info[f"ratio_to_{peer}"] = finite(round(ratio.median, 4))
 
         def call() -> None:
             draw(logits)

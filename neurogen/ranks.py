@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError, ParameterError
+from neurogen.files import to_json
 from neurogen.results import Key, ResultsFile
 
 __all__ = ["Gathered", "Ranks", "adopt", "rank_and_world"]
@@ -144,7 +145,7 @@ class Ranks:
             DataError: rank 0 has ended before that.
         """
         done, draft = self._done(self.rank), Path(f"{self.own}.draft")
-        draft.write_text(json.dumps({"failed": sorted(failed), "told": self.told}), encoding="utf-8")
+        draft.write_text(to_json({"failed": sorted(failed), "told": self.told}), encoding="utf-8")
         draft.replace(done)
         self._wait_for(0, lambda alive: not done.exists(), "it merged the results")
 

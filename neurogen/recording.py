@@ -21,6 +21,7 @@ from torch import Tensor
 
 from neurogen import __version__
 from neurogen.errors import DataError
+from neurogen.files import to_json
 from neurogen.generation import Prompt, RunOptions
 from neurogen.order import largest
 from neurogen.registry import Registry
@@ -100,7 +101,7 @@ class Recorder:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(to_json(line) + "\n")
         except OSError as error:
             raise self._unusable(error) from None
 

@@ -187,9 +187,10 @@ class _Comparison:
         self.report.differences.append(difference)
 
 
-def _distance(top: Sequence[Sequence[float]], logits: Tensor) -> float:
+def _distance(top: Sequence[tuple[int, float | None]], logits: Tensor) -> float:
+    """The largest distance of recorded logits; of those that were not finite, which are null, there is none."""
     values = logits.float()
-    within = [(int(token), value) for token, value in top if 0 <= int(token) < len(values)]
+    within = [(token, value) for token, value in top if value is not None and 0 <= token < len(values)]
     return max((abs(float(values[token]) - value) for token, value in within), default=float("nan"))
 
 

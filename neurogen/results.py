@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError
+from neurogen.files import to_json
 
 __all__ = ["ResultsFile"]
 
@@ -117,7 +118,7 @@ class ResultsFile:
         Raises:
             DataError: it cannot be written, for example because the disk is full.
         """
-        line = json.dumps(result, ensure_ascii=False).encode() + b"\n"
+        line = to_json(result).encode() + b"\n"
         assert _shape(line).startswith(BEGINNING), "what an incomplete line is known by"
         try:
             while line:

@@ -17,6 +17,7 @@ from typing import Any
 import sentencepiece
 
 from neurogen.errors import ModelError
+from neurogen.files import to_json
 
 __all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
 
@@ -154,7 +155,7 @@ class SentencePieceTokenizer(Tokenizer):
         """See `Tokenizer.save`."""
         (folder / SENTENCEPIECE_FILE).write_bytes(self._proto)
         if not self.adds_bos:
-            (folder / CONFIG_FILE).write_text(json.dumps({"add_bos_token": False}), encoding="utf-8")
+            (folder / CONFIG_FILE).write_text(to_json({"add_bos_token": False}), encoding="utf-8")
 
 
 class HFTokenizer(Tokenizer):

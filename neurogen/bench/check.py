@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neurogen.bench.cells import Cell
 from neurogen.bench.machine import Machine
-from neurogen.bench.results import FLOOR, Result
+from neurogen.bench.results import FLOOR, Number, Result
 from neurogen.errors import DataError, NeurogenError
+from neurogen.files import to_json
 from neurogen.registry import default_registry
 
 __all__ = ["CELLS", "Figure", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
@@ -55,7 +56,7 @@ class Figure(BaseModel):
     sampler: str
     params: dict[str, Any]
     cell: Cell
-    ratios: dict[str, float]
+    ratios: dict[str, Number]
 
     def __str__(self) -> str:
         return f"{self.sampler} {self.cell}"
@@ -202,7 +203,7 @@ def _update(file: Path, samplers: Sequence[str]) -> None:
     measured = [_figure(name, cell) for name in names for cell in CELLS]
     written = Figures(machine=describe_machine(), figures=measured)
     try:
-        file.write_text(written.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        file.write_text(to_json(written.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
     click.echo(f"Wrote {len(measured)} figures to {file}.")

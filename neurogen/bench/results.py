@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from neurogen.bench.cells import Cell
 from neurogen.bench.machine import Machine
 
-__all__ = ["FLOOR", "PEERS", "Quartiles", "Report", "Result", "Timing"]
+__all__ = ["FLOOR", "PEERS", "Number", "Quartiles", "Report", "Result", "Timing"]
 
 FLOOR = "floor"
 PEERS = (FLOOR, "torch", "transformers", "llama.cpp", "flashinfer")
 """All that there are; see `neurogen.bench.peers`."""
+
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float; one that is not finite is null in JSON, and NaN when it is read again."""
 
 
 class _Record(BaseModel):
@@ -29,9 +34,9 @@ class Quartiles(_Record):
         median, q1, q3: the quartiles.
     """
 
-    median: float
-    q1: float
-    q3: float
+    median: Number
+    q1: Number
+    q3: Number
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
@@ -52,7 +57,7 @@ class Timing(_Record):
     """
 
     microseconds: Quartiles
-    least: float
+    least: Number
     turns: int
     calls: int
 

@@ -15,7 +15,7 @@ import click
 
 from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
 from neurogen.cli.bench_options import BenchCommand, load_samplers
-from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell
+from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell, write_json
 from neurogen.errors import DataError, ParameterError
 from neurogen.registry import default_registry
 
@@ -141,7 +141,7 @@ def command(
     if plot is not None:  # before the table, of which a pipe may want the first lines alone
         _draw(report, plot, quiet=quiet)
     if as_json:
-        click.echo(report.model_dump_json(indent=2))
+        write_json(report.model_dump(mode="json"))
     else:
         from neurogen.cli.bench_output import print_report
 

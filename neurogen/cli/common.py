@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from neurogen.files import to_json
 from neurogen.parameters import INT64
 from neurogen.registry import Plugin
 
@@ -152,9 +152,9 @@ def typed(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
-def write_json(value: Any) -> None:
-    """Print one JSON object on stdout: in escapes where its encoding is not UTF-8."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=needs_escapes(), allow_nan=False))
+def write_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> None:
+    """Print one value as JSON, see `neurogen.files.to_json`; in escapes where the encoding of stdout is not UTF-8."""
+    click.echo(to_json(value, indent=2, ascii_only=needs_escapes(), default=default))
 
 
 def random_seed() -> int:

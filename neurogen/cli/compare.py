@@ -20,6 +20,7 @@ from neurogen.cli.common import (
     is_terminal,
     random_seed,
     tell,
+    write_json,
 )
 from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.output import CONTROL
@@ -96,7 +97,7 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
         if not values["quiet"]:
             tell(f"The page is in {values['html']}: open it in a browser.")
     if values["as_json"]:
-        click.echo(json.dumps(comparison.to_json(), indent=2, allow_nan=False))
+        write_json(comparison.to_json())
     else:
         _report(comparison, values["show"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from neurogen.cli.common import Settings, debug_option, echo_table, tell
+from neurogen.cli.common import Settings, debug_option, echo_table, tell, write_json
 from neurogen.cli.configured import Defaults, key_of
 from neurogen.cli.sampler_options import SamplerOption
 from neurogen.configuration import files_looked_at
@@ -67,7 +67,7 @@ def command(ctx: click.Context, /, commands: Sequence[str], everything: bool, as
     found = [entry for entry in _settings(root, defaults) if not commands or entry.command.split()[0] in commands]
     if as_json:
         files = _files(root, defaults)
-        click.echo(json.dumps({"files": files, "options": [asdict(entry) for entry in found]}, indent=2, default=str))
+        write_json({"files": files, "options": [asdict(entry) for entry in found]}, default=str)
         return
     shown = [entry for entry in found if everything or commands or entry.source != BUILT_IN]
     if shown:

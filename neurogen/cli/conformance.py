@@ -5,14 +5,13 @@ The sampler's own options come from its schema, as in `neurogen run`. The checks
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option
+from neurogen.cli.common import WholeNumber, debug_option, write_json
 from neurogen.cli.sampler_command import CommandOfSampler
 from neurogen.cli.sampler_options import SamplerOption, make_sampler
 from neurogen.errors import DeviceError, PluginError
@@ -115,7 +114,7 @@ def command(
     told = None if as_json else _Lines(chosen, sys.stdout.isatty())
     report = check(chosen, quick=quick, device=device, seed=seed, only=only, told=told)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+        write_json(report.as_dict())
     else:
         print_failures(report)
         click.echo(f"\n{report.verdict}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ from neurogen.cli.common import (
     echo_table,
     is_terminal,
     typed,
+    write_json,
 )
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import load_shown
@@ -102,7 +102,7 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
     if html is not None:
         _write_page(diagnosis, html, quiet=values["quiet"])
     if as_json:
-        click.echo(json.dumps(diagnosis.to_json(), indent=2, allow_nan=False))
+        write_json(diagnosis.to_json())
     else:
         _report(diagnosis)
 

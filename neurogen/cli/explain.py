@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed, tell
+from neurogen.cli.common import (
+    WholeNumber,
+    debug_option,
+    device_option,
+    dtype_option,
+    is_terminal,
+    random_seed,
+    tell,
+    write_json,
+)
 from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -56,7 +65,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
     if values["html"] is not None:
         report_page(explanation, values["html"], quiet=values["quiet"])
     if values["as_json"]:
-        click.echo(json.dumps(explanation.to_json(), indent=2, allow_nan=False))
+        write_json(explanation.to_json())
     elif values["html"] is None:
         report(explanation)
 

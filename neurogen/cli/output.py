@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -16,6 +15,7 @@ import click
 
 from neurogen.cli.common import needs_escapes
 from neurogen.errors import DataError
+from neurogen.files import to_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -68,7 +68,7 @@ class JsonOutput(Output):
     """One object a sequence, as they finish."""
 
     def result(self, result: Result) -> None:
-        write_stdout(json.dumps(result.to_json(), ensure_ascii=needs_escapes()) + "\n")
+        write_stdout(to_json(result.to_json(), ascii_only=needs_escapes()) + "\n")
 
 
 class TextOutput(Output):

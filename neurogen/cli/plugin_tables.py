@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 from pydantic.fields import FieldInfo
 
-from neurogen.cli.common import echo_table
+from neurogen.cli.common import echo_table, write_json
 from neurogen.parameters import BOUNDS, domain_of
 from neurogen.registry import Plugin
 
@@ -67,7 +66,7 @@ def print_entries(
 ) -> None:
     """All entries as JSON or by `tables`; where there are none, that is said on stderr."""
     if as_json:
-        click.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+        write_json(entries)
     elif not entries:
         click.echo(none, err=True)
     else:

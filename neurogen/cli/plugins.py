@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from neurogen.cli.common import debug_option, echo_table, listed, tell
+from neurogen.cli.common import debug_option, echo_table, listed, tell, write_json
 from neurogen.cli.samplers import NONE_INSTALLED
 from neurogen.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
 
@@ -40,7 +39,7 @@ def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
         names = listed(map(repr, unused))
         tell(f"{DISABLE_VARIABLE} names {names}, and no plugin here is called so: check the spelling.")
     if as_json:
-        click.echo(json.dumps([_entry(plugin) for plugin in plugins], indent=2, ensure_ascii=False))
+        write_json([_entry(plugin) for plugin in plugins])
     elif not plugins:
         click.echo(NONE_INSTALLED, err=True)
     else:
@@ -84,7 +83,7 @@ def doctor(no_conformance: bool, as_json: bool) -> int:
 
     found = examine(default_registry(), conformance=not no_conformance)
     if as_json:
-        click.echo(json.dumps([plugin.as_dict() for plugin in found], indent=2, ensure_ascii=False))
+        write_json([plugin.as_dict() for plugin in found])
     elif not found:
         click.echo(NONE_INSTALLED, err=True)
     else:

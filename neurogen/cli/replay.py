@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, device_option, is_terminal, tell
+from neurogen.cli.common import debug_option, device_option, is_terminal, tell, write_json
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 
@@ -49,7 +48,7 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
         dtype = str(recording.head.get("environment", {}).get("number format") or "auto")
         report = replay(recording, lambda name: load_model(model or name, device=device, dtype=dtype))
     if as_json:
-        click.echo(json.dumps(_entry(report), indent=2))
+        write_json(_entry(report))
     elif not quiet:
         for result in sorted(report.results, key=lambda one: (one.index, one.sample)):
             click.echo(result.text)
@@ -65,11 +64,7 @@ def _entry(report: ReplayReport) -> dict[str, Any]:
         "steps": report.steps,
         "drifted": report.drifted,
         "largest_drift": report.largest_drift,
-        "differences": [{**asdict(one), "distance": _finite(one.distance)} for one in report.differences],
+        "differences": [asdict(one) for one in report.differences],
         "environment": {name: {"recorded": was, "now": now} for name, (was, now) in report.environment.items()},
         "results": [result.to_json() for result in report.results],
     }
-
-
-def _finite(value: float) -> float | None:
-    return None if value != value else value
