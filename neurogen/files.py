@@ -92,8 +92,9 @@ def finite(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
         return {key: finite(entry, default) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry, default) for entry in value]
-    plain = default is None or value is None or isinstance(value, str | int)
-    return value if plain else finite(default(value), default)
+    if default is None or value is None or isinstance(value, str | int):
+        return value
+    return finite(default(value), default)
 
 
 def disk_error(error: BaseException) -> OSError | None:
