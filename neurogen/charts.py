@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError
+from neurogen.files import replacing, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,12 +65,8 @@ def save_picture(figure: Figure, picture: Path, *, dpi: int) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    temporary = picture.with_name(f".{picture.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=dpi)
-        temporary.replace(picture)
-    except OSError as error:
-        raise DataError(f"{picture} cannot be written: {error.strerror or error}.") from None
+    with writing("The picture", picture), replacing(picture) as draft:
+        figure.savefig(draft, format="png", dpi=dpi)
 
 
 def _loss(axes: Axes, lines: Lines) -> None:
@@ -111,8 +108,8 @@ def _tokens(axes: Axes, lines: Lines) -> None:
 
 def _loss_and_accuracy(axes: Axes, lines: Lines) -> None:
     shades = axes.scatter(
-        [line["loss"] for line in lines],
-        [line["accuracy"] for line in lines],
+        [_number(line["loss"]) for line in lines],
+        [_number(line["accuracy"]) for line in lines],
         c=[line["chunk"] for line in lines],
         cmap="viridis",
         s=9,
@@ -133,8 +130,14 @@ def _curve(axes: Axes, lines: Lines, name: str, color: str, label: str) -> None:
     size = math.ceil(len(lines) / SMOOTHED)
     starts = range(0, len(lines), size)
     middles = [sum(chunks[i : i + size]) / len(chunks[i : i + size]) for i in starts]
-    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in starts]
+    means = [_mean(values[i : i + size]) for i in starts]
     axes.plot(middles, means, color=color, label=label)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of the finite values; NaN, which is not drawn, where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _points(axes: Axes, lines: Lines, name: str, color: str, label: str) -> None:
@@ -145,7 +148,8 @@ def _points(axes: Axes, lines: Lines, name: str, color: str, label: str) -> None
 
 
 def _number(value: Any) -> float:
-    return float(value) if value is not None else math.nan
+    """As it is drawn: what is not finite is null in the file, and NaN, which is left out, here."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
 def _label(axes: Axes, title: str, unit: str) -> None:

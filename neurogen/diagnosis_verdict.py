@@ -99,7 +99,7 @@ def health_of(measures: Measures) -> Health:
         vocab_size=measures.vocab_size,
         loss=mean(measures.loss),
         accuracy=mean(measures.correct),
-        top5_accuracy=mean(measures.rank <= TOP),
+        top5_accuracy=mean((measures.rank <= TOP) & np.isfinite(measures.loss)),
         entropy=mean(measures.entropy),
         top1_probability=mean(measures.top1),
     )

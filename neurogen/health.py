@@ -53,7 +53,8 @@ class Health:
         vocab_size: width of the logits.
         loss: cross-entropy of the targets, in nats.
         accuracy: share of positions where the greedy token is the target.
-        top5_accuracy: share where the target is among the five first in the order of tokens.
+        top5_accuracy: share where the target is among the five first in the order of tokens. Where the logits are
+            not finite no token is right, for this share and for `accuracy`; the other means are NaN then.
         entropy: of the predicted distribution, in nats.
         top1_probability: of the most probable token.
     """
@@ -111,7 +112,7 @@ def judge(health: Health, gradient_norm: float | None = None) -> tuple[Verdict, 
         gradient_norm: of a training step, where there was one.
     """
     uniform = math.log(max(health.vocab_size, 2))
-    numbers = (health.loss, health.entropy, health.top1_probability, gradient_norm or 0.0)
+    numbers = (health.loss, health.entropy, health.top1_probability, 0.0 if gradient_norm is None else gradient_norm)
     if not all(math.isfinite(number) for number in numbers):
         return "diverged", (
             f"loss {health.loss:g} and gradient norm {gradient_norm if gradient_norm is not None else float('nan'):g} "
@@ -182,7 +183,9 @@ class _CrossEntropy(torch.autograd.Function):
 def _sums(measures: Tensor) -> Tensor:
     """What `HealthSums` holds, from the measures of every position (see `kernels.loss.MEASURES`)."""
     loss, rank, entropy, top1 = measures.unbind(-1)
-    columns = (loss, (rank < TOP).double(), entropy, top1, torch.ones_like(loss))
+    # A NaN is above nothing, so that it has the first rank; where there is no distribution no token is right.
+    hits = (rank < TOP) & loss.isfinite()
+    columns = (loss, hits.double(), entropy, top1, torch.ones_like(loss))
     return torch.stack([column.sum() for column in columns])
 
 

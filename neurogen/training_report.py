@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ class ChunkReport:
 
     Attributes:
         chunk, step, tokens, epoch: how far the run is; tokens are targets over all processes.
-        health: means over the chunk, all processes together.
+        health: means over the chunk, all processes together; a single position without finite logits makes loss,
+            entropy and top-1 probability NaN, and counts as wrong in both accuracies.
         gradient_norm: mean over the chunk's steps, before clipping.
         learning_rate: of its last step.
         tokens_per_second: of training alone, without validation and saving.
@@ -51,7 +53,7 @@ class ChunkReport:
     checkpoint: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values under the names of `metrics.jsonl`."""
+        """Plain values under the names of `metrics.jsonl`; None where a mean is no finite number."""
         health = self.health
         line: dict[str, Any] = {
             "chunk": self.chunk,
@@ -77,7 +79,11 @@ class ChunkReport:
             line["val_loss"] = self.validation.loss
             line["val_accuracy"] = self.validation.accuracy
             line["val_top5_accuracy"] = self.validation.top5_accuracy
-        return line
+        return {name: _finite(value) for name, value in line.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sums_of(result: StepResult) -> Tensor:
@@ -92,7 +98,7 @@ def sums_of(result: StepResult) -> Tensor:
         health.top1_probability,
         1.0,
         health.accuracy,
-        result.contrast_accuracy or 0.0,
+        0.0 if result.contrast_accuracy is None else result.contrast_accuracy,
     )
     return torch.tensor(means, dtype=torch.float64) * health.positions
 

@@ -45,6 +45,16 @@ def test_what_was_measured_shows(tmp_path: Path) -> None:
         assert (plain != other).any()
 
 
+@pytest.mark.parametrize("chunks", [1, 120])
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf")])
+def test_what_is_not_finite_is_left_out_of_every_panel(tmp_path: Path, chunks: int, number: float | None) -> None:
+    names = ("loss", "entropy_share", "top1_probability", "val_loss", "contrast_accuracy")
+    bad = [line(c, verdict="diverged", **dict.fromkeys(names, number)) for c in range(1, chunks + 1)]
+    drawn(tmp_path, bad)
+    mixed = [line(c, loss=number) if c % 3 else line(c) for c in range(1, chunks + 1)]
+    assert chunks == 1 or (drawn(tmp_path, mixed) != drawn(tmp_path, bad)).any()
+
+
 def test_losses_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     drawn(tmp_path, [line(1), line(2, loss=float("nan"), verdict="diverged"), line(3, loss=float("inf"))])
 

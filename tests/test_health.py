@@ -100,6 +100,16 @@ def test_what_is_not_finite_shows_in_the_loss(bad: float, way: str) -> None:
     assert not math.isfinite(measure(logits, targets).health(correct=0).loss)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_where_logits_are_not_finite_no_token_is_among_the_first_five(bad: float, way: str) -> None:
+    for vocab in (3, 50):
+        logits, targets = case(4, vocab)
+        logits[0], logits[1, targets[1]], logits[2, (targets[2] + 1) % vocab] = bad, bad, bad
+        logits[3] = 0.0
+        logits[3, targets[3]] = 1.0
+        assert measure(logits, targets).health(correct=0).top5_accuracy == 0.25
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_worked_on_in_float32(dtype: torch.dtype) -> None:
     logits, targets = case(6, 200)

@@ -272,7 +272,34 @@ def test_a_model_without_a_finite_gradient_stops_and_saves_nothing(tmp_path: Pat
         list(chunks)
     run.close()
     assert [folder.name for folder in checkpoints_of(tmp_path / "run")] == ["chunk-000004"]
-    assert lines(tmp_path / "run")[-1]["verdict"] == "diverged"
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    line = json.loads(last, parse_constant=pytest.fail)  # NaN is no JSON
+    assert line["verdict"] == "diverged"
+    assert (line["accuracy"], line["top5_accuracy"]) == (0, 0)
+    assert [line[name] for name in ("loss", "entropy_share", "top1_probability", "gradient_norm")] == [None] * 4
+
+
+@pytest.mark.parametrize("max_chunks", [3, 30])
+def test_nothing_is_said_of_a_checkpoint_that_is_not_there(
+    tmp_path: Path, options: dict[str, Any], max_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from neurogen import presets
+
+    def broken(config: Any, seed: int) -> Any:
+        model = new_model(config, seed)
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+        return model
+
+    new_model = presets.new_model
+    monkeypatch.setattr(presets, "new_model", broken)
+    result = invoke(*arguments(tmp_path / "run", {**options, "save_every": 2, "max_chunks": max_chunks}))
+    assert result.exit_code == (0 if max_chunks == 3 else 1)
+    assert "There is no checkpoint" in result.stderr
+    assert "is intact" not in result.stderr
+    assert checkpoints_of(tmp_path / "run") == []
 
 
 def test_rows_without_text_are_counted_and_named(tmp_path: Path, data: Path, options: dict[str, Any]) -> None:

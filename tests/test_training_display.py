@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from neurogen.cli.common import duration
-from neurogen.cli.training_display import TimeLeft
+from neurogen.cli.training_display import LineDisplay, LiveDisplay, TimeLeft
+from neurogen.health import Health
+from neurogen.training_report import ChunkReport
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,25 @@ def test_the_time_left_comes_from_the_chunks_of_this_run(monkeypatch: pytest.Mon
     assert left.seconds(10) is None  # resumed behind chunk 9: one chunk tells nothing yet
     assert left.seconds(11) == 90.0  # 10 seconds a chunk, 9 to go
     assert left.words(12) == "2 min 00 s left"  # 15 seconds a chunk, 8 to go
+
+
+def test_numbers_that_are_none_are_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    health = Health(10, 32, math.nan, 0.0, 0.0, math.nan, math.nan)
+    report = ChunkReport(1, 1, 10, 0, health, math.inf, 0.1, 5.0, "diverged", "why", 0, 1, validation=health)
+    LineDisplay(3).show(report)
+    assert capsys.readouterr().err.startswith(
+        "chunk 1, loss not finite, accuracy 0.0%, held out not finite / 0.0%, diverged, 5 tokens/s"
+    )
+    display = LiveDisplay(3)
+    display.show(report)
+    display.close()
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(display._panel(report))
+    assert "nan" not in captured.get()
+    assert captured.get().count("not finite") == 3  # loss, held out, gradient norm
 
 
 def test_without_a_last_chunk_the_data_decide() -> None:

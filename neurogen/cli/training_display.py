@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -111,16 +112,16 @@ class LiveDisplay(Display):
         from rich.text import Text
 
         health = report.health
-        of = f" of {self._max_chunks:,}" if self._max_chunks else ""
+        of = "" if self._max_chunks is None else f" of {self._max_chunks:,}"
         table = Table.grid(padding=(0, 2))
         rows = {
             "chunk": f"{report.chunk:,}{of}, {self._left.words(report.chunk)}",
             "tokens": f"{report.tokens / 1e6:,.2f} million, epoch {report.epoch + 1}",
-            "loss": f"{health.loss:.3f} nats a token",
+            "loss": f"{_number(health.loss)} nats a token",
             "accuracy": f"{health.accuracy:.1%} greedy, {health.top5_accuracy:.1%} among the first five",
             "held out": self._held_out(),
             "speed": f"{report.tokens_per_second:,.0f} tokens/s",
-            "step": f"learning rate {report.learning_rate:.2e}, gradient norm {report.gradient_norm:.2f}",
+            "step": f"learning rate {report.learning_rate:.2e}, gradient norm {_number(report.gradient_norm, 2)}",
         }
         for name, value in rows.items():
             table.add_row(Text(name, style="bold"), Text(value))
@@ -131,7 +132,7 @@ class LiveDisplay(Display):
         if self._validation is None or self._validation.validation is None:
             return "not measured yet"
         health = self._validation.validation
-        return f"loss {health.loss:.3f}, accuracy {health.accuracy:.1%} at chunk {self._validation.chunk:,}"
+        return f"loss {_number(health.loss)}, accuracy {health.accuracy:.1%} at chunk {self._validation.chunk:,}"
 
 
 def make_display(*, quiet: bool, max_chunks: int | None) -> Display:
@@ -147,11 +148,15 @@ def _line(report: ChunkReport) -> str:
     held_out = report.validation
     parts = [
         f"chunk {report.chunk}",
-        f"loss {health.loss:.3f}",
+        f"loss {_number(health.loss)}",
         f"accuracy {health.accuracy:.1%}",
-        *([f"held out {held_out.loss:.3f} / {held_out.accuracy:.1%}"] if held_out is not None else []),
+        *([f"held out {_number(held_out.loss)} / {held_out.accuracy:.1%}"] if held_out is not None else []),
         report.verdict,
         f"{report.tokens_per_second:,.0f} tokens/s",
         *([f"saved {report.checkpoint}"] if report.checkpoint is not None else []),
     ]
     return ", ".join(parts)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
