@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from types import ModuleType
 
+import handing_samplers
 import numpy as np
 import pytest
 import torch
@@ -426,6 +427,39 @@ def test_a_cuda_kernel_that_differs_is_found_without_a_card(tmp_path: Path, monk
     assert failure is not None
     assert "is simulated" in failure.got
     assert "sampler = Twisted(" in failure.snippet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [*handing_samplers.RIGHT, "topk(k=3)+topp(p=0.6)", "mirostat(tau=2)"], ids=named)
+def test_the_simulator_runs_what_the_kernel_was_given(cls: str | type[Sampler]) -> None:
+    result = check(cls, quick=True, only=["cuda"])["cuda"]
+    assert result.failure is None, str(result.failure)
+    assert result.status == "passed", result.notes
+    assert "thread by thread" in result.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "got"),
+    [
+        (handing_samplers.Astray, "when astray_cuda is simulated"),
+        (handing_samplers.Misnamed, "temprature"),
+    ],
+)
+def test_a_module_for_cuda_that_hands_on_something_else_is_found(cls: type[Sampler], got: str) -> None:
+    failure = check(cls, quick=True, only=["cuda"])["cuda"].failure
+    assert failure is not None
+    assert got in failure.got
+    assert f"sampler = {cls.__name__}(" in failure.snippet
+
+
+def test_a_launch_is_refused_for_what_no_kernel_is_made_for() -> None:
+    cuda_launch = pytest.importorskip("neurogen.kernels.cuda_launch")
+    kernel = cuda_launch.Kernel(lambda: None)
+    with pytest.raises(neurogen.ContractError, match="was given a tensor of float64"):
+        kernel.signature(torch.float64, torch.float64)
+    with pytest.raises(neurogen.ContractError, match="was given a tensor of int32"):
+        kernel.signature(torch.float32, torch.int32)
 
 
 @pytest.mark.exhaustive

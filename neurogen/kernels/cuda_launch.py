@@ -15,7 +15,7 @@ import torch
 from numba import cuda, types
 from torch import Tensor
 
-from neurogen.errors import DeviceError, ParameterError
+from neurogen.errors import ContractError, DeviceError, ParameterError
 from neurogen.kernels.host import check_memory
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]
@@ -75,7 +75,18 @@ class Kernel:
         return self.block, 1
 
     def signature(self, logits: torch.dtype, *tensors: torch.dtype) -> Any:
-        """The Numba signature of the form for these dtypes."""
+        """The Numba signature of the form for these dtypes.
+
+        Raises:
+            ContractError: kernels are not made for such logits or arrays.
+        """
+        wrong = [dtype for dtype in (logits,) if dtype not in STORED] + [d for d in tensors if d not in ELEMENTS]
+        if wrong:
+            raise ContractError(
+                f"A CUDA kernel was given a tensor of {_name_of(wrong[0])}. It takes logits of "
+                f"{', '.join(map(_name_of, STORED))}, and beside them tensors of {', '.join(map(_name_of, ELEMENTS))}: "
+                "convert before."
+            )
         arrays = types.Tuple([types.CPointer(ELEMENTS[dtype]) for dtype in tensors])
         size = types.int64
         return types.void(types.CPointer(STORED[logits]), size, size, size, size, arrays)
@@ -197,6 +208,10 @@ def _possible(pieces: int, given_as: str) -> int:
 def _pieces_of_environment() -> int:
     given = os.environ.get("NEUROGEN_CUDA_PIECES", "1")
     return _possible(int(given) if given.isdecimal() else given, "NEUROGEN_CUDA_PIECES")  # type: ignore[arg-type]
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _block(batch: int, device: int) -> int:

@@ -1,6 +1,7 @@
 """Runs CUDA kernels made by neurogen's toolkit on the CPU, thread by thread; in a process of its own.
 
 Usage: python -m neurogen.testing.simulator MODULE CASES.npz RESULTS.npz
+       python -m neurogen.testing.simulator       answers launches, see `serve`
 
 One thread of a block runs at a time, and hands over at every barrier and every shuffle, always in the same order. So a
 launch is repeatable, shuffles work, and threads that do not meet at the same barrier are found. Numba's own simulator
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
@@ -36,7 +39,7 @@ from neurogen.kernels import (
     cuda_statistics,
 )
 
-__all__ = ["FIELDS", "SIZES", "launch", "read_cases", "set_sizes", "simulate"]
+__all__ = ["FIELDS", "SIZES", "launch", "read_cases", "serve", "set_sizes", "simulate"]
 
 KERNEL_MODULES: tuple[Any, ...] = (
     cuda,
@@ -243,6 +246,30 @@ def simulate(case: dict[str, Any], sampler: Any) -> dict[str, Any]:
     return found
 
 
+def serve(asked: BinaryIO, answers: BinaryIO) -> None:
+    """Run one launch after another, until there are no more.
+
+    Args:
+        asked: pickled, one after the other: (module, kernel, case, arrays, blocks): the name of a module, the path of a
+            kernel in it such as "sample.kernel", `FIELDS` and logits, flat arrays, and the numbers of the blocks in
+            the order in which they run.
+        answers: to each pickled (arrays, problem): what the arrays hold afterwards, or why the kernel cannot be run.
+    """
+    while True:
+        try:
+            module, path, case, arrays, blocks = pickle.load(asked)
+        except EOFError:
+            return
+        problem = ""
+        try:
+            set_sizes({name: int(case[name]) for name in SIZES})
+            _start(attrgetter(path)(importlib.import_module(module)), case, arrays, blocks)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        pickle.dump((arrays, problem), answers)
+        answers.flush()
+
+
 def read_cases(path: str) -> dict[str, dict[str, Any]]:
     """The cases of an .npz file, whose arrays are called CASE/FIELD."""
     cases: dict[str, dict[str, Any]] = {}
@@ -254,8 +281,13 @@ def read_cases(path: str) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Simulate the kernels of one module on the cases of a file."""
+    """Simulate the kernels of one module on the cases of a file, or what is asked on stdin."""
     np.seterr(all="ignore")  # overflow and invalid operations are part of the semantics, and silent on a card
+    if len(sys.argv) == 1:
+        answers = os.fdopen(os.dup(1), "wb")
+        os.dup2(2, 1)  # what an imported module prints is no answer
+        serve(sys.stdin.buffer, answers)
+        return
     module, source, target = sys.argv[1:]
     sampler = importlib.import_module(module)
     sampler = getattr(sampler, "kernels", sampler)  # of a sampler with memory, below what moves that

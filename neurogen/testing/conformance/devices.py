@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+import re
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from neurogen.errors import ContractError
 from neurogen.sampler import TruncationSampler
-from neurogen.testing.conformance.case import Case, Value, per_row_numbers, summary
+from neurogen.testing.conformance.case import Case, per_row_numbers, summary
 from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
+from neurogen.testing.conformance.simulated import SimulationError, simulation
 from neurogen.testing.conformance.subject import Subject
 from neurogen.testing.conformance.trial import Difference, Trial
 
 __all__: list[str] = []
 
-SIMULATED = {"grid": 3, "block": 8, "warp": 4, "parts": 4, "listed": 64, "ranked": 16, "offset": 0, "gap": 0}
-"""Sizes of a launch, and of warps and lists: so small that rows of some dozen logits reach every branch."""
-
 SIMULATED_KINDS = ("normal", "ties", "removed", "saturated", "zeros")
-SIMULATE_SECONDS = 300
 BENCH_SECONDS = (0.1, 0.4)
 
 
@@ -43,8 +35,7 @@ def cuda(kit: Kit) -> None:
         return
     if kit.subject.device.type == "cuda":
         raise Skip("the other checks ran on the card; run it with the device cpu to compare both")
-    module = _toolkit_module(kit.subject)
-    _simulate(kit, module)
+    _simulate(kit, _cuda_modules(cls))
 
 
 def card_law(trial: Trial) -> None:
@@ -56,49 +47,84 @@ def card_law(trial: Trial) -> None:
             raise Difference(f"{summary(here)}, as on the CPU", f"{summary(there)} on the card")
 
 
-def _toolkit_module(subject: Subject) -> str:
-    """The module of CUDA kernels that the toolkit has made."""
-    cls = subject.cls
-    if issubclass(cls, TruncationSampler):
-        raise Skip("no card here; what it keeps is computed by torch, and the kernels behind are neurogen's own")
-    module = cls.backends.get("cuda")
-    if module is None:
-        raise Skip("it has no module for CUDA, and there is no card here")
-    found = _loaded(module)
-    if not all(hasattr(getattr(getattr(found, name, None), "kernel", None), "function") for name in FUNCTIONS):
-        raise Skip(f"no card here, and {module} is not made by neurogen.kernels.cuda, which alone can be simulated")
-    return module
-
-
 FUNCTIONS = ("sample", "probs", "support")
+NEEDS_A_CARD = re.compile(r"^(Cuda\w*|RuntimeError|AssertionError):.*(CUDA|NVIDIA)", re.IGNORECASE)
+"""How torch and Numba say that there is no card."""
 
 
-def _loaded(module: str) -> Any:
-    try:
-        return sys.modules.get(module) or importlib.import_module(module)
-    except ImportError as error:
-        raise Skip(f"no card here, and {module} cannot be imported: {error}") from None
+def _cuda_modules(cls: Any) -> list[str]:
+    """The modules for CUDA of a sampler, or of all samplers of a chain; imported.
+
+    Raises:
+        Skip: there is nothing to simulate.
+    """
+    links = getattr(cls, "links", None) or (cls,)
+    if all(link.backends is TruncationSampler.backends for link in links):
+        raise Skip("no card here; what it keeps is computed by torch, and the kernels behind are neurogen's own")
+    for link in links:
+        if "cuda" not in link.backends:
+            raise Skip("it has no module for CUDA, and there is no card here")
+    modules = list(dict.fromkeys(link.backends["cuda"] for link in links))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise Skip(f"no card here, and {module} cannot be imported: {error}") from None
+    return modules
 
 
-def _simulate(kit: Kit, module: str) -> None:
-    cases = [_row_parameters(kit.subject, case) for case in _simulated_cases(kit)]
-    results = _in_a_process(kit, module, cases)
+def _simulate(kit: Kit, modules: list[str]) -> None:
+    """The sampler with its modules for CUDA, and each kernel that it launches simulated."""
+    with simulation() as simulated:
+        for case in _simulated_cases(kit):
+            kit.count()
+            here = _results(Trial(kit.subject, case))
+            trial = Trial(kit.subject, case)
+            try:
+                with simulated.in_place_of_a_card():
+                    there = _results(trial)
+            except SimulationError as error:
+                kit.fail("kernels that can be simulated", str(error))
+            except Exception as error:
+                _refuse(kit, trial, modules, error)
+            _compare(kit, case, here, there, f"when {' and '.join(modules)} is simulated")
+        if not simulated.launches:
+            raise Skip("no card here, and it launched no kernel of neurogen.kernels.cuda, which alone can be simulated")
     kit.notes.append("no card here: the kernels were run thread by thread on the CPU")
-    for number, case in enumerate(cases):
-        kit.count()
-        trial = Trial(kit.subject, case)
-        here = {"ids": trial.sample(), "probs": trial.probs(), "support": trial.support().to(torch.uint8)}
-        for name, expected in here.items():
-            got = torch.from_numpy(results[f"{number}/{name}"])
-            if not got.equal(expected):
-                row = _first_row(got, expected)
-                shown = Trial(kit.subject, case.with_rows([row]))
-                {"ids": shown.sample, "probs": shown.probs, "support": shown.support}[name]()
-                kit.fail(
-                    f"{summary(expected[row])}, as on the CPU",
-                    f"{summary(got[row])} when {module}.{'sample' if name == 'ids' else name} is simulated",
-                    shown.snippet(),
-                )
+
+
+def _results(trial: Trial) -> dict[str, Tensor]:
+    """What the three calls give; of a sampler with memory also what two calls after each other leave in that."""
+    found = {"sample": trial.sample(), "probs": trial.probs(), "support": trial.support()}
+    if trial.subject.cls.stateful:
+        state = trial.fresh_state(trial.case.batch)
+        for _ in range(2):
+            found["sample"] = trial.sample(state=state)
+        found |= {f"state[{name!r}]": memory.clone() for name, memory in state.value.items()}
+    return found
+
+
+def _refuse(kit: Kit, trial: Trial, modules: list[str], error: Exception) -> None:
+    """Report an error that the modules for CUDA have raised, unless it says that there is no card."""
+    cause = error.__cause__ or error
+    text = f"{type(cause).__name__}: {cause}"
+    if not isinstance(error, ContractError) and NEEDS_A_CARD.search(text):
+        raise Skip(f"no card here, and {' and '.join(modules)} needs one: {text.splitlines()[0]}") from error
+    kit.fail("a result, as on the CPU", f"{text} from {' and '.join(modules)}", trial.snippet())
+
+
+def _compare(kit: Kit, case: Case, here: dict[str, Tensor], there: dict[str, Tensor], when: str) -> None:
+    for name, expected in here.items():
+        got = there[name]
+        if not got.equal(expected):
+            row = _first_row(got, expected)
+            shown = Trial(kit.subject, case.with_rows([row]))
+            getattr(shown, name if name in FUNCTIONS else "sample")()
+            kit.fail(
+                f"{summary(expected[row])}, the {name} on the CPU",
+                f"{summary(got[row])} {when}",
+                shown.snippet(),
+            )
 
 
 def _first_row(one: Tensor, other: Tensor) -> int:
@@ -117,51 +143,6 @@ def _simulated_cases(kit: Kit) -> list[Case]:
                 found.append(per_row_numbers(batch_of(kinds, number, vocab, params, dtype)))
                 number += len(KINDS)
     return found
-
-
-def _row_parameters(subject: Subject, case: Case) -> Case:
-    """The case with every number given per row, as a kernel takes it."""
-    whole: dict[str, Value | tuple[Value, ...]] = {**subject.base, **case.params}
-    numbers = {name: (value,) * case.batch for name, value in whole.items() if type(value) in (int, float)}
-    return replace(case, params={**case.params, **numbers})  # type: ignore[dict-item]
-
-
-def _in_a_process(kit: Kit, module: str, cases: list[Case]) -> dict[str, np.ndarray[Any, Any]]:
-    """What the simulated kernels give: CASE/ids, CASE/probs and CASE/support."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "cases.npz", Path(folder) / "results.npz"
-        arrays = {
-            f"{number}/{name}": array
-            for number, case in enumerate(cases)
-            for name, array in _arrays(kit.subject, case).items()
-        }
-        np.savez(source, **arrays)
-        command = [sys.executable, "-m", "neurogen.testing.simulator", module, str(source), str(target)]
-        paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=SIMULATE_SECONDS, check=False)
-        if done.returncode:
-            kit.fail("kernels that can be simulated", done.stderr.strip()[-2000:])
-        with np.load(target) as file:
-            return {key: file[key] for key in file}
-
-
-def _arrays(subject: Subject, case: Case) -> dict[str, Any]:
-    """A case as the simulator takes it."""
-    stored = {torch.bfloat16: (torch.int16, np.uint16), torch.float16: (torch.int16, np.int16)}
-    bits = case.logits
-    if bits.dtype in stored:
-        view, kind = stored[bits.dtype]
-        logits: Any = bits.view(view).numpy().view(kind)
-    else:
-        logits = bits.numpy()
-    fields = subject.cls.Params.model_fields
-    columns = {
-        name: np.array(value, dtype=np.int64 if fields[name].annotation is int else np.float64)
-        for name, value in case.params.items()
-        if isinstance(value, tuple)
-    }
-    numbers = {"seed": np.array(case.seed, np.int64), "position": np.array(case.position, np.int64)}
-    return {**SIMULATED, **columns, **numbers, "logits": logits}
 
 
 def _ratio(value: float) -> str:
