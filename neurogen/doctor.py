@@ -29,7 +29,7 @@ __all__ = ["Examined", "Problem", "examine"]
 
 CONFORMANCE_SECONDS = 300
 CAUSE = re.compile(r"cannot be used: (?P<cause>.*?)\. Update or uninstall", re.DOTALL)
-MISSING = re.compile(r"needs the module '(?P<module>[^']+)'")
+MISSING = re.compile(r"needs the module '(?P<module>[^']+)'(?:, which is not installed \(`(?P<command>[^`]+)`\))?")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _load_problems(plugin: Plugin) -> Iterator[Problem]:
     found = CAUSE.search(plugin.error or "")
     cause = found["cause"] if found else str(plugin.error)
     missing = MISSING.search(cause)
-    if missing:
+    if missing and missing["command"]:
+        remedy = missing["command"]
+    elif missing:
         remedy = f"pip install the distribution of the module {missing['module']!r}, or reinstall {plugin.distribution}"
     elif "api_version" in cause:
         remedy = f"pip install --upgrade {plugin.distribution} neurogen"

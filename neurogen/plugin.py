@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from neurogen.declarations import processor_problem, sampler_problem
+from neurogen.distributions import extra_with, install_command
 from neurogen.errors import PluginError
 from neurogen.sampler import Sampler
 
@@ -144,9 +145,16 @@ def imported(plugin: Plugin) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (plugin.value == error.name or plugin.value.startswith(f"{error.name}.")):
             raise failure(plugin, f"its entry point names {plugin.value!r}, which does not exist") from error
-        raise failure(plugin, f"it needs the module {error.name!r}, which is not installed (pip install it)") from error
+        raise failure(plugin, _missing(plugin, error)) from error
     except (Exception, SystemExit) as error:
         raise failure(plugin, f"importing {plugin.value!r} raised {type(error).__name__}: {error}") from error
+
+
+def _missing(plugin: Plugin, error: ModuleNotFoundError) -> str:
+    """The cause of failure of a plugin whose import lacks another module."""
+    extra = extra_with(error.name or "", plugin.distribution)
+    how = f"`{install_command([f'{plugin.distribution}[{extra}]'])}`" if extra else "pip install it"
+    return f"it needs the module {error.name!r}, which is not installed ({how})"
 
 
 def failure(plugin: Plugin, cause: str) -> PluginError:

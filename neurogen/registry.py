@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -21,6 +21,7 @@ import pluggy
 from neurogen import hookspecs
 from neurogen.chain import chain_class, given_in
 from neurogen.contract import Contract
+from neurogen.distributions import install_command, samplers_to_install
 from neurogen.errors import ParameterError, PluginError
 from neurogen.plugin import (
     DISABLE_VARIABLE,
@@ -234,7 +235,7 @@ class Registry:
             return self._find_one(whole, kind)
         if kind is not SAMPLERS:
             raise PluginError(f"{whole!r} names several {kind.name}s; one is asked for here.")
-        links = [self._find_one(name, kind) for name in names]
+        links = [self._find_one(name, kind, chain=names) for name in names]
         key = tuple(link.qualified_name for link in links)
         if key not in self._chains:
             self._chains[key] = ChainPlugin(
@@ -242,7 +243,7 @@ class Registry:
             )
         return self._chains[key]
 
-    def _find_one(self, name: str, kind: Kind) -> Plugin:
+    def _find_one(self, name: str, kind: Kind, chain: Sequence[str] = ()) -> Plugin:
         distribution, _, own = name.rpartition(":")
         matches = [
             plugin
@@ -263,7 +264,7 @@ class Registry:
                 f"The {kind.name} {name!r} of {matches[0].origin} is disabled: {matches[0].error}. Change that to use "
                 "it."
             )
-        raise PluginError(self._unknown(name, kind))
+        raise PluginError(self._unknown(name, kind, chain))
 
     def _add(self, plugin: Plugin) -> None:
         self._disable(plugin)
@@ -297,10 +298,24 @@ class Registry:
             return f"Installed: {', '.join(names)}."
         return f"No {kind.name} plugin is installed. Install one, for example `{kind.example}`."
 
-    def _unknown(self, name: str, kind: Kind) -> str:
-        near = difflib.get_close_matches(name.rpartition(":")[2], self._names(kind), n=1, cutoff=0.5)
+    def _unknown(self, name: str, kind: Kind, chain: Sequence[str] = ()) -> str:
+        """What is said of a name that no plugin has; `chain` is what it stands in, all of which has to be installed."""
+        own = name.rpartition(":")[2]
+        said = f"There is no {kind.name} {name!r}. {self._installed(kind)}"
+        to_install = self._to_install(kind)
+        if _fits(name, to_install):
+            packages = [to_install[link.rpartition(":")[2]] for link in chain or [name] if _fits(link, to_install)]
+            return f"{said} {own!r} comes with `{install_command(packages)}`."
+        near = difflib.get_close_matches(own, [*self._names(kind), *to_install], n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"There is no {kind.name} {name!r}. {self._installed(kind)}{hint}"
+        if near and near[0] in to_install:
+            hint += f" It comes with `{install_command([to_install[near[0]]])}`."
+        return said + hint
+
+    def _to_install(self, kind: Kind) -> Mapping[str, str]:
+        """Plugins of neurogen's own that are not installed: name -> package. Its processors are always there."""
+        here = {plugin.name for plugin in self.plugins(kind)}
+        return {name: one for name, one in samplers_to_install().items() if kind is SAMPLERS and name not in here}
 
     def _load(self, plugin: Plugin) -> type[Any]:
         with self._lock:
@@ -371,6 +386,12 @@ class Registry:
             self._manager.unregister(module)
             implemented = f"implements {', '.join(unknown)}, which neurogen does not know" if unknown else "marks none"
             raise failure(plugin, lacks_hook(plugin.kind, implemented))
+
+
+def _fits(name: str, to_install: Mapping[str, str]) -> bool:
+    """Whether one of these packages brings what `name` asks for, `sampler` or `distribution:sampler`."""
+    distribution, _, own = name.rpartition(":")
+    return own in to_install and (not distribution or same_project(distribution, to_install[own]))
 
 
 def _named(variable: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ from neurogen.cli.configured import variable_of
 from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
 from neurogen.errors import ParameterError, PluginError
 from neurogen.parameters import option_of
-from neurogen.registry import Plugin, Registry, default_registry
+from neurogen.registry import SAMPLERS, Plugin, Registry, default_registry
 from neurogen.sampler import Sampler
 
 __all__ = ["BenchCommand", "SharedOption", "load_samplers"]
@@ -114,10 +114,7 @@ def _all_that_load(registry: Registry) -> list[str]:
             tell(f"Left out: {plugin.error}")
     usable = [plugin for plugin in plugins if plugin.sampler_class is not None]
     if not usable:
-        raise PluginError(
-            "There is no sampler to measure. Install one, for example "
-            "`pip install neurogen-greedy neurogen-topk neurogen-topp`."
-        )
+        raise PluginError(f"There is no sampler to measure. Install one, for example `{SAMPLERS.example}`.")
     return unambiguous_names(usable)
 
 

@@ -17,7 +17,7 @@ from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
 from neurogen.errors import NeurogenError
-from neurogen.registry import Plugin, default_registry
+from neurogen.registry import SAMPLERS, Plugin, default_registry
 from neurogen.sampler import Sampler
 
 __all__ = [
@@ -195,5 +195,5 @@ def require_sampler(ctx: click.Context, sampler: str | None) -> str:
 def _choice_of_samplers() -> str:
     names = sampler_names()
     if not names:
-        return "None is installed: `pip install neurogen-greedy neurogen-topk neurogen-topp`."
+        return f"None is installed: `{SAMPLERS.example}`."
     return f"Choose one with --sampler: {listed(names, 'or')}. `neurogen samplers` tells what they do."

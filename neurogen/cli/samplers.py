@@ -17,14 +17,11 @@ from neurogen.cli.plugin_tables import (
     print_parameters,
 )
 from neurogen.parameters import option_of
-from neurogen.registry import Plugin, default_registry
+from neurogen.registry import SAMPLERS, Plugin, default_registry
 
 __all__ = ["command"]
 
-NONE_INSTALLED = (
-    "No sampler plugin is installed. Install one, for example "
-    "`pip install neurogen-greedy neurogen-topk neurogen-topp`."
-)
+NONE_INSTALLED = f"No sampler plugin is installed. Install one, for example `{SAMPLERS.example}`."
 
 
 @click.command("samplers")

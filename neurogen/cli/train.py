@@ -195,8 +195,8 @@ def _tensorboard(folder: Path) -> Callable[[ChunkReport], None]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise click.UsageError(
-            "--tensorboard needs the package tensorboard. Install it by `pip install tensorboard`, or leave the option "
-            "out: metrics.jsonl holds the same numbers."
+            "--tensorboard needs the package tensorboard. Install it by `pip install 'neurogen[tensorboard]'`, or "
+            "leave the option out: metrics.jsonl holds the same numbers."
         ) from None
     writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
