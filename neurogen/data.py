@@ -1,7 +1,7 @@
 """Training data as batches of ids: documents are tokenized, joined, and cut into sequences of one length.
 
 The ids form one endless line, EOS, document, EOS, document, EOS, ..., and sequence `i` is the `i`-th stretch of it, so
-no position is padding and none is trained on twice. Knows nothing of models.
+none is trained on twice, and no position is padding but at the end of the line. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -12,32 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from neurogen.documents import BrokenRow, Piece, TextStream
+from neurogen.documents import BrokenRow, TextStream
+from neurogen.encoding import Ids, Segment, Start, segments
 from neurogen.errors import DataError, ModelError, ParameterError
 from neurogen.tokenizer import Tokenizer
 
-__all__ = ["BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
+__all__ = ["IGNORED", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
 
-STATE_VERSION = 1
+IGNORED = -100
+"""As a target: there is none at this position. The number that torch and transformers use for it."""
 
-Ids = npt.NDArray[np.int64]
+STATE_VERSION = 2
+STATE_OF_IDS = 1
+"""The version of states that hold all ids that have been tokenized and not been given out."""
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences of one length, without padding.
+    """Sequences of one length.
 
     Attributes:
         context_ids: int64 [batch, context], on the CPU.
-        target_ids: int64 [batch, context]; `target_ids[b, t]` is the id that follows `context_ids[b, t]`.
+        target_ids: int64 [batch, context]; `target_ids[b, t]` is the id that follows `context_ids[b, t]`, or `IGNORED`
+            where nothing does, which is at the end of the data.
+        targets: how many there are over all ranks, without those to ignore.
     """
 
     context_ids: Tensor
     target_ids: Tensor
+    targets: int
 
 
 class PackedStream:
@@ -58,6 +64,10 @@ class PackedStream:
 
     _parts: list[Ids]  # what has been tokenized and not been given out
     _count: int  # ids in the parts
+    _segment: Segment | None  # what the last of them are from
+    _own: int  # how many of them
+    _following: Start  # where the next segment begins
+    _skipped: int  # ids at its beginning that have been given out
     _given: bool  # a sequence, since the beginning of the data
     _ended: bool  # the last batch of data that are not repeated has been given out
 
@@ -71,6 +81,7 @@ class PackedStream:
         rank: int = 0,
         world_size: int = 1,
         repeat: bool = True,
+        pad_last: bool = False,
         select: Callable[[int], bool] | None = None,
         on_broken: Callable[[BrokenRow], None] | None = None,
     ) -> None:
@@ -85,6 +96,9 @@ class PackedStream:
             world_size: number of ranks.
             repeat: start the data over without end. If not, the iteration ends with the data, the last batch may be
                 smaller (on some ranks it may be none), and what is no whole sequence any more is left out.
+            pad_last: leave nothing out at the end of the data: the last batch holds the rest, divided evenly among the
+                ranks, and is filled up with targets to ignore. All ranks get the same number of batches, and the last
+                has the same shape on all of them, for a rank without a share too.
             select: see `TextStream`.
             on_broken: called for each row without a text.
 
@@ -102,7 +116,7 @@ class PackedStream:
         self._tokenizer = tokenizer
         self._context, self._batch_size = context, batch_size
         self._rank, self._world_size = rank, world_size
-        self._repeat = repeat
+        self._repeat, self._pad_last = repeat, pad_last
         self.text = TextStream(sources, select=select, on_broken=on_broken)
         self.tokens = 0
         self._begin()
@@ -124,17 +138,28 @@ class PackedStream:
             DataError: there is no text at all in the data; they are too short for one sequence and not repeated; a
                 data set on the hub cannot be read any further.
         """
+        if self._ended and self._repeat:  # the data were read without repetition until now
+            self._ended = False
         if not self._ended:
             yield from self._batches()
         self._begin()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last batch that was given out, as what JSON can hold."""
+        """The position behind the last batch that was given out, as what JSON can hold: small, however long texts are.
+
+        Of the ids that have been tokenized and not been given out it holds one at most; the rest is tokenized again.
+        """
+        ids, start, skipped = self._joined(), self._following, self._skipped
+        if self._segment is not None and self._own and self._count > 1:
+            start, skipped = self._segment.start, len(self._segment.ids) - self._own
+            ids = ids[: self._count - self._own]
         return {
             "version": STATE_VERSION,
             "tokenizer": self._tokenizer_identity(),
-            "text": self.text.state_dict(),
-            "ids": self._joined().tolist(),
+            "text": {**self.text.state_dict(), **start.position},
+            "behind": start.behind,
+            "skipped": skipped,
+            "ids": ids.tolist(),
             "tokens": self.tokens,
             "given": self._given,
             "ended": self._ended,
@@ -146,7 +171,9 @@ class PackedStream:
         Raises:
             DataError: it is no such state, or one of other data or another tokenizer.
         """
-        if state.get("version") != STATE_VERSION or not state.keys() >= self.state_dict().keys():
+        version = state.get("version")
+        needed = self.state_dict().keys() - ({"behind", "skipped"} if version == STATE_OF_IDS else set())
+        if version not in (STATE_OF_IDS, STATE_VERSION) or not state.keys() >= needed:
             raise DataError(
                 "The saved position in the training data cannot be read: it is damaged, or was saved by another "
                 "version of neurogen. Start from another checkpoint, or without one."
@@ -159,8 +186,9 @@ class PackedStream:
                 "that training began with, or start without the checkpoint."
             )
         self.text.load_state_dict(state["text"])
-        self._parts = [np.array(state["ids"], dtype=np.int64)]
-        self._count = len(state["ids"])
+        self._following, self._skipped = Start(self.text.position(), state.get("behind", "")), state.get("skipped", 0)
+        self._parts, self._count = [np.array(state["ids"], dtype=np.int64)], len(state["ids"])
+        self._segment, self._own = None, 0
         self.tokens, self._given, self._ended = state["tokens"], state["given"], state["ended"]
 
     def _begin(self) -> None:
@@ -168,55 +196,65 @@ class PackedStream:
         self._parts = [np.array([self._eos], dtype=np.int64)]
         self._count = 1
         self._given = self._ended = False
+        self._begin_texts()
+
+    def _begin_texts(self) -> None:
+        self._segment, self._own, self._skipped = None, 0, 0
+        self._following = Start(self.text.position(), "")
 
     def _batches(self) -> Iterator[PackedBatch]:
-        joint = self._batch_size * self._world_size
-        pieces = self._endless_pieces()
-        while self._read(pieces, joint * self._context + 1):
-            yield self._give(joint)
-        rest = (self._count - 1) // self._context
+        full = self._batch_size * self._world_size * self._context
+        self.text.start_at(self._following.position)
+        found = segments(self.text, self._tokenizer, self._eos, behind=self._following.behind, repeat=self._repeat)
+        while self._read(found, full + 1):
+            yield self._give(full, self._batch_size)
+        self._begin_texts()
+        self._ended = True
+        rest = self._count - 1
+        if not self._pad_last:
+            rest -= rest % self._context
         if not rest and not self._given:
             raise DataError(
                 f"The data hold {self._count - 1:,} tokens, which is no whole sequence of {self._context:,}. Give more "
                 "data or a shorter context."
             )
-        self._ended = True
-        batch = self._give(rest)
+        sequences = -(-rest // self._context)
+        batch = self._give(rest, -(-sequences // self._world_size) if self._pad_last else self._batch_size)
         if len(batch.context_ids):
             yield batch
 
-    def _endless_pieces(self) -> Iterator[Piece]:
-        """The pieces from here on, over and over if the data are to be repeated."""
-        yield from self.text.pieces()
-        while self._repeat:
-            yield from self.text.pieces()
-
-    def _read(self, pieces: Iterator[Piece], needed: int) -> bool:
+    def _read(self, found: Iterator[Segment], needed: int) -> bool:
         """Tokenize until there are `needed` ids; False where the data end before."""
         while self._count < needed:
-            piece = next(pieces, None)
-            if piece is None:
+            segment = next(found, None)
+            if segment is None:
                 return False
-            ids = self._tokenizer.encode(piece.text, add_bos=False) if piece.text else []
-            if piece.ends:
-                ids = [*ids, self._eos]
-            self._parts.append(np.array(ids, dtype=np.int64))
+            ids = segment.ids[self._skipped :]
+            self._segment, self._own, self._following, self._skipped = segment, len(ids), segment.following, 0
+            self._parts.append(ids)
             self._count += len(ids)
         return True
 
-    def _give(self, sequences: int) -> PackedBatch:
-        """Take `sequences` from the front, and of them this rank's share; the last id stays, to begin the next."""
+    def _give(self, length: int, rows: int) -> PackedBatch:
+        """Take `length` targets from the front, and of them this rank's share; the last id stays, to begin the next.
+
+        Args:
+            length: over all ranks.
+            rows: sequences that each rank gets as far as they reach, or with `pad_last` in any case.
+        """
         ids = self._joined()
-        length = sequences * self._context
         # A copy, so that the batch's memory is not kept for the sake of the few ids that are left.
         self._parts, self._count = [ids[length:].copy()], self._count - length
+        self._own = min(self._own, self._count)
         self.tokens += length
         self._given = True
-        first = min(self._rank * self._batch_size, sequences)
-        last = min(first + self._batch_size, sequences)
-        share = ids[first * self._context : last * self._context + 1]
-        shape = (last - first, self._context)
-        return PackedBatch(torch.tensor(share[:-1]).view(shape), torch.tensor(share[1:]).view(shape))
+        share = rows * self._context
+        first, last = min(self._rank * share, length), min((self._rank + 1) * share, length)
+        missing = share - (last - first) if self._pad_last else 0
+        contexts = np.pad(ids[first:last], (0, missing), constant_values=self._eos)
+        targets = np.pad(ids[first + 1 : last + 1], (0, missing), constant_values=IGNORED)
+        shape = (-1, self._context)
+        return PackedBatch(torch.tensor(contexts).view(shape), torch.tensor(targets).view(shape), length)
 
     def _joined(self) -> Ids:
         if len(self._parts) > 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -19,11 +19,19 @@ from neurogen.rows import FIELD, SUFFIXES, Row, is_supported, read_rows
 if TYPE_CHECKING:
     from datasets import IterableDataset  # type: ignore[import-untyped]
 
-__all__ = ["FileSource", "HubSource", "Source", "fingerprint", "resolve"]
+__all__ = ["FileSource", "HubSource", "Source", "fingerprint", "names_and_sizes", "resolve"]
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 SPLIT = "train"
 CAUSE_SHOWN = 300
+
+SAMPLED = 256 * 1024 * 1024
+"""Bytes of all files together that are compared to recognise data, which takes less than a second from a cache."""
+
+LEAST_SAMPLE = 64 * 1024
+"""Bytes of each file that are compared, however many there are."""
+
+SAMPLES = 16
 
 
 class FileSource:
@@ -38,6 +46,12 @@ class FileSource:
         """Take pairs of a file and its name within the folder that was given."""
         self.files = [str(file) for file, _ in files]
         self.identity = [f"{name} {_size(file)}" for file, name in files]
+
+    def contents(self) -> Iterator[str]:
+        """For each file its name, size and digest; of large files samples from the first byte to the last are read."""
+        share = max(LEAST_SAMPLE, SAMPLED // len(self.files))
+        for file, identity in zip(self.files, self.identity, strict=True):
+            yield f"{identity} {_digest(file, share)}"
 
     def dataset(self) -> IterableDataset:
         """All rows, as a data set with one shard a file: a position is a file and a number of rows in it.
@@ -79,6 +93,10 @@ class HubSource:
         self.identity = [name]
         self._dataset = _load(name)
         self._start: dict[str, Any] = self._dataset.state_dict()
+
+    def contents(self) -> Iterator[str]:
+        """Its name: what is on the hub cannot be compared without fetching it."""
+        return iter(self.identity)
 
     def dataset(self) -> IterableDataset:
         """All rows; a position is what the datasets library makes of it."""
@@ -132,9 +150,38 @@ def resolve(sources: Sequence[str | Path]) -> list[Source]:
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
-    """A short name for exactly these data: two lists of sources that differ in a file or in its size differ in it."""
-    lines = "\n".join(line for source in sources for line in source.identity)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    """A short name for exactly these data: two lists of sources that differ in a file or in its content differ in it.
+
+    Folders do not count, so that data may be moved. Of files that are large or very many only samples are compared.
+    """
+    return _short_name(line for source in sources for line in source.contents())
+
+
+def names_and_sizes(sources: Sequence[Source]) -> str:
+    """The name that earlier versions of neurogen gave to data, in which contents do not count."""
+    return _short_name(line for source in sources for line in source.identity)
+
+
+def _short_name(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _digest(file: str, share: int) -> str:
+    """A digest of a file of up to `share` bytes, or of as many from `SAMPLES` places of a larger one."""
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        size, length = Path(file).stat().st_size, share // SAMPLES
+        with Path(file).open("rb") as stream:
+            if size <= share:
+                while block := stream.read(2**20):
+                    digest.update(block)
+            else:
+                for number in range(SAMPLES):
+                    stream.seek((size - length) * number // (SAMPLES - 1))
+                    digest.update(stream.read(length))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {_cause(error)}.") from None
+    return digest.hexdigest()
 
 
 _ALLOWED = (
