@@ -6,6 +6,8 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from neurogen.request import Request
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["History", "Processor"]
+__all__ = ["History", "Processor", "prepared"]
+
+CONTAINERS = (dict, list, set, bytearray, deque)
+"""What a processor may collect something in while it is prepared."""
 
 
 @dataclass(slots=True)
@@ -75,9 +80,9 @@ class Processor:
         return spelled([Link(self.name, self.params.model_dump())])  # what load_processors reads again
 
     def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """Called by the runner before the first request, for what depends on the vocabulary; by default nothing.
+        """Called before the first request, for what depends on the vocabulary; by default nothing.
 
-        Called again for another model, from then on the processor serves that one.
+        Set attributes freely: every runner calls this on a copy of its own, see `prepared`.
 
         Args:
             tokenizer: of the model; ids and text.
@@ -116,6 +121,33 @@ class Processor:
             finish_reason: "eos", "stop" (a stop string) or "length".
         """
         return None
+
+
+def prepared(processors: Sequence[Processor], tokenizer: Tokenizer, vocab_size: int) -> list[Processor]:
+    """Copies of processors that are prepared for one vocabulary; those given stay as they are.
+
+    So one list of processors can be given to runners of different models, one after the other or at the same time.
+
+    Args:
+        processors: as they were made, or prepared for whatever vocabulary.
+        tokenizer, vocab_size: as for `Processor.prepare`.
+
+    Raises:
+        ParameterError: a parameter does not fit this vocabulary.
+    """
+    own = [_copied(processor) for processor in processors]
+    for processor in own:
+        processor.prepare(tokenizer, vocab_size)
+    return own
+
+
+def _copied(processor: Processor) -> Processor:
+    """A copy with containers of its own, for `prepare` may fill one that was made before."""
+    own = copy.copy(processor)
+    for name, value in vars(processor).items():
+        if isinstance(value, CONTAINERS):
+            setattr(own, name, copy.copy(value))
+    return own
 
 
 class Processing:

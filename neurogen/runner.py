@@ -23,7 +23,7 @@ from neurogen.generation import (
     TextDelta,
     check_stops,
 )
-from neurogen.processor import notices_of
+from neurogen.processor import notices_of, prepared
 from neurogen.stops import StopFinder
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Runner:
             )
         self.chat = template if self.options.chat is None else self.options.chat
         self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
-        self._prepare(self.options.processors)
+        self._processors = self._prepared(self.options.processors)
         self._own_processors: dict[str, Sequence[Processor]] = {}
 
     def generate(self, *texts: str) -> list[Result]:
@@ -134,10 +134,8 @@ class Runner:
             return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}])
         return tokenizer.encode(prompt.text)
 
-    def _prepare(self, processors: Sequence[Processor]) -> Sequence[Processor]:
-        for processor in processors:
-            processor.prepare(self.model.tokenizer, self._engine.vocab_size)
-        return processors
+    def _prepared(self, processors: Sequence[Processor]) -> Sequence[Processor]:
+        return prepared(processors, self.model.tokenizer, self._engine.vocab_size)
 
     def _processors_of(self, prompt: Prompt) -> Sequence[Processor]:
         """The run's, or a prompt's own, which are kept, for the next prompt often has the same."""
@@ -145,11 +143,11 @@ class Runner:
 
         spec, kept = prompt.processors, self._own_processors
         if not spec:
-            return self.options.processors if spec is None else ()
+            return self._processors if spec is None else ()
         if spec not in kept:
             if len(kept) == KEPT_PROCESSORS:
                 kept.clear()
-            kept[spec] = self._prepare(load_processors(spec))
+            kept[spec] = self._prepared(load_processors(spec))
         return kept[spec]
 
     def _requests(

@@ -37,6 +37,50 @@ def test_processors_work_in_the_order_in_which_they_are_given() -> None:
     assert (result(f"{penalty}+{bias}"), result(f"{bias}+{penalty}")) == (4.0, 2.5)
 
 
+class Tables(Processor):
+    """Bans the last token of the vocabulary, which it notes while it is prepared: in an attribute that it makes, and in
+    containers that were there."""
+
+    name = "tables"
+    api_version = 1
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self.found: list[int] = []
+        self.widths: dict[str, int] = {}
+
+    def prepare(self, tokenizer: Any, vocab_size: int) -> None:
+        assert not self.found, "prepared by somebody else"
+        self.found.append(vocab_size - 1)
+        self.widths["vocab"] = self.vocab = vocab_size
+
+    def process(self, logits: Tensor, history: History, memory: None) -> None:
+        assert (len(logits), self.found) == (self.vocab, [self.vocab - 1]) == (self.widths["vocab"], self.found)
+        logits[self.found] = -torch.inf
+
+
+def test_one_list_of_processors_serves_runners_of_several_models(stories: LanguageModel, tiny: LanguageModel) -> None:
+    """What is prepared belongs to a runner: each gives what it gives with processors of its own."""
+    spec = (
+        "logit-bias(bias=\"' the':-3\")+allowed-tokens(tokens=\"' the', ' a', 'b', 'c', 'd'\")"
+        "+banned-tokens(tokens=\"' a'\")+banned-texts(texts=\"'b'\")+dry"
+    )
+    assert stories.vocab_size != tiny.vocab_size
+    options: dict[str, Any] = {"max_new_tokens": 8, "seed": 3, "n": 2, "chat": False}
+
+    def runner(model: LanguageModel, processors: Sequence[Processor]) -> Runner:
+        return Runner(model, neurogen.load_sampler("topk"), processors=processors, **options)
+
+    def texts(runner: Runner) -> list[str]:
+        return [result.text for result in runner.generate("Once")]
+
+    shared = [*neurogen.load_processors(spec), Tables()]
+    runners = [runner(model, shared) for model in (stories, tiny, stories)]
+    expected = [texts(runner(one, [*neurogen.load_processors(spec), Tables()])) for one in (stories, tiny, stories)]
+    assert [texts(one) for one in runners] == expected
+    assert shared[-1].found == []  # type: ignore[attr-defined]
+
+
 ALL = (
     "repetition-penalty(penalty=1.1, last_n=20)+presence-penalty(penalty=0.3)+frequency-penalty(penalty=0.2)+dry"
     "+logit-bias(bias=\"' ball':1,'Lily':-2\")+no-repeat-ngram(size=4)+banned-tokens(tokens=\"'Tom', 'big red'\")"

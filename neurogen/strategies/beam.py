@@ -101,7 +101,7 @@ class BeamSearch:
             max_new_tokens: the most that are chosen; sequences of this length are finished.
             stop_ids: tokens that end a sequence.
             n: how many sequences are wanted, at most `beams`.
-            processors: change the logits of each beam; prepared for this model.
+            processors: change the logits of each beam; as `neurogen.processor.prepared` gives them for this model.
 
         Returns:
             the best sequences, the best first. Fewer than `n` where the processors leave no more.
