@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError
-from neurogen.files import replacing, writing
+from neurogen.files import read_text, replacing, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         DataError: it cannot be read, or holds no chunk.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in read_text(file).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read: {error}. It is written by `neurogen train`.") from None
     if not lines:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neurogen.errors import DataError
+from neurogen.files import decoded
 
 __all__ = [
     "PLUGINS",
@@ -158,7 +159,7 @@ def parse_configuration(content: bytes, path: Path, within: tuple[str, ...] = ()
         ConfigurationError: they are no TOML, or `plugins` is not what it must be.
     """
     try:
-        table: Any = tomllib.loads(content.decode("utf-8").removeprefix("\ufeff"))
+        table: Any = tomllib.loads(decoded(content))
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is no TOML file that can be read: {_one_line(error)}. Correct it.") from None
     for depth, name in enumerate(within, start=1):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError, ParameterError
-from neurogen.files import to_json
+from neurogen.files import read_text, to_json
 from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
 from neurogen.runner import Runner
@@ -262,7 +262,7 @@ def continued(messages: list[Message]) -> str:
 
 def _read(path: str | Path) -> Mapping[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
     except (ValueError, RecursionError):

@@ -20,6 +20,7 @@ from typing import Any
 from neurogen.errors import DataError, NeurogenError
 
 __all__ = [
+    "BYTE_ORDER_MARK",
     "append_line",
     "check_place",
     "decoded",

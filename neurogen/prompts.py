@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from neurogen.errors import DataError, NeurogenError, ParameterError
+from neurogen.files import BYTE_ORDER_MARK, decoded
 from neurogen.generation import Prompt
 from neurogen.parameters import INT64, build_params
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["BrokenLine", "check_text", "parse_lines", "read_prompts", "read_text"]
 
 STDIN = "-"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SHOWN = 40
 
 
@@ -99,9 +99,8 @@ def read_text(stream: BinaryIO | None = None) -> str:
     Raises:
         DataError: it is empty, or not UTF-8.
     """
-    data = (stream or _stdin()).read().removeprefix(BYTE_ORDER_MARK)
     try:
-        text = data.decode("utf-8")
+        text = decoded((stream or _stdin()).read())
     except UnicodeDecodeError as error:
         raise DataError(f"The prompt on standard input is not UTF-8: {_bad_byte(error)}.") from None
     text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError, ParameterError
-from neurogen.files import to_json
+from neurogen.files import read_text, to_json
 from neurogen.results import Key, ResultsFile
 
 __all__ = ["Gathered", "Ranks", "adopt", "rank_and_world"]
@@ -173,7 +173,7 @@ class Ranks:
     def _report(self, rank: int) -> dict[str, Any]:
         done = self._done(rank)
         self._wait_for(rank, lambda alive: alive and done.exists(), "it had finished: nothing is merged yet")
-        report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_text(done))
         return report
 
     def _wait_for(self, rank: int, ready: Callable[[bool], bool], what: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neurogen import __version__
 from neurogen.errors import DataError
-from neurogen.files import to_json
+from neurogen.files import read_text, to_json
 from neurogen.generation import Prompt, RunOptions
 from neurogen.order import largest
 from neurogen.registry import Registry
@@ -147,7 +147,7 @@ def read_recording(path: str | Path) -> Recording:
         DataError: it cannot be read, or is none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).removesuffix("\n").split("\n")  # a prompt may hold U+2028, which splitlines splits at
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     values = list(_parsed(path, lines))

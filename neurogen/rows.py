@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
+from neurogen.files import BYTE_ORDER_MARK
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -30,7 +32,6 @@ for a token when it is given a megabyte at once."""
 MAX_ROW = 64 * 1024 * 1024
 """A line of more bytes than this is broken: its file is not what it seems to be, and memory is finite."""
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ZST_BLOCK = 8 * 1024  # a block of text becomes about ten times as much, and all of that at once
 ZST_WINDOW = 2**31
 PARQUET_BATCH = 256

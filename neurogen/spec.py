@@ -5,7 +5,8 @@
     pair   = parameter "=" value
     value  = a number, true, false, a string in double quotes as in JSON, or a bare word, which is a string
 
-Spaces may stand between the parts. Whatever else is written is a ParameterError that shows where.
+Spaces may stand between the parts. Whatever else is written is a ParameterError that shows where. A value may be of any
+length, since a schema may stand in it; reading takes time in proportion to the text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from neurogen.errors import ParameterError
 
 __all__ = ["Link", "parse_spec", "spelled"]
 
-LONGEST = 10_000
+LONGEST_NAME = 200
+MOST_LINKS = 100
 NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*:)?[A-Za-z_][\w-]*", re.ASCII)
 PARAMETER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -49,7 +51,7 @@ def parse_spec(text: str) -> tuple[Link, ...]:
     """Read a spec.
 
     Args:
-        text: at most 10,000 characters.
+        text: at most 100 links, whose names and those of their parameters have at most 200 characters.
 
     Returns:
         its links, at least one.
@@ -59,8 +61,6 @@ def parse_spec(text: str) -> tuple[Link, ...]:
     """
     if not isinstance(text, str):
         raise ParameterError(f"A sampler or processor is named by a text, got {text!r}.", "name")
-    if len(text) > LONGEST:
-        raise ParameterError(f"A name of {len(text):,} characters is none; at most {LONGEST:,} are read.", "name")
     return _Parser(text).spec()
 
 
@@ -83,13 +83,15 @@ class _Parser:
     def spec(self) -> tuple[Link, ...]:
         links = [self._link()]
         while self._take("+"):
+            if len(links) == MOST_LINKS:
+                raise ParameterError(f"{self._shown()} joins more than {MOST_LINKS} names. Leave out some.", "name")
             links.append(self._link())
         if self._at < len(self._text):
             raise self._wrong("nothing more, or + and another name")
         return tuple(links)
 
     def _link(self) -> Link:
-        name = self._match(NAME, "a name")
+        name = self._named(NAME, "a name")
         params: dict[str, Any] = {}
         if self._take("(") and not self._take(")"):
             self._pair(name, params)
@@ -100,7 +102,7 @@ class _Parser:
         return Link(name, params)
 
     def _pair(self, name: str, params: dict[str, Any]) -> None:
-        parameter = self._match(PARAMETER, "the name of a parameter")
+        parameter = self._named(PARAMETER, "the name of a parameter")
         if not self._take("="):
             raise self._wrong(f"= and a value for {parameter}")
         if parameter in params:
@@ -119,6 +121,14 @@ class _Parser:
                 raise
             self._at = start
             raise self._wrong("a number such as 50 or 0.9, a text in double quotes, true or false") from None
+
+    def _named(self, pattern: re.Pattern[str], wanted: str) -> str:
+        name = self._match(pattern, wanted)
+        if len(name) > LONGEST_NAME:
+            raise ParameterError(
+                f"A name of {len(name):,} characters is none; at most {LONGEST_NAME} are read.", "name"
+            )
+        return name
 
     def _take(self, mark: str) -> bool:
         self._skip_space()

@@ -17,7 +17,7 @@ from typing import Any
 import sentencepiece
 
 from neurogen.errors import ModelError
-from neurogen.files import to_json
+from neurogen.files import read_text, to_json
 
 __all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
 
@@ -293,7 +293,7 @@ def _needs_transformers(folder: Path, sentencepiece_file: Path) -> bool:
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG_FILE))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

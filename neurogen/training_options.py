@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neurogen.errors import DataError, ParameterError
+from neurogen.files import read_text
 from neurogen.parameters import INT64, is_whole
 from neurogen.presets import PRESETS, check_preset
 
@@ -223,7 +224,7 @@ def options_in_force(
 
 def _read_options(file: Path) -> TrainingOptions:
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_text(file))
         values |= {name: tuple(values[name]) for name in ("data", "val")}
         return TrainingOptions(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neurogen.errors import DeviceError, ModelError
+from neurogen.files import read_text
 from neurogen.known_models import refuse_pickle
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _checked_config(folder: Path) -> Any:
 
     file = folder / "config.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(file))
         kind = raw.get("model_type")
     except FileNotFoundError:
         raise ModelError(f"{folder} has weights but no config.json. Copy the model's configuration there.") from None

@@ -57,9 +57,26 @@ def test_a_parameter_is_given_once() -> None:
         parse_spec("topk(k=5, k=6)")
 
 
-def test_a_very_long_text_is_refused_at_once() -> None:
+def test_a_very_long_name_is_refused_at_once() -> None:
     with pytest.raises(ParameterError, match="1,000,000 characters"):
         parse_spec("a" * 1_000_000)
+    with pytest.raises(ParameterError, match="1,000,000 characters"):
+        parse_spec(f"topk({'a' * 1_000_000}=5)")
+    with pytest.raises(ParameterError, match="joins more than 100 names"):
+        parse_spec("+".join(["topk"] * 1_000_000))
+
+
+@pytest.mark.parametrize("value", ["x" * 3_000_000, '\\"' * 1_000_000, "\n" * 1_000_000, "[{" * 1_000_000])
+def test_a_value_may_be_of_any_length_and_is_read_in_time_in_proportion(value: str) -> None:
+    """A schema of some megabytes; a million characters take milliseconds, not a million times that."""
+    links = (Link("grammar", {"json_schema": value, "checksum": ""}), Link("topk", {"k": 5}))
+    assert parse_spec(spelled(links)) == links
+    with pytest.raises(ParameterError, match="a string with a closing quote was expected"):
+        parse_spec('grammar(json_schema="' + value.replace('"', ""))
+
+
+def test_a_bare_value_may_be_of_any_length() -> None:
+    assert parse_spec(f"grammar(regex={'a' * 1_000_000})")[0].params["regex"] == "a" * 1_000_000
 
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,10}", fullmatch=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from neurogen.cli.model_options import load_shown, model_option
 from neurogen.cli.output import CONTROL
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
+from neurogen.files import decoded
 from neurogen.generation import Prompt
 from neurogen.prompts import parse_lines
 from neurogen.registry import default_registry
@@ -140,11 +142,11 @@ def _lines(path: str) -> list[bytes]:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
-    return data.splitlines(keepends=True)
+    return list(BytesIO(data))  # at the line breaks at which a file's lines end
 
 
 def _references(line: bytes) -> list[str]:
-    fields = json.loads(line.decode("utf-8-sig"))
+    fields = json.loads(decoded(line))
     given = fields.get("references", fields.get("reference", [])) if isinstance(fields, dict) else []
     texts: list[Any] = given if isinstance(given, list) else [given]
     return [text for text in texts if isinstance(text, str) and text.strip()]

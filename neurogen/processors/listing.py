@@ -18,8 +18,10 @@ from typing import Any
 from pydantic import field_validator
 
 from neurogen.errors import ParameterError
-from neurogen.parameters import Param, SamplerParams
+from neurogen.files import decoded
+from neurogen.parameters import Param
 from neurogen.processor import Processor
+from neurogen.processors.numbers import LARGEST, LogitParams, fits
 from neurogen.spec import Link, spelled
 
 __all__ = ["FromText", "Item", "TextParams", "checksum_param", "parse_biases", "parse_list", "quoted", "text_of"]
@@ -47,7 +49,7 @@ def checksum_param() -> Any:
     return Param("", description="How the SHA-256 of the file begins; another content is refused.")
 
 
-class TextParams(SamplerParams):
+class TextParams(LogitParams):
     """Parameters of which a single id may be given as the number it is."""
 
     @field_validator("*", mode="before")
@@ -88,7 +90,7 @@ class FromText(Processor):
         """
         try:
             content = Path(path).read_bytes()
-            text = content.decode("utf-8")
+            text = decoded(content)
         except (OSError, ValueError) as error:
             cause = getattr(error, "strerror", None) or error
             raise ParameterError(
@@ -155,7 +157,7 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         if found is None:
             raise _wrong(processor.name, parameter, text, at, BIAS_SHAPE)
         at = found.end()
-        pairs.append((item, float(found["number"])))
+        pairs.append((item, _bias(processor.name, parameter, item, float(found["number"]))))
         if at == len(text):
             return pairs
         at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
@@ -213,10 +215,20 @@ def _from_object(name: str, parameter: str, text: str) -> list[tuple[Item, float
         pairs = [(int(key) if key.isascii() and key.isdigit() else key, float(bias)) for key, bias in values.items()]
     except (ValueError, TypeError, RecursionError, AttributeError):
         raise _wrong(name, parameter, text, 0, BIAS_SHAPE) from None
-    for key, bias in pairs:
-        if not (key or key == 0) or not (bias == float("-inf") or abs(bias) < float("inf")):
-            raise _wrong(name, parameter, text, 0, BIAS_SHAPE)
-    return pairs
+    if not all(key or key == 0 for key, _ in pairs):
+        raise _wrong(name, parameter, text, 0, BIAS_SHAPE)
+    return [(key, _bias(name, parameter, key, bias)) for key, bias in pairs]
+
+
+def _bias(name: str, parameter: str, item: Item, value: float) -> float:
+    """The number of an item, if a logit can take it."""
+    if value != float("-inf") and not fits(value):
+        raise ParameterError(
+            f"{name}: {parameter} of {item!r} is {value:g}; give -inf, which bans, or a number of at most {LARGEST:g} "
+            "either way: larger ones, and some very small ones, float32 cannot add to a logit.",
+            parameter,
+        )
+    return value
 
 
 def _wrong(name: str, parameter: str, text: str, at: int, shape: str) -> ParameterError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neurogen.parameters import Param, SamplerParams
+from neurogen.parameters import Param
 from neurogen.processor import History, Processor
 from neurogen.processors.counts import TokenCounts
+from neurogen.processors.numbers import LogitParams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class RepetitionPenalty(Processor):
     name = "repetition-penalty"
     api_version = 1
 
-    class Params(SamplerParams):
+    class Params(LogitParams):
         """Parameters."""
 
         penalty: float = Param(
@@ -74,7 +75,7 @@ class PresencePenalty(_OfNewTokens):
     name = "presence-penalty"
     api_version = 1
 
-    class Params(SamplerParams):
+    class Params(LogitParams):
         """Parameters."""
 
         penalty: float = Param(
@@ -97,7 +98,7 @@ class FrequencyPenalty(_OfNewTokens):
     name = "frequency-penalty"
     api_version = 1
 
-    class Params(SamplerParams):
+    class Params(LogitParams):
         """Parameters."""
 
         penalty: float = Param(
