@@ -77,6 +77,7 @@ class Sample:
         loss: sum of their negative log-probabilities under the model, in nats.
         entropy: sum of the model's entropies, in nats.
         agreed: how many are the model's most probable token.
+        notices: what processors say about the text; None where they say nothing.
     """
 
     index: int
@@ -87,6 +88,7 @@ class Sample:
     loss: float
     entropy: float
     agreed: int
+    notices: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -253,11 +255,23 @@ def _run(
             results.append(event)
             progress(len(results))
     seconds = time.perf_counter() - started
-    samples = [
-        Sample(one.index, one.sample, one.text, one.token_ids, *sums.of[one.index, one.sample])  # type: ignore[arg-type]
-        for one in sorted(results, key=lambda one: (one.index, one.sample))
-    ]
-    return samples, seconds
+    in_order = sorted(results, key=lambda one: (one.index, one.sample))
+    return [_sample(one, sums.of[one.index, one.sample]) for one in in_order], seconds
+
+
+def _sample(result: Result, sums: Sequence[float]) -> Sample:
+    tokens, loss, entropy, agreed = sums
+    return Sample(
+        result.index,
+        result.sample,
+        result.text,
+        result.token_ids,
+        int(tokens),
+        loss,
+        entropy,
+        int(agreed),
+        result.notices,
+    )
 
 
 def _measures(samples: Sequence[Sample], references: Sequence[Sequence[str]] | None) -> dict[str, Estimate]:

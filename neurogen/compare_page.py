@@ -11,7 +11,7 @@ from neurogen import pages
 from neurogen.compare import METRICS
 
 if TYPE_CHECKING:
-    from neurogen.compare import Comparison, Estimate, Outcome
+    from neurogen.compare import Comparison, Estimate, Outcome, Sample
 
 __all__ = ["fragment", "page", "shown", "write_page"]
 
@@ -179,7 +179,11 @@ def _texts(comparison: Comparison) -> str:
     return f"<h2>Texts side by side</h2>{''.join(sections)}"
 
 
+def _text(sample: Sample) -> str:
+    notices = "".join(f'<p class="note">{escape(notice)}</p>' for notice in sample.notices or ())
+    return (escape(sample.text.strip()) or "\u2400") + notices
+
+
 def _cell(outcome: Outcome, index: int) -> str:
-    texts = [sample.text for sample in outcome.samples if sample.index == index]
-    body = "<hr>".join(escape(text.strip()) or "\u2400" for text in texts)
+    body = "<hr>".join(_text(sample) for sample in outcome.samples if sample.index == index)
     return f'<div class="card"><b>{escape(outcome.label)}</b>{body}</div>'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +38,7 @@ TAIL_BINS = 64
 """The other logits are told by a histogram."""
 
 SLACK = 1e-6
+GAVE_WAY = "a processor gave way, see the notice"
 """How far the random number may lie outside the chosen token's interval: `probs` is float32."""
 
 
@@ -111,7 +111,7 @@ class _Watch:
         self._sampler = sampler
         self._links = _links_of(sampler)
         self._top = top
-        self._processing: list[Processing] | None = None
+        self._processing: Processing | None = None
 
     def explanation(self, result: Result) -> Explanation:
         """What was seen so far, of a sequence with this result."""
@@ -130,21 +130,25 @@ class _Watch:
         for stage, mask in removed_later:
             removed_by.append((stage, mask))
         self._steps.append(self._step(row, token, logits[0].float(), current[0], stages + more, removed_by, final[0]))
-        for processing in self._processing or ():
-            processing.accept(token)
+        if self._processing is not None:
+            self._processing.accept(token)
 
     def _processors(self, request: Request, logits: Tensor) -> tuple[list[Stage], Tensor, list[tuple[str, Tensor]]]:
-        """Each processor by itself, in order, on what the last one left."""
+        """Each processor in order, on what the last one left; then what is done where they leave nothing together."""
         if self._processing is None:
-            self._processing = [Processing(_with_one(request, one)) for one in request.processors]
-        stages, removed = [], []
-        current = logits.clone()
-        for processor, processing in zip(request.processors, self._processing, strict=True):
-            before = current.clone()
-            processing.process(current[0])
+            self._processing = Processing(request)
+        stages: list[Stage] = []
+        removed: list[tuple[str, Tensor]] = []
+        current, before = logits.clone(), logits.clone()
+        for processor in self._processing.stages(current[0]):
             banned = (current[0] == -torch.inf) & (before[0] > -torch.inf)
             stages.append(_stage("processor", repr(processor), _softmax(before), _softmax(current)))
             removed.append((repr(processor), banned))
+            before = current.clone()
+        if request.processors and not current.max() > -torch.inf:
+            self._processing.settle(current[0], logits[0])
+            stages.append(_stage("processor", GAVE_WAY, _softmax(current), _softmax(current)))
+            removed = [(name, banned & (current[0] == -torch.inf)) for name, banned in removed]
         return stages, current, removed
 
     def _sampler_stages(self, row: Row, logits: Tensor) -> tuple[list[Stage], list[tuple[str, Tensor]], Tensor]:
@@ -229,10 +233,6 @@ def _links_of(sampler: Sampler) -> list[tuple[Sampler, dict[str, str]]]:
     return [(sampler, {name: name for name in type(sampler).Params.model_fields})]
 
 
-def _with_one(request: Request, processor: Any) -> Request:
-    return replace(request, processors=(processor,))
-
-
 def _given(sampler: Sampler, params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters for one call: those that are not the sampler's own already."""
     own = sampler.params.model_dump()
@@ -255,7 +255,8 @@ def _softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
         one_hot = torch.zeros(logits.shape, dtype=torch.float64)
         one_hot[0, int(logits[0].argmax())] = 1.0
         return one_hot
-    return torch.softmax(logits.double().cpu() / temperature, dim=-1)
+    probs = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+    return probs.nan_to_num_(0.0)  # where processors have left nothing
 
 
 def _entropy(probs: Tensor) -> float:

@@ -74,10 +74,11 @@ def _body(explanation: Explanation) -> str:
         for (_, css), label in zip(pages.PROBABILITY_STEPS, pages.STEP_LABELS, strict=True)
     )
     processors = "".join(f"{escape(one)}, " for one in result.processors or ())
+    notices = "".join(f"<p>{escape(notice)}</p>" for notice in result.notices or ())
     return (
         '<div class="ng-explain"><h1>Why these tokens?</h1>'
         f'<p class="note">{escape(explanation.model)}, {processors}{escape(explanation.sampler)}, seed {result.seed}; '
-        f"{len(explanation.steps)} tokens of {explanation.vocab_size:,}, ended by {result.finish_reason}.</p>"
+        f"{len(explanation.steps)} tokens of {explanation.vocab_size:,}, ended by {result.finish_reason}.</p>{notices}"
         f'<p class="note key">The model gave the token chosen: {key}</p>'
         f'<div class="card text"><span class="prompt">{escape(result.prompt)}</span>{tokens}</div>'
         '<div class="detail" aria-live="polite"><p class="note">Click a token to see its candidates.</p></div>'

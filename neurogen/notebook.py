@@ -40,9 +40,10 @@ def result_html(result: Result) -> str:
         f"{result.sampler}({params}), seed {result.seed}; {result.new_tokens} tokens, "
         f"{result.tokens_per_second:.1f} a second, ended by {result.finish_reason}"
     )
+    notices = "".join(f"<p>{escape(notice)}</p>" for notice in result.notices or ())
     return _box(
         f'<div class="card" style="white-space:pre-wrap"><span class="note">{escape(result.prompt)}</span>'
-        f'{escape(result.text)}</div><p class="note">{escape(told)}</p>'
+        f'{escape(result.text)}</div>{notices}<p class="note">{escape(told)}</p>'
     )
 
 

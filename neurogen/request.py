@@ -33,6 +33,7 @@ class Request:
         processors: change the logits before the sampler sees them, in this order.
         key: what the caller knows the sequence by.
         sample: which of the samples of its prompt it is, from 0; only engines that rank sequences look at it.
+        notices: where the engine says what the user must know about the sequence.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +45,7 @@ class Request:
     processors: Sequence[Processor] = ()
     key: Any = None
     sample: int = 0
+    notices: list[str] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

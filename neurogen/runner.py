@@ -265,9 +265,13 @@ class _Sequence:
             tokens_per_second=len(self._ids) / seconds if seconds > 0 else 0.0,
             logprobs=self._logprobs if self.request.logprobs is not None else None,
             processors=list(map(repr, self.request.processors)) or None,
-            notices=notices_of(self.request.processors, self._ids, self.finish_reason) or None,
+            notices=[*self.request.notices, *self._said()] or None,
             score=self._score,
         )
+
+    def _said(self) -> list[str]:
+        assert self.finish_reason is not None
+        return notices_of(self.request.processors, self._ids, self.finish_reason)
 
     def _new(self, text: str) -> str:
         """Decoded text without what the prompt ends with and the decoder had held back."""

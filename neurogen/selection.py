@@ -16,11 +16,12 @@ from torch import Tensor
 from neurogen.errors import ContractError, InvalidLogitsError, ParameterError
 from neurogen.order import largest
 from neurogen.parameters import NUMBERS, build_params, clamped
-from neurogen.processor import Processing, names_of
+from neurogen.processor import Processing, blamed
 from neurogen.request import Drawn, Request, Row, TokenLogprobs
 from neurogen.sampler import NO_TOKEN
 
 if TYPE_CHECKING:
+    from neurogen.processor import Processor
     from neurogen.sampler import Sampler, State
 
 __all__ = ["Observer", "Selection", "row_of", "values_of"]
@@ -80,6 +81,7 @@ class Selection:
         self._arguments: dict[str, Any] | None = None
         self._processing: list[Processing | None] = []
         self._refused: dict[int, ParameterError] = {}
+        self._culprits: dict[int, Sequence[Processor]] = {}
 
     @torch.inference_mode()
     def add(self, rows: Sequence[Row]) -> None:
@@ -167,7 +169,17 @@ class Selection:
                 except ParameterError as error:  # this sequence cannot go on, the others can
                     processed[i] = float("-inf")
                     self._refused[i] = error
+        self._settle(logits, processed)
         return processed
+
+    def _settle(self, logits: Tensor, processed: Tensor) -> None:
+        """Where the processors have left a row nothing valid, let one give way, or note which are to blame."""
+        self._culprits.clear()
+        for i in (~processed.amax(dim=-1).isfinite()).nonzero().flatten().tolist():
+            processing, model = self._processing[i], logits[i].float()
+            if processing is not None and i not in self._refused and _is_valid(model):
+                self._culprits[i] = processing.settle(processed[i], model)
+                self.rows[i].request.notices[:] = processing.notices
 
     def _accept(self, tokens: Sequence[int]) -> None:
         for token, processing in zip(tokens, self._processing, strict=True):
@@ -239,8 +251,8 @@ class Selection:
         request, produced, sampler = self.rows[row].request, self.rows[row].produced, self._sampler
         if model_is_right:
             return (
-                f"Nothing is left to draw for request {request.key!r} after {produced} new token(s): the processors "
-                f"{names_of(request.processors)} together leave no token, or give NaN or +inf. Loosen one of them."
+                f"Nothing is left to draw for request {request.key!r} after {produced} new token(s): "
+                f"{blamed(self._culprits.get(row) or request.processors)}"
             )
         return (
             f"The model's logits for request {request.key!r} have no valid distribution after "

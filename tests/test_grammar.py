@@ -14,6 +14,7 @@ import torch
 
 import neurogen
 from neurogen import ParameterError, PluginError, Processor
+from neurogen.files import to_json
 from neurogen.models import LanguageModel
 from neurogen.processor import Processing
 from neurogen.request import Request
@@ -295,3 +296,101 @@ def test_the_library_is_imported_when_a_grammar_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
+
+
+# With other processors
+
+
+def told(model: LanguageModel, spec: str, **options: Any) -> Result:
+    (result,) = Runner(
+        model, neurogen.load_sampler("topk"), processors=neurogen.load_processors(spec), seed=1, chat=False, **options
+    ).generate("Once upon a time")
+    return result
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "min-new-tokens(tokens=30)",
+        'banned-tokens(tokens="{eos}")',
+        'logit-bias(bias="{eos}:-inf")',
+        "allowed-tokens(tokens=\"'1', '2', '3', '4'\", end=false)",
+    ],
+)
+@pytest.mark.parametrize("grammar_first", [False, True])
+def test_a_complete_text_ends_whatever_bans_its_end(stories: LanguageModel, other: str, grammar_first: bool) -> None:
+    """The grammar lets nothing follow, the other bans the end: the text is whole, and the result says what gave way."""
+    (eos,) = stories.eos_ids
+    both = [other.format(eos=eos), 'grammar(regex="[1-4]{3}")']
+    result = told(stories, "+".join(reversed(both) if grammar_first else both), max_new_tokens=20)
+    assert re.fullmatch("[1-4]{3}", result.text)
+    assert result.finish_reason == "eos"
+    assert result.notices is not None
+    (notice,) = result.notices
+    assert "where grammar lets nothing follow" in notice
+    assert f"its end was banned: {other.partition('(')[0]}." in notice
+
+
+def test_schema_true_and_min_new_tokens_give_json(stories: LanguageModel) -> None:
+    """`true` is whole after one or two tokens, and nothing may follow it."""
+    result = told(stories, 'grammar(json_schema="{\\"const\\": true}")+min-new-tokens(tokens=8)', max_new_tokens=20)
+    assert (result.text, result.finish_reason) == ("true", "eos")
+    assert result.notices
+
+
+def test_min_new_tokens_gives_way_to_bans_of_everything_else(stories: LanguageModel) -> None:
+    spec = "allowed-tokens(tokens=\"'b'\")+no-repeat-ngram(size=1)+min-new-tokens(tokens=9)"
+    result = told(stories, spec, max_new_tokens=12)
+    assert result.finish_reason == "eos"
+    assert result.notices == ["min-new-tokens could not be kept everywhere: the other processors left no other token."]
+
+
+def test_no_repeat_ngram_gives_way_where_the_grammar_forces_a_repetition(stories: LanguageModel) -> None:
+    result = told(stories, 'no-repeat-ngram(size=2)+grammar(regex="(ab-){6}")', max_new_tokens=60)
+    assert (result.text, result.finish_reason) == ("ab-" * 6, "eos")
+    assert result.notices is not None
+    assert result.notices[0].startswith("no-repeat-ngram could not be kept everywhere")
+
+
+@pytest.mark.parametrize(
+    ("spec", "pair"),
+    [
+        ('repetition-penalty+banned-texts(texts="\'b\'")+grammar(regex="ab")+dry', "banned-texts, grammar"),
+        ('dry+allowed-tokens(tokens="\'c\'")+grammar(regex="[ab]+")', "allowed-tokens, grammar"),
+        ("allowed-tokens(tokens=\"'c'\", end=false)+dry+no-repeat-ngram(size=1)", "allowed-tokens, no-repeat-ngram"),
+    ],
+)
+def test_the_error_names_the_two_that_leave_nothing(stories: LanguageModel, spec: str, pair: str) -> None:
+    with pytest.raises(neurogen.InvalidLogitsError, match=f"the processors {pair} together leave no token"):
+        told(stories, spec, max_new_tokens=12)
+
+
+def test_one_that_leaves_nothing_is_named_alone(stories: LanguageModel) -> None:
+    class Nothing(Processor):
+        name = "nothing"
+        api_version = 1
+
+        def process(self, logits: torch.Tensor, history: neurogen.History, memory: None) -> None:
+            logits.fill_(-torch.inf)
+
+    processors = [*neurogen.load_processors("dry"), Nothing(), *neurogen.load_processors("min-new-tokens(tokens=3)")]
+    with pytest.raises(neurogen.InvalidLogitsError, match=r"the processor nothing leaves no token"):
+        Runner(stories, neurogen.load_sampler("greedy"), processors=processors).generate("Once")
+
+
+def test_beams_and_explanations_settle_it_alike(stories: LanguageModel) -> None:
+    from neurogen.explain import explain
+    from neurogen.strategies.beam import BeamEngine, BeamSearch
+
+    spec = 'min-new-tokens(tokens=30)+grammar(regex="[1-4]{3}")'
+    greedy = neurogen.load_sampler("greedy")
+    options: dict[str, Any] = {"processors": neurogen.load_processors(spec), "max_new_tokens": 20, "chat": False}
+    engine = BeamEngine(BeamSearch(stories, beams=3), greedy)
+    for result in Runner(stories, greedy, engine=engine, n=3, **options).generate("Once"):
+        assert re.fullmatch("[1-4]{3}", result.text)
+        assert result.notices
+    explanation = explain(stories, greedy, "Once", **options)
+    assert re.fullmatch("[1-4]{3}", explanation.result.text)
+    assert explanation.result.notices
+    assert explanation.steps[-1].token_id in stories.eos_ids
+    assert "NaN" not in to_json(explanation.to_json())

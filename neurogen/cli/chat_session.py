@@ -145,8 +145,11 @@ class ChatSession:
             return
         if not ended:
             write_stdout("\n")
-        if result is not None and self._interactive and not self._quiet:
-            tell(self._closing(result))
+        if result is not None:
+            for notice in result.notices or ():
+                tell(notice)
+            if self._interactive and not self._quiet:
+                tell(self._closing(result))
 
     def _closing(self, result: Result) -> str:
         left = self._conversation.left_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -92,6 +93,7 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
 
         check_page(values["html"])
     comparison = _compare(samplers, prompts, references, values)
+    _tell_notices(comparison)
     if values["html"] is not None:
         from neurogen.compare_page import write_page
 
@@ -177,6 +179,14 @@ def _compare(
             batch_size=values["batch_size"],
             processors=processors,
         )
+
+
+def _tell_notices(comparison: Comparison) -> None:
+    """What processors say about the texts, each sentence once a sampler."""
+    for outcome in comparison.outcomes:
+        said = Counter(notice for sample in outcome.samples for notice in sample.notices or ())
+        for notice, count in said.items():
+            tell(f"{outcome.label}, {count} of {len(outcome.samples)} texts: {notice}")
 
 
 def _report(comparison: Comparison, show: int) -> None:

@@ -62,6 +62,8 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
 
         check_page(values["html"])
     explanation = _explain(made, values)
+    for notice in explanation.result.notices or ():
+        tell(notice)
     if values["html"] is not None:
         report_page(explanation, values["html"], quiet=values["quiet"])
     if values["as_json"]:

@@ -139,6 +139,19 @@ class Grammar(FromText):
         if token_id not in history.stop_ids:
             memory.consume_token(token_id)
 
+    def is_over(self, history: History, memory: Any) -> bool:
+        """Whether the text is one that the grammar describes, and no longer one is."""
+        return bool(memory.is_accepting() and not memory.is_error() and self._ends_only(memory))
+
+    def _ends_only(self, memory: Any) -> bool:
+        import numpy as np
+
+        if memory.is_stopped():
+            return True
+        bits = np.unpackbits(np.frombuffer(memory.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        bits[list(self._eos)] = 0
+        return not bits.any()
+
     def notice(self, token_ids: Sequence[int], finish_reason: str) -> str | None:
         """Says that the text is incomplete where it was cut off before the grammar was satisfied."""
         if finish_reason == "eos":

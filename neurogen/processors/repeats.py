@@ -23,6 +23,7 @@ class NoRepeatNgram(Processor):
 
     name = "no-repeat-ngram"
     api_version = 1
+    gives_way_to = ("grammar",)  # which may force a repetition: the marks between the parts of JSON
 
     class Params(SamplerParams):
         """Parameters."""

@@ -156,6 +156,7 @@ class MinNewTokens(Processor):
 
     name = "min-new-tokens"
     api_version = 1
+    gives_way_to = "all"  # as in vLLM, where a structured output that is complete ends before min_tokens
 
     class Params(SamplerParams):
         """Parameters."""

@@ -21,7 +21,7 @@ from neurogen.errors import InvalidLogitsError, NeurogenError, ParameterError
 from neurogen.kvcache import check_cache
 from neurogen.order import largest
 from neurogen.parameters import is_whole
-from neurogen.processor import Processing, names_of
+from neurogen.processor import Processing, blamed, names_of
 from neurogen.request import Request, Step
 from neurogen.sampler import NO_TOKEN
 from neurogen.selection import values_of
@@ -46,11 +46,13 @@ class Hypothesis:
         token_ids: the new tokens; the one that ended the sequence is among them.
         score: their summed log-probability over their number to the power `length_penalty`.
         finish_reason: "eos" when the last token is a stop id, else "length".
+        notices: what the user must know of the processors' work on it.
     """
 
     token_ids: tuple[int, ...]
     score: float
     finish_reason: Literal["eos", "length"]
+    notices: tuple[str, ...] = ()
 
 
 class BeamSearch:
@@ -151,6 +153,7 @@ class _Search:
         self._beams = [_Beam((), Processing(request) if request.processors else None)]
         self._finished: list[Hypothesis] = []
         self._refused: ParameterError | None = None
+        self._culprits: Sequence[Processor] = request.processors
 
     @torch.inference_mode()
     def run(self) -> list[Hypothesis]:
@@ -197,8 +200,11 @@ class _Search:
 
     def _process(self, row: Tensor, beam: _Beam) -> None:
         assert beam.processing is not None
+        model = row.clone()
         try:
             beam.processing.process(row)
+            if row.max() == float("-inf"):
+                self._culprits = beam.processing.settle(row, model) or self._culprits
         except ParameterError as error:  # this beam cannot go on, the others can
             row.fill_(float("-inf"))
             self._refused = error
@@ -224,9 +230,11 @@ class _Search:
         for one in candidates[: self._settings.beams]:
             reason = self._reason(one)
             if reason is not None:
-                tokens = (*self._beams[one.beam].token_ids, one.token_id)
+                beam = self._beams[one.beam]
+                tokens = (*beam.token_ids, one.token_id)
                 score = self._settings.score(one.logprob, len(tokens))
-                self._finished.append(Hypothesis(tokens, score, reason))
+                notices = beam.processing.notices if beam.processing is not None else ()
+                self._finished.append(Hypothesis(tokens, score, reason, tuple(notices)))
         self._finished.sort(key=lambda hypothesis: -hypothesis.score)
         del self._finished[self._settings.beams :]
 
@@ -250,7 +258,7 @@ class _Search:
             before = self._beams[one.beam]
             processing = before.processing
             if processing is not None and one.beam in taken:
-                processing = self._replayed(before.token_ids)
+                processing = self._replayed(before.token_ids, processing.notices)
             taken.add(one.beam)
             followed.append(_Beam((*before.token_ids, one.token_id), processing))
         for beam in followed:  # once all copies are made
@@ -258,8 +266,9 @@ class _Search:
                 beam.processing.accept(beam.token_ids[-1])
         return followed
 
-    def _replayed(self, token_ids: Sequence[int]) -> Processing:
+    def _replayed(self, token_ids: Sequence[int], notices: Iterable[str]) -> Processing:
         processing = Processing(self._request)
+        processing.notices.extend(notices)
         for token in token_ids:
             processing.accept(token)
         return processing
@@ -276,8 +285,7 @@ class _Search:
             f"The model's logits have no valid distribution after {produced} new token(s) of a beam search: they hold "
             "NaN or +inf, or nothing above -inf. Often the number format overflows: try dtype float32 or bfloat16."
             if by_model
-            else f"No beam can go on after {produced} new token(s): the processors "
-            f"{names_of(self._request.processors)} together leave no token, or give NaN or +inf. Loosen one of them.",
+            else f"No beam can go on after {produced} new token(s): {blamed(self._culprits)}",
         )
         return error
 
@@ -356,6 +364,7 @@ class BeamEngine:
 
     def _steps(self, request: Request, hypothesis: Hypothesis, seconds: float) -> Iterator[Step]:
         self._cancelled = None
+        request.notices[:] = hypothesis.notices
         last = len(hypothesis.token_ids) - 1
         for place, token in enumerate(hypothesis.token_ids):
             reason = hypothesis.finish_reason if place == last else None
