@@ -298,7 +298,5 @@ def names_of(processors: Sequence[Processor]) -> str:
 
 def blamed(culprits: Sequence[Processor]) -> str:
     """Which processors leave no token, and what to do, as an error says it."""
-    if len(culprits) == 1:
-        return f"the processor {culprits[0]!r} leaves no token, or gives NaN or +inf. Loosen it, or leave it out."
     names = names_of(culprits)
     return f"the processors {names} together leave no token, or give NaN or +inf. Loosen one of them."

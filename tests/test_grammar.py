@@ -374,7 +374,7 @@ def test_one_that_leaves_nothing_is_named_alone(stories: LanguageModel) -> None:
             logits.fill_(-torch.inf)
 
     processors = [*neurogen.load_processors("dry"), Nothing(), *neurogen.load_processors("min-new-tokens(tokens=3)")]
-    with pytest.raises(neurogen.InvalidLogitsError, match=r"the processor nothing leaves no token"):
+    with pytest.raises(neurogen.InvalidLogitsError, match="the processors nothing together leave no token"):
         Runner(stories, neurogen.load_sampler("greedy"), processors=processors).generate("Once")
 
 
