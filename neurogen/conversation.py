@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError, ParameterError
-from neurogen.files import read_text, to_json
+from neurogen.files import read_text, to_json, write_text
 from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
 from neurogen.runner import Runner
@@ -173,10 +173,7 @@ class Conversation:
             "retries": self._retries,
             "messages": [vars(message) for message in self.messages],
         }
-        try:
-            Path(path).write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"The conversation cannot be written to {path}: {error.strerror or error}.") from None
+        write_text("The conversation", path, to_json(values, indent=2) + "\n")
 
     def load(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote; nothing changes where that is not possible.

@@ -21,6 +21,7 @@ from neurogen.errors import DataError, NeurogenError
 
 __all__ = [
     "BYTE_ORDER_MARK",
+    "append",
     "append_line",
     "check_place",
     "decoded",
@@ -29,6 +30,7 @@ __all__ = [
     "read_text",
     "replacing",
     "to_json",
+    "write_problem",
     "write_text",
     "writing",
 ]
@@ -114,7 +116,7 @@ def disk_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def writing(
-    what: str,
+    what: str | None,
     path: str | os.PathLike[str],
     error_type: type[NeurogenError] = DataError,
     *,
@@ -124,7 +126,7 @@ def writing(
     """Turn the failure of writing a file or folder, by whatever library, into one clear error.
 
     Args:
-        what: is written, as a sentence begins: "The page".
+        what: is written, as a sentence begins: "The page". None where the path says enough.
         path: the file or folder.
         error_type: what is raised.
         needed: about how many bytes it takes, where that is known.
@@ -135,14 +137,22 @@ def writing(
     """
     try:
         yield
-    except (NeurogenError, BrokenPipeError):  # told already; or nobody reads what goes to a pipe
+    except BrokenPipeError:  # nobody reads what goes to a pipe: no fault of a disk
         raise
     except Exception as error:
-        cause = disk_error(error)
+        cause = write_problem(error, path, needed)
         if cause is None:
             raise
-        room = _room(Path(path), needed) if cause.errno in NO_ROOM else ""
-        raise error_type(f"{what} cannot be written to {path}: {cause.strerror or cause}{room}. {advice}") from None
+        whole = f"{path} cannot be written" if what is None else f"{what} cannot be written to {path}"
+        raise error_type(f"{whole}: {cause}. {advice}") from None
+
+
+def write_problem(error: BaseException, path: str | os.PathLike[str], needed: int | None = None) -> str | None:
+    """Why something could not be written to a path, in words, and how much is free there; None for other errors."""
+    cause = None if isinstance(error, NeurogenError) else disk_error(error)
+    if cause is None:
+        return None
+    return f"{cause.strerror or cause}{_room(Path(path), needed) if cause.errno in NO_ROOM else ''}"
 
 
 def check_place(what: str, path: str | os.PathLike[str]) -> None:
@@ -249,7 +259,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def write_text(what: str, path: str | os.PathLike[str], text: str) -> None:
+def write_text(what: str | None, path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8; it appears whole or not at all.
 
     Raises:
@@ -260,7 +270,7 @@ def write_text(what: str, path: str | os.PathLike[str], text: str) -> None:
         draft.write_bytes(data)
 
 
-def append_line(what: str, path: str | os.PathLike[str], line: str) -> None:
+def append_line(what: str | None, path: str | os.PathLike[str], line: str) -> None:
     """Write one more line, in UTF-8, behind what a file holds; whole or not at all.
 
     Args:
@@ -273,13 +283,23 @@ def append_line(what: str, path: str | os.PathLike[str], line: str) -> None:
     """
     data = line.encode("utf-8") + b"\n"
     with writing(what, path, needed=len(data)), Path(path).open("ab", buffering=0) as file:
-        before = file.seek(0, os.SEEK_END)
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            file.truncate(before)
-            raise
+        append(file.fileno(), data)
+
+
+def append(descriptor: int, data: bytes) -> None:
+    """Write behind what an open file holds; whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        with suppress(OSError):  # a device or a pipe
+            os.ftruncate(descriptor, before)
+        raise
 
 
 def _files_in(folder: Path) -> list[Path]:

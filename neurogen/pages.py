@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from neurogen.errors import DataError
+from neurogen.files import check_place, replacing, writing
 
 __all__ = ["BASE_CSS", "PROBABILITY_STEPS", "STEP_LABELS", "check_page", "document", "probability_class", "write_page"]
 
@@ -66,12 +64,9 @@ def check_page(path: str | Path) -> None:
     """Refuse a page that could not be written, before the work is done.
 
     Raises:
-        DataError: it is a folder, or its folder is not there.
+        DataError: it is a folder, or its folder is not there, or nothing may be written there.
     """
-    target = Path(path)
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        problem = "it is a folder" if target.is_dir() else f"there is no folder {target.resolve().parent}"
-        raise DataError(f"The page cannot be written to {path}: {problem}. Give a file in a folder that exists.")
+    check_place("The page", path)
 
 
 def write_page(path: str | Path, make: Callable[[], str]) -> None:
@@ -80,21 +75,5 @@ def write_page(path: str | Path, make: Callable[[], str]) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    target = Path(path)
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(make())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise DataError(f"The page cannot be written to {path}: {error.strerror or error}.") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with writing("The page", path), replacing(path) as draft:
+        draft.write_text(make(), encoding="utf-8")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError, ParameterError
-from neurogen.files import read_text, to_json
+from neurogen.files import read_text, replacing, to_json, write_text, writing
 from neurogen.results import Key, ResultsFile
 
 __all__ = ["Gathered", "Ranks", "adopt", "rank_and_world"]
@@ -144,9 +143,8 @@ class Ranks:
         Raises:
             DataError: rank 0 has ended before that.
         """
-        done, draft = self._done(self.rank), Path(f"{self.own}.draft")
-        draft.write_text(to_json({"failed": sorted(failed), "told": self.told}), encoding="utf-8")
-        draft.replace(done)
+        done = self._done(self.rank)
+        write_text("The report of this process", done, to_json({"failed": sorted(failed), "told": self.told}))
         self._wait_for(0, lambda alive: not done.exists(), "it merged the results")
 
     def gather(self, identity: Identity) -> Gathered:
@@ -197,16 +195,10 @@ class Ranks:
                 if not _belongs(line.value, identity(line.key)):
                     raise DataError(f"{path} holds a result that does not belong to this run: nothing is merged.")
                 places[line.key] = _Line(line.key, {}, path, line.start, line.length)
-        draft = Path(f"{self._output}.merged")
-        try:
+        needed = sum(line.length + 1 for line in places.values())
+        advice = "Free some space, and repeat the command: nothing is lost."
+        with writing(None, self._output, needed=needed, advice=advice), replacing(self._output) as draft:
             _write_in_order(draft, [places[key] for key in sorted(places)])
-            if self._output.exists():
-                shutil.copymode(self._output, draft)
-            draft.replace(self._output)
-        except OSError as error:
-            raise DataError(f"{draft} cannot be written: {error.strerror or error}. Nothing is lost.") from None
-        finally:
-            draft.unlink(missing_ok=True)
         return len(places)
 
     def _is_alive(self, rank: int) -> bool:
@@ -327,8 +319,6 @@ def _write_in_order(draft: Path, lines: Iterable[_Line]) -> None:
             with line.path.open("rb") as file:
                 file.seek(line.start)
                 merged.write(file.read(line.length) + b"\n")
-        merged.flush()
-        os.fsync(merged.fileno())
 
 
 def _belongs(line: Mapping[str, Any], expected: Mapping[str, Any] | None) -> bool:

@@ -13,15 +13,16 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from neurogen import __version__
 from neurogen.errors import DataError
-from neurogen.files import read_text, to_json
+from neurogen.files import append, read_text, to_json, writing
 from neurogen.generation import Prompt, RunOptions
 from neurogen.order import largest
 from neurogen.registry import Registry
@@ -79,10 +80,8 @@ class Recorder:
             "prompts": [asdict(prompt) for prompt in prompts],
             "skip": sorted(skip),
         }
-        try:
-            self._file: TextIO = self._path.open("w", encoding="utf-8")
-        except OSError as error:
-            raise self._unusable(error) from None
+        with writing("The recording", self._path):
+            self._file: FileIO = self._path.open("wb", buffering=0)
         self._write(head)
 
     def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
@@ -94,19 +93,21 @@ class Recorder:
             self._steps += 1
 
     def close(self, *, complete: bool) -> None:
-        """End the recording; one that is not `complete` can be replayed as far as it goes."""
-        if complete:
-            self._write({"end": True, "steps": self._steps})
-        self._file.close()
+        """End the recording; one that is not `complete` can be replayed as far as it goes.
+
+        Raises:
+            DataError: its end cannot be written.
+        """
+        try:
+            if complete:
+                self._write({"end": True, "steps": self._steps})
+        finally:
+            self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(to_json(line) + "\n")
-        except OSError as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: OSError) -> DataError:
-        return DataError(f"The recording cannot be written to {self._path}: {error.strerror or error}.")
+        data = to_json(line).encode() + b"\n"
+        with writing("The recording", self._path, needed=len(data)):
+            append(self._file.fileno(), data)
 
 
 @dataclass(frozen=True)

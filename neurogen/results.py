@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError
-from neurogen.files import to_json
+from neurogen.files import append, to_json, write_problem, writing
 
 __all__ = ["ResultsFile"]
 
@@ -34,6 +34,7 @@ BEGINNING = b'{"index": 0, "sample": 0, "prompt": "'
 SURE = len(b'{"index": 0, "sample": ')
 """Of an incomplete line that is all there is in a file, so much at least must be there to know it for ours."""
 
+FULL = "Free some space, and repeat the command to go on: the results so far are there."
 SYNC_SECONDS = 1.0
 SHOWN = 60
 
@@ -120,13 +121,10 @@ class ResultsFile:
         """
         line = to_json(result).encode() + b"\n"
         assert _shape(line).startswith(BEGINNING), "what an incomplete line is known by"
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
+        with writing(None, self.path, needed=len(line), advice=FULL):
+            append(self._descriptor, line)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._sync()
-        except OSError as error:
-            raise self._unusable(error) from None
 
     def close(self) -> None:
         """Bring everything to disk and let other processes have the file. May be called twice."""
@@ -205,7 +203,7 @@ class ResultsFile:
         )
 
     def _unusable(self, error: OSError) -> DataError:
-        return DataError(f"{self.path} cannot be written: {error.strerror or error}.")
+        return DataError(f"{self.path} cannot be written: {write_problem(error, self.path)}.")
 
 
 def _is_json(line: bytes) -> bool:

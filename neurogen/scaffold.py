@@ -13,6 +13,7 @@ from packaging.utils import InvalidName, canonicalize_name
 
 from neurogen import __version__
 from neurogen.errors import DataError, ParameterError
+from neurogen.files import replacing, writing
 from neurogen.registry import SAMPLERS, Registry
 
 __all__ = ["new_sampler"]
@@ -60,20 +61,22 @@ def new_sampler(name: str, out: Path, registry: Registry, *, with_kernels: bool 
     package = f"neurogen_{name.replace('-', '_')}"
     folder = out / canonicalize_name(f"neurogen-{name}")
     values = _values(name, package, with_kernels)
-    try:
+    for place in (folder, out):
+        if place.exists() and not (place is out and out.is_dir()):
+            raise DataError(
+                f"{place} exists already, and nothing is overwritten. Choose another name, or another folder with "
+                "--out."
+            )
+    templates = ALWAYS | (WITH_KERNELS if with_kernels else IN_TORCH)
+    files = {to.format(package=package): _filled(template, values) for template, to in templates.items()}
+    files[f"{package}/py.typed"] = ""
+    with writing(None, folder):
         out.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        templates = ALWAYS | (WITH_KERNELS if with_kernels else IN_TORCH)
-        files = [_write(folder / to.format(package=package), template, values) for template, to in templates.items()]
-        (folder / package / "py.typed").touch()
-        return [*files, folder / package / "py.typed"]
-    except FileExistsError as error:
-        raise DataError(
-            f"{error.filename or folder} exists already, and nothing is overwritten. Choose another name, or another "
-            "folder with --out."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}.") from error
+        with replacing(folder) as draft:
+            for name, text in files.items():
+                (draft / name).parent.mkdir(parents=True, exist_ok=True)
+                (draft / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
 
 
 def check_name(name: str, registry: Registry) -> None:
@@ -116,10 +119,8 @@ def _values(name: str, package: str, with_kernels: bool) -> dict[str, str]:
     }
 
 
-def _write(file: Path, template: str, values: dict[str, str]) -> Path:
+def _filled(template: str, values: dict[str, str]) -> str:
     text = (
         resources.files("neurogen").joinpath("templates", "sampler", *f"{template}.tmpl".split("/")).read_text("utf-8")
     )
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(Template(text).substitute(values), encoding="utf-8")
-    return file
+    return Template(text).substitute(values)

@@ -11,13 +11,13 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neurogen.documents import BrokenRow, TextStream
 from neurogen.errors import DataError, NeurogenError, ParameterError
+from neurogen.files import replacing, writing
 
 __all__ = ["DEFAULT_SENTENCES", "LEAST_COVERAGE", "MODEL_TYPES", "TrainedTokenizer", "train_tokenizer"]
 
@@ -239,14 +239,5 @@ def _explained(error: RuntimeError, vocab_size: int) -> NeurogenError:
 
 def _write(path: Path, model: bytes, *, force: bool) -> None:
     _refuse_existing(path, force=force)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(model)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise DataError(f"{path} cannot be written: {error.strerror or error}.") from None
+    with writing(None, path, needed=len(model)), replacing(path) as draft:
+        draft.write_bytes(model)

@@ -20,7 +20,7 @@ from neurogen.bench.cells import Cell
 from neurogen.bench.machine import Machine
 from neurogen.bench.results import FLOOR, Number, Result
 from neurogen.errors import DataError, NeurogenError
-from neurogen.files import to_json
+from neurogen.files import to_json, write_text
 from neurogen.registry import default_registry
 
 __all__ = ["CELLS", "Figure", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
@@ -202,10 +202,7 @@ def _update(file: Path, samplers: Sequence[str]) -> None:
     names = list(dict.fromkeys([*_names_in(file), *samplers])) or _installed()
     measured = [_figure(name, cell) for name in names for cell in CELLS]
     written = Figures(machine=describe_machine(), figures=measured)
-    try:
-        file.write_text(to_json(written.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror or error}.") from None
+    write_text(None, file, to_json(written.model_dump(mode="json"), indent=1) + "\n")
     click.echo(f"Wrote {len(measured)} figures to {file}.")
 
 
