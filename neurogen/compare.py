@@ -152,7 +152,7 @@ def compare(
         prompts: at least one; sample i of prompt j has the same seed with every sampler.
         references: for each prompt the right answers, for accuracy.
         progress: is told texts done and their total.
-        **options: as for `RunOptions`: n, max_new_tokens, seed, stop, chat, batch_size, processors.
+        **options: as for `RunOptions`: n, max_new_tokens, seed, stop, chat, batch_size, processors, parse_special.
 
     Raises:
         ParameterError: nothing to compare, or an option outside its domain.

@@ -84,6 +84,7 @@ class PackedStream:
         pad_last: bool = False,
         select: Callable[[int], bool] | None = None,
         on_broken: Callable[[BrokenRow], None] | None = None,
+        parse_special: bool = False,
     ) -> None:
         """Find the data; nothing is read yet.
 
@@ -101,6 +102,8 @@ class PackedStream:
                 has the same shape on all of them, for a rank without a share too.
             select: see `TextStream`.
             on_broken: called for each row without a text.
+            parse_special: make special tokens of their spellings in the data; see `Tokenizer.encode`. Without it, the
+                EOS that ends a document is the only one in the stream.
 
         Raises:
             DataError: a source does not exist, is of an unknown kind, or holds nothing to read.
@@ -117,6 +120,7 @@ class PackedStream:
         self._context, self._batch_size = context, batch_size
         self._rank, self._world_size = rank, world_size
         self._repeat, self._pad_last = repeat, pad_last
+        self._parse_special = parse_special
         self.text = TextStream(sources, select=select, on_broken=on_broken)
         self.tokens = 0
         self._begin()
@@ -205,7 +209,8 @@ class PackedStream:
     def _batches(self) -> Iterator[PackedBatch]:
         full = self._batch_size * self._world_size * self._context
         self.text.start_at(self._following.position)
-        found = segments(self.text, self._tokenizer, self._eos, behind=self._following.behind, repeat=self._repeat)
+        behind, parse = self._following.behind, self._parse_special
+        found = segments(self.text, self._tokenizer, self._eos, behind=behind, repeat=self._repeat, parse_special=parse)
         while self._read(found, full + 1):
             yield self._give(full, self._batch_size)
         self._begin_texts()

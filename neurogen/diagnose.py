@@ -199,6 +199,7 @@ def diagnose_model(
     context: int | None = None,
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int, int], None] | None = None,
+    parse_special: bool = False,
 ) -> Diagnosis:
     """Run a model over texts and diagnose its logits and weights.
 
@@ -209,6 +210,7 @@ def diagnose_model(
         context: tokens that are fed at once; by default 512, or what the model can take if that is less.
         batch_size: windows at a time; fewer where their logits would be too large.
         progress: is told the positions done and their total, now and then.
+        parse_special: make special tokens of their spellings in the texts; see `Tokenizer.encode`.
 
     Raises:
         DataError: the texts have no two tokens.
@@ -221,7 +223,8 @@ def diagnose_model(
         if number < 1:
             raise ParameterError(f"{name} must be an integer >= 1, got {number}.", name)
     samplers = load_samplers()
-    pieces = windows([SAMPLE_TEXT] if texts is None else texts, model.tokenizer, length, max_tokens)
+    given = [SAMPLE_TEXT] if texts is None else texts
+    pieces = windows(given, model.tokenizer, length, max_tokens, parse_special=parse_special)
     total, parts = sum(len(piece.ids) - 1 for piece in pieces), []
     for batch in _batches(pieces, batch_size, model.vocab_size):
         logits, targets, inputs, positions = _forward(model, batch)

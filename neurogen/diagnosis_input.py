@@ -73,7 +73,9 @@ class Window:
     ids: tuple[int, ...]
 
 
-def windows(texts: Iterable[str], tokenizer: Tokenizer, context: int, max_tokens: int) -> list[Window]:
+def windows(
+    texts: Iterable[str], tokenizer: Tokenizer, context: int, max_tokens: int, *, parse_special: bool = False
+) -> list[Window]:
     """Cut texts so that every token but a text's first is a target once.
 
     Args:
@@ -81,14 +83,16 @@ def windows(texts: Iterable[str], tokenizer: Tokenizer, context: int, max_tokens
         tokenizer: puts its start-of-sequence id before each text, where that is its convention.
         context: the most tokens that are fed at once, >= 1.
         max_tokens: the most targets, >= 1.
+        parse_special: see `Tokenizer.encode`.
 
     Raises:
         DataError: no text has two tokens.
     """
+    given = {"parse_special": True} if parse_special else {}
     found: list[Window] = []
     left = max_tokens
     for document, text in enumerate(texts):
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, **given)
         for start in range(0, len(ids) - 1, context):
             piece = ids[start : start + min(context, left) + 1]
             found.append(Window(document, tuple(piece)))

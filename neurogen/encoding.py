@@ -8,7 +8,8 @@ probable, as a unigram vocabulary knows them, another may be chosen. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ LONGEST = 2**20
 """Characters after which a text is cut in any case, since memory is finite: no id has ended with a piece until then."""
 
 Ids = npt.NDArray[np.int64]
+Encode = Callable[[str], list[int]]
 
 
 class Start(NamedTuple):
@@ -60,7 +62,9 @@ class Segment(NamedTuple):
     following: Start
 
 
-def segments(texts: TextStream, tokenizer: Tokenizer, eos: int, *, behind: str, repeat: bool) -> Iterator[Segment]:
+def segments(
+    texts: TextStream, tokenizer: Tokenizer, eos: int, *, behind: str, repeat: bool, parse_special: bool = False
+) -> Iterator[Segment]:
     """The segments from where `texts` stands.
 
     Args:
@@ -69,23 +73,25 @@ def segments(texts: TextStream, tokenizer: Tokenizer, eos: int, *, behind: str, 
         eos: the id that ends a document.
         behind: see `Start`.
         repeat: read the texts over and over.
+        parse_special: see `Tokenizer.encode`.
 
     Raises:
         DataError: see `TextStream.pieces`.
     """
+    encode: Encode = partial(tokenizer.encode, add_bos=False, **({"parse_special": True} if parse_special else {}))
     start, text = None, ""
     for piece in _pieces(texts, repeat):
         here = texts.piece_start
         if start is None:
             start = Start(here, behind)
-        elif (cut := _apart(tokenizer, start.behind, text, piece.text)) is not None:
+        elif (cut := _apart(encode, start.behind, text, piece.text)) is not None:
             ids, behind = cut
             following = Start(here, behind)
             yield Segment(np.array(ids, dtype=np.int64), start, following)
             start, text = following, ""
         text += piece.text
         if piece.ends:
-            ids = [*_encode_behind(tokenizer, start.behind, text), eos]
+            ids = [*_encode_behind(encode, start.behind, text), eos]
             yield Segment(np.array(ids, dtype=np.int64), start, Start(texts.position(), ""))
             start, text, behind = None, "", ""
 
@@ -96,11 +102,11 @@ def _pieces(texts: TextStream, repeat: bool) -> Iterator[Piece]:
         yield from texts.pieces()
 
 
-def _apart(tokenizer: Tokenizer, behind: str, text: str, ahead: str) -> tuple[list[int], str] | None:
+def _apart(encode: Encode, behind: str, text: str, ahead: str) -> tuple[list[int], str] | None:
     """The ids of `text` where they end with it, whatever follows, and what the rest is to be encoded behind.
 
     Args:
-        tokenizer: encodes.
+        encode: a text, without the start of a sequence.
         behind: what `text` follows on.
         text: a part of a document.
         ahead: what follows on it; may be empty.
@@ -109,23 +115,23 @@ def _apart(tokenizer: Tokenizer, behind: str, text: str, ahead: str) -> tuple[li
         None where the text must be encoded together with what follows.
     """
     ahead = ahead[:AHEAD]
-    together = tokenizer.encode(behind + text + ahead, add_bos=False)
-    first = len(_ids(tokenizer, behind))
+    together = encode(behind + text + ahead)
+    first = len(_ids(encode, behind))
     for length in range(BEHIND, BEHIND - TRIES, -1):
         end = (behind + text)[-length:]
-        before, both = _ids(tokenizer, end), _ids(tokenizer, end + ahead)
+        before, both = _ids(encode, end), _ids(encode, end + ahead)
         rest = both[len(before) :]
         if rest and both[: len(before)] == before and together[-len(rest) :] == rest:
             return together[first : len(together) - len(rest)], end
     if len(text) < LONGEST:
         return None
-    return _encode_behind(tokenizer, behind, text), text[-BEHIND:]
+    return _encode_behind(encode, behind, text), text[-BEHIND:]
 
 
-def _encode_behind(tokenizer: Tokenizer, behind: str, text: str) -> list[int]:
+def _encode_behind(encode: Encode, behind: str, text: str) -> list[int]:
     """The ids of `text` as they are behind another."""
-    return _ids(tokenizer, behind + text)[len(_ids(tokenizer, behind)) :]
+    return _ids(encode, behind + text)[len(_ids(encode, behind)) :]
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_bos=False) if text else []
+def _ids(encode: Encode, text: str) -> list[int]:
+    return encode(text) if text else []

@@ -57,6 +57,8 @@ class RunOptions:
         stop: strings that end a text; they are not part of it.
         logprobs: give log-probabilities of each token and of this many most probable ones; None for none.
         chat: apply the tokenizer's chat template; None: if it has one.
+        parse_special: make special tokens of their spellings in prompts and messages, such as "<|im_start|>"; as a rule
+            they are ordinary text.
         batch_size: the most sequences that are decoded together.
         processors: change the logits before the sampler sees them, in this order.
 
@@ -70,6 +72,7 @@ class RunOptions:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     chat: bool | None = None
+    parse_special: bool = field(default=False, kw_only=True)
     batch_size: int = 8
     processors: Sequence[Processor] = ()
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from neurogen.stream_decoder import StreamDecoder
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta"]
+__all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta", "prompt_ids"]
 
 KEPT_PROCESSORS = 32
 """Specs of prompts' own processors whose processors are kept."""
@@ -129,10 +129,7 @@ class Runner:
     def encode(self, prompt: Prompt | str) -> list[int]:
         """The ids that the model is given for a prompt."""
         prompt = Prompt(0, prompt) if isinstance(prompt, str) else prompt
-        tokenizer = self.model.tokenizer
-        if self.chat or prompt.messages is not None:
-            return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}])
-        return tokenizer.encode(prompt.text)
+        return prompt_ids(self.model.tokenizer, prompt, chat=self.chat, parse_special=self.options.parse_special)
 
     def _prepared(self, processors: Sequence[Processor]) -> Sequence[Processor]:
         return prepared(processors, self.model.tokenizer, self._engine.vocab_size)
@@ -283,6 +280,21 @@ class _Sequence:
         text = self._tokenizer.token_text
         top = [{"token_id": other, "text": text(other), "logprob": value} for other, value in logprobs.top]
         return {"token_id": token, "text": text(token), "logprob": logprobs.logprob, "top": top}
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, chat: bool, parse_special: bool) -> list[int]:
+    """The ids that a model is given for a prompt.
+
+    Args:
+        tokenizer: the model's.
+        prompt: its messages are a conversation in any case.
+        chat: the text is a conversation's first turn.
+        parse_special: see `Tokenizer.encode`.
+    """
+    given = {"parse_special": True} if parse_special else {}
+    if chat or prompt.messages is not None:
+        return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}], **given)
+    return tokenizer.encode(prompt.text, **given)
 
 
 def _options(values: Mapping[str, Any]) -> RunOptions:

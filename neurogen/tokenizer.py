@@ -18,6 +18,7 @@ import sentencepiece
 
 from neurogen.errors import ModelError
 from neurogen.files import read_text, to_json
+from neurogen.special_tokens import Spellings, TextIds
 
 __all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
 
@@ -57,12 +58,14 @@ class Tokenizer(ABC):
     has_chat_template: bool
 
     @abstractmethod
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Return the ids of `text`.
 
         Args:
-            text: any text; the spelling of a special token in it is left to the tokenizer's own rules.
+            text: any text. A special token that is spelled out in it, such as "<|endoftext|>", is ordinary text: what
+                others have written does not end documents or begin turns.
             add_bos: put the start-of-sequence id first, where this tokenizer's convention has one.
+            parse_special: make special tokens of their spellings instead, for a text that is meant so.
         """
 
     @abstractmethod
@@ -73,12 +76,18 @@ class Tokenizer(ABC):
         """Return the bytes of UTF-8 that an id adds inside a text, leading space included; none without text."""
         return self.token_text(token).encode() if self.has_text(token) else b""
 
+    def special_in(self, text: str) -> list[str]:
+        """Return the special tokens that are spelled out in a text, each once; `parse_special` is about them."""
+        return []
+
     @abstractmethod
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, parse_special: bool = False) -> list[int]:
         """Return the ids of a conversation up to where the assistant's next turn begins.
 
         Args:
-            messages: mappings with `role` and `content`, oldest first.
+            messages: mappings with `role` and `content`, oldest first. Special tokens that are spelled out in them are
+                ordinary text; those of the template are tokens.
+            parse_special: make special tokens of the spellings in the messages too.
 
         Raises:
             ModelError: there is no chat template, or the template refuses these messages.
@@ -123,11 +132,15 @@ class SentencePieceTokenizer(Tokenizer):
         self.adds_bos = add_bos and self.bos_id is not None
         self.eos_ids = frozenset({eos} if eos >= 0 else ())
         self.special_ids = frozenset(i for i in range(self.vocab_size) if self._processor.is_control(i))
+        self._spellings = Spellings({self._processor.id_to_piece(i): i for i in sorted(self.special_ids)})
         self.has_chat_template = False
 
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """See `Tokenizer.encode`; the spelling of a control token in the text is ordinary text."""
-        ids: list[int] = self._processor.encode(text)
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """See `Tokenizer.encode`."""
+        parts = self._spellings.split(text) if parse_special else (text,)
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._processor.encode(part)
         return [self.bos_id, *ids] if add_bos and self.adds_bos and self.bos_id is not None else ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -147,7 +160,11 @@ class SentencePieceTokenizer(Tokenizer):
             return bytes.fromhex(self._processor.id_to_piece(token)[3:5])
         return super().token_bytes(token)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def special_in(self, text: str) -> list[str]:
+        """See `Tokenizer.special_in`."""
+        return self._spellings.found(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, parse_special: bool = False) -> list[int]:
         """Raise ModelError: a SentencePiece model carries no chat template."""
         raise ModelError(_NO_CHAT_TEMPLATE)
 
@@ -168,6 +185,7 @@ class HFTokenizer(Tokenizer):
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self.bos_id = tokenizer.bos_token_id
         self.special_ids = _special_ids(tokenizer)
+        self._text_ids = TextIds(tokenizer, self.special_ids)
         self.has_chat_template = bool(tokenizer.chat_template)
         self._bytes = _byte_tokens(vocab) if _decodes_with(tokenizer, "ByteFallback") else {}
         self._is_byte_level = _decodes_with(tokenizer, "ByteLevel")
@@ -176,9 +194,9 @@ class HFTokenizer(Tokenizer):
         self.adds_bos = self.bos_id is not None and tokenizer.encode("")[:1] == [self.bos_id]
         self.eos_ids = frozenset(i for i in (tokenizer.eos_token_id, self._end_of_turn()) if i is not None)
 
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """See `Tokenizer.encode`; as in transformers, a special token spelled out in the text becomes that token."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+    def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """See `Tokenizer.encode`; with `parse_special` the ids are those of transformers for any text."""
+        ids = self._text_ids.parsed(text) if parse_special else self._text_ids.of_text(text)
         return [self.bos_id, *ids] if add_bos and self.adds_bos and self.bos_id is not None else ids
 
     def _decode(self, ids: list[int]) -> str:
@@ -210,13 +228,19 @@ class HFTokenizer(Tokenizer):
         piece = self._tokenizer.convert_ids_to_tokens(token)
         return bytes(BYTE_LEVEL[character] for character in piece) if piece is not None else b""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def special_in(self, text: str) -> list[str]:
+        """See `Tokenizer.special_in`."""
+        return self._text_ids.spellings.found(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, parse_special: bool = False) -> list[int]:
         """See `Tokenizer.encode_chat`."""
         if not self.has_chat_template:
             raise ModelError(_NO_CHAT_TEMPLATE)
-        text = self._render([dict(message) for message in messages], add_generation_prompt=True)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        said = [dict(message) for message in messages]
+        if parse_special or not self._text_ids.concerns(said):
+            return self._text_ids.parsed(self._render(said, add_generation_prompt=True))
+        guarded, guard = self._text_ids.guarded(said)
+        return self._text_ids.of_template(self._render(guarded, add_generation_prompt=True), guard)
 
     def save(self, folder: Path) -> None:
         """See `Tokenizer.save`."""
@@ -245,7 +269,7 @@ class HFTokenizer(Tokenizer):
             _, _, rest = self._render(turns, add_generation_prompt=False).rpartition(answer)
         except ModelError:
             return None
-        ids = self._tokenizer.encode(rest.strip(), add_special_tokens=False)
+        ids = self._text_ids.parsed(rest.strip())
         return ids[0] if ids and ids[0] in self.special_ids and ids[0] != self.bos_id else None
 
 

@@ -288,6 +288,7 @@ class TrainingRun:
             "batch_size": options.sequences,
             "rank": accelerator.process_index,
             "world_size": accelerator.num_processes,
+            "parse_special": options.parse_special,
         }
         train = PackedStream(
             options.data,

@@ -92,6 +92,8 @@ class TrainingOptions:
         contrast: top-k 50 at temperature 1 beside the greedy accuracy, to show what it would have hidden.
         device: auto, cpu or cuda.
         seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
+        parse_special: make special tokens of their spellings in the data, such as "<|endoftext|>"; as a rule they are
+            ordinary text, and the only special token in the stream is the one that ends a document.
 
     Raises:
         ParameterError: a value outside its domain.
@@ -123,6 +125,7 @@ class TrainingOptions:
     contrast: bool = False
     device: str = "auto"
     seed: int = 0
+    parse_special: bool = False
 
     def __post_init__(self) -> None:
         for name in COUNTS:

@@ -162,7 +162,7 @@ def test_token_text_shows_spaces_bytes_and_control_tokens(stories: Tokenizer, ch
     assert [stories.token_text(i) for i in stories.encode("Once upon")] == ["<s>", " Once", " upon"]
     assert stories.token_text(3 + 0xF0) == "<0xF0>"
     assert stories.token_text(512) == "<id 512>"
-    assert [chat.token_text(i) for i in chat.encode(" a<|im_end|>")] == [" ", "a", "<|im_end|>"]
+    assert [chat.token_text(i) for i in chat.encode(" a<|im_end|>", parse_special=True)] == [" ", "a", "<|im_end|>"]
 
 
 def test_token_text_keeps_the_leading_space_of_a_converted_tokenizer(byte_fallback: Tokenizer) -> None:
@@ -170,7 +170,7 @@ def test_token_text_keeps_the_leading_space_of_a_converted_tokenizer(byte_fallba
 
 
 def test_chat_template_ends_where_the_assistant_begins(chat: Tokenizer) -> None:
-    start, end = (chat.encode(token)[0] for token in ("<|im_start|>", "<|im_end|>"))
+    start, end = (chat.encode(token, parse_special=True)[0] for token in ("<|im_start|>", "<|im_end|>"))
     ids = chat.encode_chat([{"role": "user", "content": "hi"}])
     assert ids == [start, *chat.encode("user\nhi"), end, *chat.encode("\n"), start, *chat.encode("assistant\n")]
 

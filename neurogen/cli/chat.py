@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed
-from neurogen.cli.model_options import load_shown, model_option
+from neurogen.cli.model_options import load_shown, model_option, parse_special_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.generation import RunOptions
@@ -38,6 +38,7 @@ DEFAULT_SAMPLER = "topp"
 )
 @click.option("--seed", type=WholeNumber(), show_default="a random one", help="Of the first answer; /retry adds one.")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
+@parse_special_option
 @device_option
 @dtype_option
 @click.option("--quiet", "-q", is_flag=True, help="No greeting and no lines about speed.")
@@ -55,7 +56,12 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     from neurogen.conversation import Conversation
 
     seed = random_seed() if values["seed"] is None else values["seed"]
-    options = RunOptions(max_new_tokens=values["max_new_tokens"], seed=seed, chat=values["chat"])
+    options = RunOptions(
+        max_new_tokens=values["max_new_tokens"],
+        seed=seed,
+        chat=values["chat"],
+        parse_special=values["parse_special"],
+    )
     conversation = Conversation(model, made, options, system=values["system"])
     if values["load"] is not None:
         conversation.load(values["load"])

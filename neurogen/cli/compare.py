@@ -24,7 +24,7 @@ from neurogen.cli.common import (
     tell,
     write_json,
 )
-from neurogen.cli.model_options import load_shown, model_option
+from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
 from neurogen.cli.output import CONTROL
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
@@ -74,6 +74,7 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Sequences at a time.")
 @click.option("--show", type=WholeNumber(0), default=1, show_default=True, help="Show texts of so many prompts.")
+@parse_special_option
 @device_option
 @dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -163,6 +164,8 @@ def _compare(
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
     shown = is_terminal(sys.stderr) and not values["quiet"]
     model = load_shown(values, shown=shown)
+    if not values["parse_special"] and not values["quiet"]:
+        tell_of_special(model, (prompt.text for prompt in prompts))
     from neurogen.compare import compare
 
     with counting("texts", shown=shown) as progress:
@@ -178,6 +181,7 @@ def _compare(
             chat=values["chat"],
             batch_size=values["batch_size"],
             processors=processors,
+            parse_special=values["parse_special"],
         )
 
 

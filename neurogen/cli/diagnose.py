@@ -22,7 +22,7 @@ from neurogen.cli.common import (
     write_json,
 )
 from neurogen.cli.completion import complete_model
-from neurogen.cli.model_options import load_shown
+from neurogen.cli.model_options import load_shown, parse_special_option
 
 if TYPE_CHECKING:
     from neurogen.diagnose import Diagnosis
@@ -80,6 +80,7 @@ SHOWN_MEASURES = (
     help="Tokens that the model reads at once; longer texts are cut.",
 )
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Stretches of text at a time.")
+@parse_special_option
 @device_option
 @dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -143,6 +144,7 @@ def _of_model(values: Mapping[str, Any]) -> Diagnosis:
             context=values["context"],
             batch_size=values["batch_size"],
             progress=progress,
+            parse_special=values["parse_special"],
         )
 
 

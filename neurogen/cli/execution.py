@@ -18,6 +18,7 @@ import click
 
 from neurogen.cli.common import is_terminal, tell
 from neurogen.cli.draft_options import told_of_draft
+from neurogen.cli.model_options import tell_of_special
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch
 from neurogen.cli.ranks import launched
 from neurogen.cli.runners import Loaded, load, make_runner
@@ -122,6 +123,8 @@ def _end_share(session: Session, ranks: Ranks) -> None:
 def _run(session: Session) -> None:
     """Load the model and run what is to do."""
     loaded = load(session)
+    if not session.arguments.parse_special and not session.arguments.quiet:
+        tell_of_special(loaded.model, (prompt.text for prompt in session.prompts.values()))
     summary = Summary(repr(session.sampler), session.seed)
     _stream(session, loaded, summary)
     if session.finished and session.ranks is None:

@@ -18,7 +18,7 @@ from neurogen.cli.common import (
     tell,
     write_json,
 )
-from neurogen.cli.model_options import load_shown, model_option
+from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.registry import default_registry
@@ -47,6 +47,7 @@ PAGE_TOP = 40
 @click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="Determines every draw.")
 @click.option("--top", type=WholeNumber(1), default=5, show_default=True, help="Candidates a step.")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
+@parse_special_option
 @device_option
 @dtype_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -76,6 +77,8 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
     processors = default_registry().load_processors(values["processors"]) if values["processors"] else []
     shown = is_terminal(sys.stderr) and not values["quiet"]
     model = load_shown(values, shown=shown)
+    if not values["parse_special"] and not values["quiet"]:
+        tell_of_special(model, [values["prompt"]])
     from neurogen.explain import explain
 
     return explain(
@@ -87,6 +90,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
         seed=random_seed() if values["seed"] is None else values["seed"],
         chat=values["chat"],
         processors=processors,
+        parse_special=values["parse_special"],
     )
 
 

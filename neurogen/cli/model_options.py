@@ -5,18 +5,19 @@ Imports torch only where a model is loaded. What runs on an engine of choice is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from neurogen.cli.common import tell
 from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
 
-__all__ = ["DEFAULT_MODEL", "load_shown", "model_option"]
+__all__ = ["DEFAULT_MODEL", "load_shown", "model_option", "parse_special_option", "tell_of_special"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,6 +29,28 @@ def model_option(command: Command) -> Command:
     return click.option(
         "--model", default=DEFAULT_MODEL, show_default=True, shell_complete=complete_model, help="As for neurogen run."
     )(command)
+
+
+def parse_special_option(command: Command) -> Command:
+    """Accept `--parse-special`."""
+    return click.option(
+        "--parse-special",
+        is_flag=True,
+        help="Make special tokens of their spellings in a prompt, such as <|im_start|>; without it they are text.",
+    )(command)
+
+
+def tell_of_special(model: Any, texts: Iterable[str]) -> None:
+    """Say on stderr that a special token is spelled out in a text, and that it is taken as text.
+
+    Args:
+        model: the `tokenizer` of it, if there is one, knows the special tokens.
+        texts: prompts; the first that spells one out is told of.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    found = next((one for text in texts for one in tokenizer.special_in(text)), None) if tokenizer is not None else None
+    if found is not None:
+        tell(f"The text {found!r} in the prompt is taken as text; --parse-special makes it the control token.")
 
 
 def load_shown(values: Mapping[str, Any], *, shown: bool) -> LanguageModel:

@@ -16,7 +16,7 @@ from neurogen.cli.completion import complete_model
 from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.execution import execute
-from neurogen.cli.model_options import DEFAULT_MODEL
+from neurogen.cli.model_options import DEFAULT_MODEL, parse_special_option
 from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -97,6 +97,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @draft_options
 @engine_options
+@parse_special_option
 @device_option
 @dtype_option
 @click.option(

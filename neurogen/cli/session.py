@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Arguments", "Session", "prompts_of", "seed_of"]
 
-OPTIONAL = ("best_of", "beam", "draft")
+OPTIONAL = ("best_of", "beam", "draft", "parse_special")
 """Settings that a line of a results file has only where they were given."""
 
 
@@ -60,6 +60,7 @@ class Arguments:
     beam: BeamSettings | None = None
     draft: str | None = None
     draft_tokens: int | None = None
+    parse_special: bool = False
 
     @property
     def drawn(self) -> int:
@@ -179,6 +180,7 @@ class Session:
             chat=arguments.chat,
             batch_size=arguments.batch_size,
             processors=self.processors,
+            parse_special=arguments.parse_special,
         )
 
     def queue(self) -> Iterable[Prompt]:
@@ -228,6 +230,7 @@ class Session:
             "chat": arguments.chat,
             "dtype": arguments.dtype,
             "engine": arguments.engine,
+            **({"parse_special": True} if arguments.parse_special else {}),
             **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
             **({"beam": asdict(arguments.beam)} if arguments.beam is not None else {}),
             **({"draft": draft_identity(draft, arguments.draft_tokens)} if draft is not None else {}),

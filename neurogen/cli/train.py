@@ -71,6 +71,11 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet",
 @click.option("--precision", default="float32", show_default=True, metavar="float32|bf16", help="Of matrix products.")
 @click.option("--compile", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--contrast", is_flag=True, help="Report beside the accuracy what drawing by top-k 50 would have shown.")
+@click.option(
+    "--parse-special",
+    is_flag=True,
+    help="Make special tokens of their spellings in DATA, such as <|endoftext|>; without it they are text.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
 @device_option
 @click.option(

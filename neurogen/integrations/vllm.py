@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from neurogen.errors import ModelError, NeurogenError, ParameterError
 from neurogen.generation import FinishReason, Prompt, Result, RunOptions
 from neurogen.registry import load_sampler
+from neurogen.runner import prompt_ids
 from neurogen.spec import parse_spec
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def _client_error() -> type[Exception]:
 def _encoded(tokenizer: Tokenizer, prompt: Prompt, options: RunOptions) -> list[int]:
     """The ids that the runner would give the model."""
     chat = tokenizer.has_chat_template if options.chat is None else options.chat
-    if chat or prompt.messages is not None:
-        return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}])
-    return tokenizer.encode(prompt.text)
+    return prompt_ids(tokenizer, prompt, chat=chat, parse_special=options.parse_special)
 
 
 def _sampling_params(
