@@ -78,7 +78,8 @@ def segments(
     Raises:
         DataError: see `TextStream.pieces`.
     """
-    encode: Encode = partial(tokenizer.encode, add_bos=False, **({"parse_special": True} if parse_special else {}))
+    given: dict[str, Any] = {"parse_special": True} if parse_special else {}
+    encode: Encode = partial(tokenizer.encode, add_bos=False, **given)
     start, text = None, ""
     for piece in _pieces(texts, repeat):
         here = texts.piece_start
