@@ -255,8 +255,10 @@ class Sampler:
         """Raise an error of neurogen as it is, and any other as one of the plugin."""
         if isinstance(error, NeurogenError):
             raise error
+        from neurogen.mistakes import explained
+
         raise PluginError(
-            f"Sampler {self.name!r} ({self.origin}) failed in {call}: {type(error).__name__}: {error}. "
+            f"Sampler {self.name!r} ({self.origin}) failed in {call}: {explained(error)}. "
             "This is an error of the plugin: update it or report it to its author, or choose another sampler."
         ) from error
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
+from numba import types
+from numba.extending import overload, register_jitable
 
 from neurogen.kernels.cpu_bands import above, likelier, mix, spared, typical
 from neurogen.kernels.cpu_cuts import draw, everything, heavier, largest, mark, normalise, nucleus
@@ -23,7 +24,17 @@ from neurogen.kernels.cpu_kernel import kernel, kernel_with
 from neurogen.kernels.cpu_rows import CHUNK, EVERYTHING, NOTHING, Row, argmax_of, at_row, first_of, open_row, scan
 from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
-from neurogen.kernels.host import Calls, Temperatures, calls, with_row_parameters
+from neurogen.kernels.host import (
+    WANTED,
+    Calls,
+    Temperatures,
+    calls,
+    check_definition,
+    check_returned,
+    made_of,
+    place_of,
+    with_row_parameters,
+)
 from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
@@ -72,12 +83,24 @@ def truncation(
 
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
+
+    Raises:
+        ParameterError: `keep` or `temper` is no function of the row and so many parameters, or a name is none.
+        ContractError: when it is compiled, at the first call: what it returns is not what it must return.
     """
-    kept_of = _of_rows(keep, len(names))
+    check_definition(keep, names, "keep")
+    kept_of = _of_rows(keep, len(names), types.Integer, WANTED)
     if temper is not None:
-        return _tempering(kept_of, _of_rows(temper, len(names)), names)
+        check_definition(temper, names, "temper")
+        temperature_of = _of_rows(temper, len(names), types.Number, "a temperature, a number")
+        return made_of(_tempering(kept_of, temperature_of, names), keep)
     if chance is not None:
-        return _by_chance(kept_of, (*names, chance, "temperature"))
+        return made_of(_by_chance(kept_of, (*names, chance, "temperature")), keep)
+    return made_of(_plain(kept_of, names), keep)
+
+
+def _plain(kept_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler whose rows all have a given temperature."""
     warmth, seed, position = range(len(names), len(names) + 3)
 
     @register_jitable
@@ -155,9 +178,19 @@ def _one(arrays: Any, r: Any) -> Any:
     return 1.0
 
 
-def _of_rows(definition: Callable[..., Any], count: int) -> Any:
-    """A definition as a function of (row, arrays, r)."""
-    return register_jitable(with_row_parameters(register_jitable(definition), count))
+def _of_rows(definition: Callable[..., Any], count: int, kind: Any, wanted: str) -> Any:
+    """A definition as a function of (row, arrays, r); compiling refuses one that returns no value of a Numba type."""
+    where = place_of(definition)
+
+    def returned(value: Any) -> Any:
+        return value
+
+    @overload(returned, strict=False)
+    def _returned(value: Any) -> Any:
+        check_returned(where, isinstance(value, kind), str(value), wanted)
+        return lambda value: value
+
+    return register_jitable(with_row_parameters(register_jitable(definition), count, returned))
 
 
 def _calls_of(names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any) -> Calls:

@@ -22,7 +22,7 @@ import numpy as np
 from numba import cuda
 
 from neurogen.kernels.cuda_bands import above, likelier, mix, spared, typical, whole
-from neurogen.kernels.cuda_block import device
+from neurogen.kernels.cuda_block import checked, device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_launch import BLOCK, SPLIT_BLOCK, Kernel, Split, launch
@@ -39,7 +39,16 @@ from neurogen.kernels.cuda_split import (
     words_a_row,
 )
 from neurogen.kernels.cuda_statistics import entropy, finite, tempered
-from neurogen.kernels.host import Calls, Temperatures, calls, with_row_parameters
+from neurogen.kernels.host import (
+    WANTED,
+    Calls,
+    Temperatures,
+    calls,
+    check_definition,
+    made_of,
+    place_of,
+    with_row_parameters,
+)
 from neurogen.kernels.numerics import is_warm, random_bits, uniform
 
 __all__ = [
@@ -97,12 +106,24 @@ def truncation(
 
     Returns:
         The functions of a backend module: `sample, probs, support = truncation(keep, "k")`.
+
+    Raises:
+        ParameterError: `keep` or `temper` is no function of the row and so many parameters, or a name is none.
+        ContractError: when it is compiled, at the first launch: what it returns is not what it must return.
     """
-    cut_of = _of_rows(keep, len(names))
+    check_definition(keep, names, "keep")
+    cut_of = _of_rows(keep, len(names), "BaseTuple", WANTED)
     if temper is not None:
-        return _tempering(cut_of, _of_rows(temper, len(names)), names)
+        check_definition(temper, names, "temper")
+        temperature_of = _of_rows(temper, len(names), "Number", "a temperature, a number")
+        return made_of(_tempering(cut_of, temperature_of, names), keep)
     if chance is not None:
-        return _by_chance(cut_of, (*names, chance, "temperature"))
+        return made_of(_by_chance(cut_of, (*names, chance, "temperature")), keep)
+    return made_of(_plain(cut_of, names), keep)
+
+
+def _plain(cut_of: Any, names: tuple[str, ...]) -> Calls:
+    """The kernels of a sampler whose rows all have a given temperature."""
     warmth, seed, position = range(len(names), len(names) + 3)
 
     @device
@@ -265,10 +286,10 @@ def _describing(read_at: Any, describe: Any, out: int) -> Kernel:
     return Kernel(write)
 
 
-def _of_rows(definition: Callable[..., Any], count: int) -> Any:
-    """A definition as a device function of (row, arrays, r)."""
+def _of_rows(definition: Callable[..., Any], count: int, kind: str, wanted: str) -> Any:
+    """A definition as a device function of (row, arrays, r); compiling refuses one that returns no value of a type."""
     compiled = definition if hasattr(definition, "py_func") else device(definition)
-    return device(with_row_parameters(compiled, count))
+    return device(with_row_parameters(compiled, count, checked(place_of(definition), kind, wanted)))
 
 
 @device

@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import config, cuda
 
+from neurogen.kernels.host import check_returned
 from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_float32
 
 __all__ = [
@@ -91,6 +92,10 @@ if config.ENABLE_CUDASIM:
         """Add to an int64 in shared memory atomically."""
         cuda.atomic.add(values, index, amount)
 
+    def checked(where: str, kind: str, wanted: str) -> Callable[..., Any]:
+        """A function that gives what it is given: the simulator compiles nothing that could be refused."""
+        return lambda value: value
+
 else:
     from numba.cuda import libdevice, types
     from numba.cuda.extending import intrinsic, overload
@@ -98,6 +103,25 @@ else:
     def device(function: Callable[..., Any]) -> Any:
         """A function called from kernels, compiled into each of them."""
         return cuda.jit(device=True, forceinline=True)(function)
+
+    def checked(where: str, kind: str, wanted: str) -> Callable[..., Any]:
+        """A function that gives what it is given, compiled only if that is of a kind of Numba's types.
+
+        Args:
+            where: the definition whose result it is given, and where that stands.
+            kind: a class of numba.types.
+            wanted: what the definition must return, in words.
+        """
+
+        def returned(value: Any) -> Any:
+            return value
+
+        @overload(returned, target="cuda", strict=False)
+        def _returned(value: Any) -> Any:
+            check_returned(where, isinstance(value, getattr(types, kind)), str(value), wanted)
+            return lambda value: value
+
+        return returned
 
     @overload(exact_mul, target="cuda", strict=False)
     def _exact_mul_cuda(a: Any, b: Any) -> Any:

@@ -6,17 +6,36 @@ that a test or a benchmark finds the kernel: `neurogen_topk.cpu.sample.kernel`.
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from neurogen.errors import ParameterError
+from neurogen.errors import ContractError, ParameterError
 from neurogen.parameters import RowParams
 
-__all__ = ["Calls", "Choose", "Describe", "Temperatures", "calls", "check_memory", "with_row_parameters"]
+__all__ = [
+    "WANTED",
+    "Calls",
+    "Choose",
+    "Describe",
+    "Temperatures",
+    "calls",
+    "check_definition",
+    "check_memory",
+    "check_returned",
+    "made_of",
+    "place_of",
+    "with_row_parameters",
+]
+
+MOST_PARAMETERS = 3
+"""Of a definition."""
 
 Run = Callable[..., None]
 """run(kernel, logits, *tensors): a kernel over all rows of logits [batch, vocab]."""
@@ -30,11 +49,13 @@ class Choose:
         kernel: called with the logits, the row parameters `names`, seed, position and the ids to write.
         run: `cpu.run` or `cuda.launch`.
         names: row parameters, int64 or float64 [batch], in the order the kernel takes them.
+        definition: what it was made of, and where that stands: "keep (neurogen_mine/cpu.py, line 9)".
     """
 
     kernel: Any
     run: Run
     names: tuple[str, ...]
+    definition: str = ""
 
     def __call__(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams) -> Tensor:
         ids = logits.new_empty(logits.shape[0], dtype=torch.int64)
@@ -48,7 +69,7 @@ class Describe:
 
     Attributes:
         kernel: called with the logits, the row parameters `names` and the array to write.
-        run, names: as of `Choose`.
+        run, names, definition: as of `Choose`.
         dtype: float32 of probabilities, bool of a support.
     """
 
@@ -56,6 +77,7 @@ class Describe:
     run: Run
     names: tuple[str, ...]
     dtype: torch.dtype
+    definition: str = ""
 
     def __call__(self, logits: Tensor, params: RowParams) -> Tensor:
         out = logits.new_empty(logits.shape, dtype=self.dtype)
@@ -107,23 +129,96 @@ def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...
     )
 
 
-def with_row_parameters(keep: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """keep(row, *parameters of row r) as a function of (row, arrays, r), to be compiled.
+def place_of(definition: Callable[..., Any]) -> str:
+    """A function's name and where it stands: "keep (neurogen_mine/cpu.py, line 9)"."""
+    code = getattr(definition, "py_func", definition).__code__
+    here = os.path.relpath(code.co_filename)
+    file = code.co_filename if here.startswith("..") else here
+    return f"{code.co_name} ({file}, line {code.co_firstlineno})"
 
-    Written out, for Numba does not spread a tuple whose elements differ in type.
+
+def check_definition(definition: Any, names: tuple[Any, ...], role: str) -> None:
+    """Refuse what a sampler cannot be made of, before it is compiled.
+
+    Args:
+        definition: called as definition(row, *parameters).
+        names: of the parameters.
+        role: as what it was given, "keep" or "temper".
 
     Raises:
-        ValueError: more parameters than are written out.
+        ParameterError: no function, no names, more parameters than are written out, or another number than it takes.
+    """
+    function = getattr(definition, "py_func", definition)
+    if not isinstance(function, FunctionType):
+        raise ParameterError(
+            f"truncation() was given {definition!r} as `{role}`. It must be a function {role}(row, *parameters): write "
+            f"truncation({role}, ...) with the function itself, and behind it the names of its parameters.",
+            role,
+        )
+    wrong = [name for name in names if not isinstance(name, str) or not name.isidentifier()]
+    if wrong:
+        raise ParameterError(
+            f"truncation({function.__name__}, ...) was given {wrong[0]!r} as the name of a parameter. Give the names "
+            'of the sampler\'s parameters as strings, such as "k".',
+            "names",
+        )
+    if len(names) > MOST_PARAMETERS:
+        raise ParameterError(
+            f"truncation() was given {len(names)} parameters; a definition takes at most {MOST_PARAMETERS}. Compute "
+            "what depends on several of them before, or write a kernel of your own.",
+            "names",
+        )
+    try:
+        inspect.signature(function).bind(None, *names)
+    except TypeError as error:
+        takes = ", ".join(inspect.signature(function).parameters)
+        given = ", ".join(["row", *names])
+        raise ParameterError(
+            f"truncation() calls {place_of(function)} with ({given}), and it takes ({takes}): {error}. Name each of "
+            f'its parameters behind `row`, in this order: truncation({function.__name__}, "k", ...).',
+            "names",
+        ) from None
+
+
+def check_returned(where: str, is_right: bool, returned: str, wanted: str) -> None:
+    """Refuse a definition that returns something else than it must, while it is compiled.
+
+    Raises:
+        ContractError: it does.
+    """
+    if is_right:
+        return
+    if returned == "none":
+        what = "returns nothing"
+    elif returned.startswith("Optional"):
+        what = "returns nothing in one of its branches"
+    else:
+        what = f"returns a value of the type {returned}"
+    raise ContractError(f"{where} {what}. It must return {wanted}, in every branch.")
+
+
+WANTED = "what `largest`, `nucleus`, `heavier` or another of these functions of neurogen.kernels returns"
+"""By a definition of what is kept."""
+
+
+def made_of(calls: Calls, definition: Callable[..., Any]) -> Calls:
+    """The functions, which know what they were made of."""
+    where = place_of(definition)
+    sample, probs, support = calls
+    return Calls(
+        replace(sample, definition=where), replace(probs, definition=where), replace(support, definition=where)
+    )
+
+
+def with_row_parameters(keep: Callable[..., Any], count: int, returned: Callable[..., Any]) -> Callable[..., Any]:
+    """returned(keep(row, *parameters of row r)) as a function of (row, arrays, r), to be compiled.
+
+    Written out, for Numba does not spread a tuple whose elements differ in type.
     """
     spread: tuple[Callable[..., Any], ...] = (
-        lambda row, arrays, r: keep(row),
-        lambda row, arrays, r: keep(row, arrays[0][r]),
-        lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r]),
-        lambda row, arrays, r: keep(row, arrays[0][r], arrays[1][r], arrays[2][r]),
+        lambda row, arrays, r: returned(keep(row)),
+        lambda row, arrays, r: returned(keep(row, arrays[0][r])),
+        lambda row, arrays, r: returned(keep(row, arrays[0][r], arrays[1][r])),
+        lambda row, arrays, r: returned(keep(row, arrays[0][r], arrays[1][r], arrays[2][r])),
     )
-    if count >= len(spread):
-        raise ValueError(
-            f"truncation() was given {count} parameters; a definition takes at most {len(spread) - 1}. Compute what "
-            "depends on several of them before, or write a kernel of your own."
-        )
     return spread[count]
