@@ -21,6 +21,7 @@ from neurogen.errors import DataError, NeurogenError
 
 __all__ = [
     "BYTE_ORDER_MARK",
+    "NO_ROOM",
     "append",
     "append_line",
     "check_place",

@@ -23,6 +23,7 @@ from neurogen.cli.common import Settings, debug_option, tell
 from neurogen.cli.configured import Defaults, check_variables, name_variables
 from neurogen.configuration import ConfigurationError, read_configuration
 from neurogen.errors import NeurogenError
+from neurogen.files import NO_ROOM
 from neurogen.registry import default_registry
 
 __all__ = ["main"]
@@ -127,7 +128,7 @@ class Program(click.Group):
                 error.show()
         except (NeurogenError, OSError) as error:
             _trace(settings)
-            tell(f"Error: {error}")
+            tell(f"Error: {_in_words(error)}")
             code = EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_ERROR
         except Exception as error:
             _trace(settings)
@@ -141,6 +142,15 @@ def _trace(settings: Settings) -> None:
     if settings.debug:
         with suppress(OSError):
             traceback.print_exc()
+
+
+def _in_words(error: NeurogenError | OSError) -> str:
+    """The system's error in words; one that names no file and is of a full disk is of what results are printed to."""
+    if isinstance(error, NeurogenError) or error.strerror is None:
+        return str(error)
+    if error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return f"Standard output cannot be written: {error.strerror}." if error.errno in NO_ROOM else str(error)
 
 
 def _bug(error: Exception, settings: Settings) -> str:
