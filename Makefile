@@ -2,7 +2,7 @@
 # make test         install everything into .venv and run linters, types, all tests, bench-check and docs
 # make quick        linters, types and the tests that are not slow
 # make exhaustive   what `make test` leaves out: every kernel for every card, vLLM (fetches 3 GB), 100 seeds of every check; hours
-# make docs         the documentation site, in build/site
+# make docs         the documentation site, in build/site; fails on a link that leads nowhere, in a README too
 # make bench        samplers beside their peers
 # make bench-check  have samplers become slower than benchmarks/figures.json says? under a minute
 
@@ -31,6 +31,7 @@ exhaustive: setup
 	NEUROGEN_EXHAUSTIVE=1 $(BIN)/python -m pytest -m exhaustive
 
 docs: setup
+	$(BIN)/python tools/links.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup

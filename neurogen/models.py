@@ -16,6 +16,7 @@ import torch
 
 from neurogen.checkpoint import latest_checkpoint
 from neurogen.errors import DeviceError, ModelError
+from neurogen.kernels.cuda_extra import MissingExtraError, lacking
 from neurogen.known_models import (
     KNOWN_MODELS,
     PICKLE_REFUSED,
@@ -183,12 +184,15 @@ def resolve_device(device: str) -> tuple[torch.device, str]:
         the device and the reason, a phrase such as "no CUDA device was found".
 
     Raises:
-        DeviceError: the name is unknown, or the CUDA device asked for is not there.
+        DeviceError: the name is unknown, or the CUDA device asked for is not there, or what compiles kernels for it
+            is not installed (`MissingExtraError`); auto is the CPU then.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu":
         return torch.device("cpu"), "asked for"
     if device == "auto":
+        if count and (reason := lacking()):
+            return torch.device("cpu"), f"auto: {torch.cuda.get_device_name(0)} is there, but {reason}"
         if count:
             return torch.device("cuda", 0), f"auto: {torch.cuda.get_device_name(0)} is there"
         return torch.device("cpu"), f"auto: {_why_no_cuda()}"
@@ -201,6 +205,8 @@ def resolve_device(device: str) -> tuple[torch.device, str]:
     if index >= count:
         names = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
         raise DeviceError(f"Device {device!r} was asked for, but this machine has {names}.")
+    if reason := lacking():
+        raise MissingExtraError(f"Device {device!r} was asked for, but {reason}. Or use --device cpu.")
     return torch.device("cuda", index), "asked for"
 
 

@@ -202,7 +202,7 @@ class Sampler:
                 f"Sampler {self.name!r} ({self.origin}) supports {', '.join(self.backends) or 'no device'}; "
                 f"these logits are on {logits.device}. Move them, or choose another sampler."
             )
-        return sys.modules.get(module) or importlib.import_module(module)
+        return sys.modules.get(module) or _kernels(module, on_cuda=logits.is_cuda)
 
     def _rows(self, overrides: Mapping[str, Any], batch: int, device: torch.device) -> RowParams:
         if overrides:
@@ -376,6 +376,22 @@ class TruncationSampler(Sampler):
 @cache
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _kernels(module: str, *, on_cuda: bool) -> Any:
+    """The module of kernels of a backend.
+
+    Raises:
+        MissingExtraError: it is for CUDA, and what compiles kernels for that is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        if on_cuda:  # a plugin may import Numba's own parts before those of neurogen, which say so themselves
+            from neurogen.kernels.cuda_extra import require_cuda_extra
+
+            require_cuda_extra()
+        raise
 
 
 def _per_row(name: str, value: Any, batch: int, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ import click
 from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
 from neurogen.cli.bench_options import BenchCommand, load_samplers
 from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell, write_json
+from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.errors import DataError, ParameterError
 from neurogen.registry import default_registry
 
@@ -137,6 +138,8 @@ def command(
     pairs = _pairs(loaded, wanted)
     if plot is not None:
         _check_plot(Path(plot), [cell for _, cell in pairs])
+    if not quiet:
+        tell_unused_gpu(device)
     report = _measured(pairs, wanted, device, shown=not quiet)
     if plot is not None:  # before the table, of which a pipe may want the first lines alone
         _draw(report, plot, quiet=quiet)

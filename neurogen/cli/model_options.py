@@ -6,6 +6,7 @@ Imports torch only where a model is loaded. What runs on an engine of choice is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,11 +18,20 @@ from neurogen.cli.output import loading
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
 
-__all__ = ["DEFAULT_MODEL", "load_shown", "model_option", "parse_special_option", "tell_of_special"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "load_shown",
+    "model_option",
+    "parse_special_option",
+    "tell_of_special",
+    "tell_unused_gpu",
+    "why_gpu_unused",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_MODEL = "starter"
+GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
 
 
 def model_option(command: Command) -> Command:
@@ -66,4 +76,28 @@ def load_shown(values: Mapping[str, Any], *, shown: bool) -> LanguageModel:
     with loading(values["model"], shown=shown):
         from neurogen.models import load_model
 
-        return load_model(values["model"], device=values["device"], dtype=values["dtype"])
+        model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
+    tell_unused_gpu(values["device"])
+    return model
+
+
+def why_gpu_unused(device: str) -> str | None:
+    """What to say where `--device auto` leaves the GPU of this machine unused and takes the CPU; else None."""
+    if device != "auto":
+        return None
+    import torch
+
+    from neurogen.models import resolve_device
+
+    chosen, reason = resolve_device(device)
+    has_gpu = torch.cuda.is_available() or any(Path(sign).exists() for sign in GPU_SIGNS)
+    if chosen.type != "cpu" or not has_gpu:
+        return None
+    return f"Running on the CPU ({reason}), although this machine has an NVIDIA device."
+
+
+def tell_unused_gpu(device: str) -> None:
+    """Say it, on stderr."""
+    said = why_gpu_unused(device)
+    if said is not None:
+        tell(said)

@@ -48,5 +48,9 @@ def local_device(device: str) -> str:
         return device
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return f"cuda:{int(os.environ['LOCAL_RANK']) % count}" if count else device
+    from neurogen.models import resolve_device
+
+    if resolve_device("auto")[0].type == "cpu":  # no GPU, or none that can be used: what was asked for says which
+        return device
+    count = torch.cuda.device_count()
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % count}"

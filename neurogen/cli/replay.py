@@ -10,6 +10,7 @@ import click
 
 from neurogen.cli.common import debug_option, device_option, is_terminal, tell, write_json
 from neurogen.cli.completion import complete_model
+from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.output import loading
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
 
         dtype = str(recording.head.get("environment", {}).get("number format") or "auto")
         report = replay(recording, lambda name: load_model(model or name, device=device, dtype=dtype))
+    if not quiet:
+        tell_unused_gpu(device)
     if as_json:
         write_json(_entry(report))
     elif not quiet:

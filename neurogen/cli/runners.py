@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.cli.draft_options import draft_engine
 from neurogen.cli.engine_options import load_for_engine
+from neurogen.cli.model_options import why_gpu_unused
 from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
 from neurogen.errors import NeurogenError
@@ -19,8 +19,6 @@ from neurogen.generation import RunOptions
 from neurogen.runner import Runner
 
 if TYPE_CHECKING:
-    import torch
-
     from neurogen.cli.session import Arguments, Session
     from neurogen.recording import Recorder
     from neurogen.request import DecodingEngine
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from neurogen.strategies.speculative import SpeculativeEngine
 
 __all__ = ["Loaded", "load", "make_runner"]
-
-GPU_SIGNS = ("/dev/nvidia0", "/dev/nvidiactl", "/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -90,10 +86,6 @@ def _load_model(session: Session) -> Any:
     """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
     arguments, sampler = session.arguments, session.sampler
     with loading(arguments.model, shown=arguments.shows_progress) as instead:
-        from neurogen.models import resolve_device
-
-        torchs = arguments.device if arguments.engine == "torch" else "cpu"
-        device, reason = resolve_device(torchs)
         model = load_for_engine(
             arguments.engine,
             arguments.model,
@@ -106,14 +98,10 @@ def _load_model(session: Session) -> Any:
         if arguments.engine != "vllm":
             with if_slow(lambda: instead(slow)), suppress(NeurogenError):
                 _warm(sampler, model)
-    if torchs == "auto" and _leaves_gpu(device):
-        session.say(f"Running on the CPU ({reason}), although this machine has an NVIDIA device.")
+    unused = why_gpu_unused(arguments.device) if arguments.engine == "torch" else None
+    if unused is not None:
+        session.say(unused)
     return model
-
-
-def _leaves_gpu(device: torch.device) -> bool:
-    """Whether the machine has a GPU that is not used."""
-    return device.type == "cpu" and any(Path(sign).exists() for sign in GPU_SIGNS)
 
 
 def _warm(sampler: Sampler, model: Any) -> None:

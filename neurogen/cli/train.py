@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, device_option, typed, write_json
+from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     run, display = _prepared(ctx, data, Path(out), resume, values, quiet)
     observers = _observers(run, **extras)
+    if run.is_main and not quiet:
+        tell_unused_gpu(run.options.device)
     try:
         code = _train(run, display, observers)
     finally:

@@ -3,7 +3,8 @@
 Functions of a block or a warp are called by all its threads at once (they contain barriers or shuffles). Sums are of
 integers, so they do not depend on the order in which threads arrive.
 
-Importing this module makes the functions of `numerics` that are not plain Python known to the CUDA compiler.
+Importing this module makes the functions of `numerics` that are not plain Python known to the CUDA compiler; without
+the extra `cuda` that is a MissingExtraError.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import config, cuda
 
+from neurogen.kernels.cuda_extra import require_cuda_extra
 from neurogen.kernels.host import check_returned
 from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_float32
 
@@ -97,6 +99,7 @@ if config.ENABLE_CUDASIM:
         return lambda value: value
 
 else:
+    require_cuda_extra()
     from numba.cuda import libdevice, types
     from numba.cuda.extending import intrinsic, overload
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from neurogen.kernels.cuda_extra import require_cuda_extra
 from neurogen.registry import load_sampler
 from neurogen.sampler import Sampler
 from neurogen.testing.conformance import declared, devices, drawing, invariance, meaning, memory
@@ -55,6 +56,9 @@ def check(
 
     Raises:
         PluginError, ParameterError: there is no such sampler or check, or its parameters are wrong.
+        DeviceError: what compiles kernels for CUDA is not installed.
     """
+    if device != "cpu":
+        require_cuda_extra()
     chosen = load_sampler(sampler) if isinstance(sampler, str) else sampler
     return run(chosen, device=device, quick=quick, seed=seed, only=only, told=told)

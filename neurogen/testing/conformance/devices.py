@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ContractError
+from neurogen.kernels.cuda_extra import MissingExtraError, lacking
 from neurogen.sampler import TruncationSampler
 from neurogen.testing.conformance.case import Case, per_row_numbers, summary
 from neurogen.testing.conformance.cases import KINDS, batch_of
@@ -30,6 +31,8 @@ def cuda(kit: Kit) -> None:
     if torch.cuda.is_available() and kit.subject.device.type == "cpu":
         if cls.backends and "cuda" not in cls.backends:
             raise Skip(f"it supports {', '.join(cls.backends)} alone")
+        if reason := lacking():
+            raise Skip(reason)
         cases = map(per_row_numbers, kit.batches(large=True, sets=(4, 10)))
         kit.hold(cases, card_law)
         return
@@ -68,8 +71,8 @@ def _cuda_modules(cls: Any) -> list[str]:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise Skip(f"no card here, and {module} cannot be imported: {error}") from None
+        except (ImportError, MissingExtraError) as error:
+            raise Skip(f"no card here, and {module} cannot be imported: {lacking() or error}") from None
     return modules
 
 
