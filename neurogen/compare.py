@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -23,6 +23,7 @@ from neurogen.errors import ParameterError
 from neurogen.generation import Failure, Prompt, Result, RunOptions
 from neurogen.request import Drawn, Row
 from neurogen.runner import Runner
+from neurogen.scores import sequence_score
 from neurogen.text_metrics import distinct, is_right, repeated, self_bleu
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ class Sample:
     agreed: int
     notices: list[str] | None = None
 
+    @property
+    def score(self) -> float:
+        """The mean log-probability of its tokens, in nats; see `neurogen.scores`."""
+        return sequence_score(-self.loss, self.tokens)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -97,9 +103,10 @@ class Outcome:
 
     Attributes:
         label: the sampler with its parameters.
-        samples: all its texts, by prompt and sample.
+        samples: all its texts, by prompt and sample, save those that failed.
         measures: name of a measure of `METRICS` -> estimate; those that do not apply are left out.
         seconds: wall time; tokens_per_second: tokens over it.
+        failures: what went wrong, by the numbers of prompt and sample (None: all of them); these are not measured.
     """
 
     label: str
@@ -107,6 +114,7 @@ class Outcome:
     measures: dict[str, Estimate]
     seconds: float
     tokens_per_second: float
+    failures: list[tuple[int, int | None, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,7 @@ def compare(
 
     Raises:
         ParameterError: nothing to compare, or an option outside its domain.
-        NeurogenError: a prompt cannot be run.
+        NeurogenError: no text at all could be finished. Otherwise see `Outcome.failures`.
     """
     if not samplers or not prompts:
         raise ParameterError("There is nothing to compare: give at least one sampler and one prompt.", "samplers")
@@ -164,15 +172,19 @@ def compare(
     said = {name: value for name, value in vars(run).items() if name != "processors"}
     said["processors"] = list(map(repr, run.processors))
     comparison = Comparison(model.name, [prompt.text for prompt in prompts], said)
+    answers = {one.index: given for one, given in zip(prompts, references or (), strict=references is not None)}
     total = len(samplers) * len(prompts) * run.n
     for number, sampler in enumerate(samplers):
         done = number * len(prompts) * run.n
         told = partial(_tell, progress, done, total)
-        samples, seconds = _run(model, sampler, prompts, run, told)
+        samples, failures, seconds = _run(model, sampler, prompts, run, told)
         tokens = sum(sample.tokens for sample in samples)
-        measures = _measures(samples, references)
+        measures = _measures(samples, answers)
         label = repr(sampler).removesuffix("()")
-        comparison.outcomes.append(Outcome(label, samples, measures, seconds, tokens / max(seconds, 1e-9)))
+        failed = [(one.index, one.sample, str(one.error)) for one in failures]
+        comparison.outcomes.append(Outcome(label, samples, measures, seconds, tokens / max(seconds, 1e-9), failed))
+    if not any(one.samples for one in comparison.outcomes):
+        raise failures[0].error
     return comparison
 
 
@@ -243,20 +255,21 @@ def _run(
     prompts: Sequence[Prompt],
     options: RunOptions,
     progress: Callable[[int], Any],
-) -> tuple[list[Sample], float]:
+) -> tuple[list[Sample], list[Failure], float]:
     sums = _Sums()
     engine = model.engine(sampler, batch_size=options.batch_size, observer=sums)
     results: list[Result] = []
+    failures: list[Failure] = []
     started = time.perf_counter()
     for event in Runner(model, sampler, options, engine=engine).run(iter(prompts)):
         if isinstance(event, Failure):
-            raise event.error
-        if isinstance(event, Result):
+            failures.append(event)
+        elif isinstance(event, Result):
             results.append(event)
             progress(len(results))
     seconds = time.perf_counter() - started
     in_order = sorted(results, key=lambda one: (one.index, one.sample))
-    return [_sample(one, sums.of[one.index, one.sample]) for one in in_order], seconds
+    return [_sample(one, sums.of[one.index, one.sample]) for one in in_order], failures, seconds
 
 
 def _sample(result: Result, sums: Sequence[float]) -> Sample:
@@ -274,7 +287,7 @@ def _sample(result: Result, sums: Sequence[float]) -> Sample:
     )
 
 
-def _measures(samples: Sequence[Sample], references: Sequence[Sequence[str]] | None) -> dict[str, Estimate]:
+def _measures(samples: Sequence[Sample], references: Mapping[int, Sequence[str]]) -> dict[str, Estimate]:
     groups: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.index].append(sample)
@@ -285,9 +298,8 @@ def _measures(samples: Sequence[Sample], references: Sequence[Sequence[str]] | N
         _add(found, name, [of_prompt(group) for group in by_prompt], math.exp if name == "perplexity" else None)
     alike = [self_bleu([sample.text for sample in group]) for group in by_prompt]
     _add(found, "self_bleu", [(score, 1) for score in alike if score is not None])
-    if references is not None:
-        right = [(_right(group, references[place]), len(group)) for place, group in enumerate(by_prompt)]
-        _add(found, "accuracy", [pair for pair, given in zip(right, references, strict=True) if given])
+    answered = [index for index in order if references.get(index)]
+    _add(found, "accuracy", [(_right(groups[index], references[index]), len(groups[index])) for index in answered])
     return found
 
 

@@ -63,10 +63,11 @@ def measured(comparison: Comparison) -> list[str]:
 
 def _body(comparison: Comparison) -> str:
     options = comparison.options
+    most = options["max_new_tokens"] or options["default_new_tokens"]
     return (
         f"<div><h1>{len(comparison.outcomes)} samplers on {escape(comparison.model)}</h1>"
         f'<p class="note">{len(comparison.prompts)} prompts, {options["n"]} samples each, at most '
-        f"{options['max_new_tokens']} tokens, seed {options['seed']}. In brackets 95 % bootstrap intervals over "
+        f"{most} tokens, seed {options['seed']}. In brackets 95 % bootstrap intervals over "
         "prompts.</p>"
         f"{_table(comparison)}{_plots(comparison)}{_texts(comparison)}</div>"
     )
@@ -185,5 +186,7 @@ def _text(sample: Sample) -> str:
 
 
 def _cell(outcome: Outcome, index: int) -> str:
-    body = "<hr>".join(_text(sample) for sample in outcome.samples if sample.index == index)
+    shown = [_text(sample) for sample in outcome.samples if sample.index == index]
+    failed = [error for prompt, _, error in outcome.failures if prompt == index]
+    body = "<hr>".join(shown + [f'<span class="note">{escape(error)}</span>' for error in failed])
     return f'<div class="card"><b>{escape(outcome.label)}</b>{body}</div>'

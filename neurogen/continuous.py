@@ -58,6 +58,7 @@ class ContinuousEngine(ABC):
 
     Attributes:
         vocab_size: ids from here on have no text and are never drawn, though the model's logits may be wider.
+        context_length: the most tokens of a prompt and what follows it.
 
     Raises:
         ParameterError: `batch_size` is below 1.
@@ -68,6 +69,7 @@ class ContinuousEngine(ABC):
         self.sampler = sampler
         self.batch_size = batch_size
         self.vocab_size = min(model.vocab_size, model.tokenizer.vocab_size)
+        self.context_length = model.context_length
         self._running: list[tuple[RunningBatch, _Waiting]] = []
 
     @abstractmethod

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurogen.errors import DataError, ParameterError
+from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import read_text, to_json, write_text
 from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
@@ -114,30 +115,35 @@ class Conversation:
         Raises:
             NeurogenError: it cannot be answered; then the turn is taken back.
         """
-        self.messages.append(Message(USER, text))
-        self._retries = 0
-        try:
+        with self._taken_back_on_failure():
+            self.messages.append(Message(USER, text))
+            self._retries = 0
             yield from self._answer()
-        except BaseException:
-            if self.messages and self.messages[-1].role == USER:
-                self.messages.pop()
-            raise
 
     def retry(self) -> Generator[TextDelta | Result]:
         """Draw another answer to the last turn, with the next seed.
 
         Raises:
             ParameterError: there is no answer yet.
+            NeurogenError: it cannot be drawn; then the answer before it stays.
         """
         if not self.messages or self.messages[-1].role != ASSISTANT:
             raise ParameterError("There is no answer to draw again. Say something first.", "retry")
-        before = self.messages.pop()
-        self._retries += 1
-        try:
+        with self._taken_back_on_failure():
+            self.messages.pop()
+            self._retries += 1
             yield from self._answer()
-        except BaseException:
-            if self.messages[-1].role == USER:
-                self.messages.append(before)
+
+    @contextmanager
+    def _taken_back_on_failure(self) -> Iterator[None]:
+        """Leave everything as it was when an answer fails, or is broken off before it has any text."""
+        messages, explained = list(self.messages), (self._seen, self._last)
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, NeurogenError) or (self.messages and self.messages[-1].role == USER):
+                self.messages[:] = messages
+                self._seen, self._last = explained
             raise
 
     def clear(self) -> None:
@@ -226,9 +232,10 @@ class Conversation:
             prompt = self._as_prompt(shown)
             tokens = len(Runner.encode(self._runner(), prompt))
             room = self.model.context_length - tokens
-            wanted = min(self.options.max_new_tokens, self.model.context_length // 4)
+            most = self.options.max_new_tokens or self.options.default_new_tokens
+            wanted = min(most, self.model.context_length // 4)
             if room >= wanted or len(shown) <= first + 1:
-                return replace(prompt, max_new_tokens=max(1, min(self.options.max_new_tokens, room)))
+                return replace(prompt, max_new_tokens=max(1, min(most, room)))
             self.left_out += 2 if len(shown) > first + 2 else 1
 
     def _as_prompt(self, messages: list[Message]) -> Prompt:

@@ -15,6 +15,7 @@ A message is one paragraph: what was given, what is allowed, what to do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "ContractError",
@@ -31,7 +32,13 @@ MAX_ROWS_NAMED = 8
 
 
 class NeurogenError(Exception):
-    """Base class of all errors that neurogen raises on purpose."""
+    """Base class of all errors that neurogen raises on purpose.
+
+    Attributes:
+        results: what went well beside it; see `neurogen.runner.Runner.generate`.
+    """
+
+    results: Sequence[Any] = ()
 
 
 class PluginError(NeurogenError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from neurogen.errors import NeurogenError, PluginError
+from neurogen.errors import NeurogenError, ParameterError, PluginError
 from neurogen.parameters import SamplerParams, build_params
 from neurogen.spec import Link, spelled
 
@@ -81,6 +81,11 @@ class Processor:
     def __init__(self, /, **params: Any) -> None:
         self.params: Any = build_params(self.name, self.Params, params)
         self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
+
+    @property
+    def least_new_tokens(self) -> int:
+        """How many new tokens a sequence is to have at least; a run that allows fewer is refused. By default 0."""
+        return 0
 
     def __repr__(self) -> str:
         return spelled([Link(self.name, self.params.model_dump())])  # what load_processors reads again
@@ -167,6 +172,8 @@ def _copied(processor: Processor) -> Processor:
 class Processing:
     """The processors of one request at work.
 
+    A ParameterError of theirs, whenever it comes, is raised by `process`: it ends this sequence and no other.
+
     Args:
         request: whose processors they are.
 
@@ -178,15 +185,26 @@ class Processing:
         ids = list(request.prompt_ids)
         self.notices: list[str] = []
         self._history = History(ids, len(ids), request.stop_ids, request.max_new_tokens)
-        self._steps: list[Step] = [(one, _guarded(one, "start", self._history)) for one in request.processors]
+        self._steps: list[Step] = []
+        self._refused: ParameterError | None = None
+        try:
+            self._steps = [(one, _guarded(one, "start", self._history)) for one in request.processors]
+        except ParameterError as error:
+            self._refused = error
 
     def process(self, logits: Tensor) -> None:
-        """Change float32 logits [vocab] in place."""
+        """Change float32 logits [vocab] in place.
+
+        Raises:
+            ParameterError: this sequence cannot go on, or could not begin.
+        """
         for _ in self.stages(logits):
             pass
 
     def stages(self, logits: Tensor) -> Iterator[Processor]:
         """Change float32 logits [vocab] in place, yielding each processor when it has done its part."""
+        if self._refused is not None:
+            raise self._refused
         for processor, memory in self._steps:
             _guarded(processor, "process", logits, self._history, memory)
             yield processor
@@ -194,8 +212,11 @@ class Processing:
     def accept(self, token_id: int) -> None:
         """Add a token that was chosen."""
         self._history.ids.append(token_id)
-        for processor, memory in self._steps:
-            _guarded(processor, "accept", token_id, self._history, memory)
+        try:
+            for processor, memory in self._steps:
+                _guarded(processor, "accept", token_id, self._history, memory)
+        except ParameterError as error:
+            self._refused = error
 
     def settle(self, logits: Tensor, model: Tensor) -> Sequence[Processor]:
         """Look for a token where `process` has left none: a processor that gives way to another is left out.

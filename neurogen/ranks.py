@@ -61,12 +61,12 @@ class Gathered:
 
     Attributes:
         results: how many are in the output.
-        failed: lines that other processes than rank 0 could not run.
+        failed: keys that other processes than rank 0 could not run.
         told: what those processes have to say, as (line, message), in the order of lines.
     """
 
     results: int
-    failed: set[int] = field(default_factory=set)
+    failed: set[Key] = field(default_factory=set)
     told: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -134,11 +134,11 @@ class Ranks:
         """How many results there are so far, in all files."""
         return len({line.key for path in self._files() for line in _lines(path)})
 
-    def wait(self, failed: Iterable[int]) -> None:
+    def wait(self, failed: Iterable[Key]) -> None:
         """Say that this process, which is not rank 0, has finished, and wait until its results are merged.
 
         Args:
-            failed: lines that it could not run.
+            failed: keys that it could not run.
 
         Raises:
             DataError: rank 0 has ended before that.
@@ -164,7 +164,7 @@ class Ranks:
                 path.file.unlink(missing_ok=True)
         for rank in others:
             self._done(rank).unlink(missing_ok=True)
-        failed = {index for report in reports for index in report["failed"]}
+        failed = {(index, sample) for report in reports for index, sample in report["failed"]}
         told = [(index, message) for report in reports for index, message in report["told"]]
         return Gathered(results, failed, sorted(told, key=lambda entry: entry[0]))
 

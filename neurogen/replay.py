@@ -132,8 +132,8 @@ def replay(
     now = environment(model, sampler)
     report.environment = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
     for event in Runner(model, sampler, options, engine=engine).run(iter(prompts), skip=lambda *key: key in skip):
-        if isinstance(event, Failure) and any(index == event.index for index, _ in recording.steps):
-            raise event.error  # one that failed when it was recorded may fail again
+        if isinstance(event, Failure) and watch.lacks(event):
+            raise event.error  # one that failed when it was recorded fails again at the same step
         if isinstance(event, Result):
             report.results.append(event)
     watch.finish()
@@ -153,8 +153,13 @@ class _Comparison:
     def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
         for row, values, one in zip(rows, logits, drawn, strict=True):
             key = key_of(row)
-            if not row.finished and key not in self._differing:
+            if not row.finished and one.error is None and key not in self._differing:
                 self._compare(key, values, one.token_id)
+
+    def lacks(self, failure: Failure) -> bool:
+        """Whether a sequence that failed had more tokens when it was recorded."""
+        failed = [(i, n) for i, n in self._steps if i == failure.index and failure.sample in (None, n)]
+        return any(self._done[key] < len(self._steps[key]) for key in failed)
 
     def finish(self) -> None:
         """Sequences that ended before those recorded differ too; the earliest difference comes first."""

@@ -21,6 +21,8 @@ from neurogen.generation import (
     Result,
     RunOptions,
     TextDelta,
+    check_least_tokens,
+    check_stop_ids,
     check_stops,
 )
 from neurogen.processor import notices_of, prepared
@@ -90,15 +92,20 @@ class Runner:
         """Continue texts and wait for all results, in the order of prompts and samples.
 
         Raises:
-            NeurogenError: one of them cannot be run.
+            NeurogenError: one of them cannot be run; once all others have been, which are its `results`.
         """
         results: list[Result] = []
+        failed: Failure | None = None
         for event in self.run([Prompt(index, text) for index, text in enumerate(texts)]):
             if isinstance(event, Failure):
-                raise event.error
-            if isinstance(event, Result):
+                failed = failed or event
+            elif isinstance(event, Result):
                 results.append(event)
-        return sorted(results, key=lambda result: (result.index, result.sample))
+        results.sort(key=lambda result: (result.index, result.sample))
+        if failed is not None:
+            failed.error.results = results
+            raise failed.error
+        return results
 
     def run(self, prompts: Iterable[Prompt], *, skip: Callable[[int, int], bool] | None = None) -> Iterator[Event]:
         """Continue prompts, yielding text as it becomes certain and each result as its sequence ends.
@@ -108,23 +115,30 @@ class Runner:
             skip: leaves out the sample of a prompt when it says so for (index, sample).
 
         Raises:
-            NeurogenError: the only prompt cannot be run. Of several, each that cannot gives a `Failure` instead.
+            NeurogenError: the only prompt of a list cannot be run, or its only sample. Of several prompts or samples,
+                each that cannot gives a `Failure` instead.
         """
         alone = isinstance(prompts, Sequence) and len(prompts) == 1
         failures: deque[Failure] = deque()
         for step in self._engine.generate(self._requests(prompts, skip, failures)):
-            yield from _drained(failures, alone)
+            yield from self._drained(failures, alone)
             sequence: _Sequence = step.key
             if step.error is not None:
-                failures.append(Failure(sequence.prompt.index, step.error))
-                yield from _drained(failures, alone)
+                failures.append(Failure(sequence.prompt.index, step.error, sequence.sample))
                 continue
             yield from sequence.take(step)
             if sequence.finish_reason is not None:
                 if step.finish_reason is None:
                     self._engine.cancel(sequence)
                 yield sequence.result(self.sampler, step.seconds)
-        yield from _drained(failures, alone)
+        yield from self._drained(failures, alone)
+
+    def _drained(self, failures: deque[Failure], alone: bool) -> Iterator[Failure]:
+        while failures:
+            failure = failures.popleft()
+            if alone and (failure.sample is None or self.options.n == 1):
+                raise failure.error
+            yield failure
 
     def encode(self, prompt: Prompt | str) -> list[int]:
         """The ids that the model is given for a prompt."""
@@ -169,26 +183,55 @@ class Runner:
 
         options, model = self.options, self.model
         ids = tuple(self.encode(prompt))
-        stops = options.stop if prompt.stop is None else check_stops(prompt.stop)
+        stops, stop_ids = self._stops_of(prompt)
+        processors = self._processors_of(prompt)
+        asked = options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
+        allowed = self._fitting(len(ids), processors) if asked is None else asked
+        check_least_tokens(processors, allowed)
         first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
         requests = []
         for sample in samples:
             request = Request(
                 prompt_ids=ids,
-                max_new_tokens=options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens,
+                max_new_tokens=allowed,
                 seed=first + sample,
                 params=prompt.params,
-                stop_ids=model.eos_ids,
+                stop_ids=model.eos_ids | stop_ids,
                 logprobs=options.logprobs,
-                processors=self._processors_of(prompt),
+                processors=processors,
                 key=None,
                 sample=sample,
             )
             params = self._engine.check(request)
             behind = () if self.chat else ids[-CONTEXT_IDS:]
-            sequence = _Sequence(prompt, sample, request, params, model.tokenizer, stops, behind)
+            sequence = _Sequence(prompt, sample, request, params, model, stops, behind, decided=asked is None)
             requests.append(sequence.request)
         return requests
+
+    def _stops_of(self, prompt: Prompt) -> tuple[Sequence[str], frozenset[int]]:
+        """The strings and, beside the model's own, the tokens that end a prompt's texts."""
+        tokenizer, options = self.model.tokenizer, self.options
+        stops = options.stop if prompt.stop is None else check_stops(prompt.stop)
+        ids = options.stop_ids if prompt.stop_ids is None else check_stop_ids(prompt.stop_ids)
+        if beyond := [token for token in ids if token >= self._engine.vocab_size]:
+            raise ParameterError(
+                f"stop_ids must be in [0, {self._engine.vocab_size - 1}], the model's vocabulary, got {beyond[0]}.",
+                "stop_ids",
+            )
+        return stops, frozenset(ids) | tokenizer.special_spelled(stops)
+
+    def _fitting(self, prompt_tokens: int, processors: Sequence[Processor]) -> int:
+        """The most new tokens where none are asked for: what fits, up to the default or what a processor wants."""
+        limit = min(self.model.context_length, getattr(self._engine, "context_length", self.model.context_length))
+        room = limit - prompt_tokens
+        if room < 1:
+            raise ParameterError(
+                f"The prompt has {prompt_tokens} tokens, and the context of {self.model.name!r} holds {limit}, the new "
+                "tokens among them: there is no room for any. Shorten the prompt.",
+                "max_new_tokens",
+            )
+        wanted = [self.options.default_new_tokens, *(one.least_new_tokens for one in processors)]
+        return min(room, max(wanted))
 
 
 class _Sequence:
@@ -200,21 +243,26 @@ class _Sequence:
         sample: int,
         request: Request,
         params: dict[str, Any],
-        tokenizer: Tokenizer,
+        model: DecodableModel,
         stops: Sequence[str],
         behind: Sequence[int],
+        *,
+        decided: bool,
     ) -> None:
         self.prompt = prompt
         self.sample = sample
         self.request = replace(request, key=self)
         self.finish_reason: FinishReason | None = None
         self._params = params
-        self._tokenizer = tokenizer
-        self._decoder, self._of_prompt = _decoder_behind(tokenizer, behind)
+        self._tokenizer = model.tokenizer
+        self._eos_ids = model.eos_ids
+        self._decided = decided  # by the context, how long it can get
+        self._decoder, self._of_prompt = _decoder_behind(model.tokenizer, behind)
         self._stops = StopFinder(stops)
         self._texts: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._end_logprob: float | None = None
         self._score: float | None = None
 
     def __repr__(self) -> str:
@@ -225,7 +273,9 @@ class _Sequence:
         ended = step.finish_reason == "eos"
         self._score = step.score
         text = ""
-        if not ended:
+        if ended:
+            self._end_logprob = step.logprobs.logprob if step.logprobs is not None else None
+        else:
             self._ids.append(step.token_id)
             if step.logprobs is not None:
                 self._logprobs.append(self._listed(step.token_id, step.logprobs))
@@ -237,8 +287,10 @@ class _Sequence:
                 text += self._stops.flush()
         if self._stops.found:
             self.finish_reason = "stop"
+        elif ended:
+            self.finish_reason = "eos" if step.token_id in self._eos_ids else "stop"
         elif step.finish_reason is not None:
-            self.finish_reason = "eos" if ended else "length"
+            self.finish_reason = "length"
         if text:
             self._texts.append(text)
             yield TextDelta(self.prompt.index, self.sample, text)
@@ -264,6 +316,8 @@ class _Sequence:
             processors=list(map(repr, self.request.processors)) or None,
             notices=[*self.request.notices, *self._said()] or None,
             score=self._score,
+            end_logprob=self._end_logprob,
+            max_new_tokens=self.request.max_new_tokens if self._decided else None,
         )
 
     def _said(self) -> list[str]:
@@ -316,11 +370,3 @@ def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDec
     decoder = StreamDecoder(tokenizer)
     returned = sum(len(decoder.push(token)) for token in ids)
     return decoder, len(tokenizer.decode(ids)) - returned
-
-
-def _drained(failures: deque[Failure], alone: bool) -> Iterator[Failure]:
-    while failures:
-        failure = failures.popleft()
-        if alone:
-            raise failure.error
-        yield failure

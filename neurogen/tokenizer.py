@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class Tokenizer(ABC):
     def has_text(self, token: int) -> bool:
         """Tell whether `decode` gives this id a text."""
         return 0 <= token < self.vocab_size and token not in self.special_ids
+
+    def special_spelled(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens, which `decode` skips, that any of these texts is the whole spelling of."""
+        wanted = frozenset(texts)
+        return frozenset(token for token in self.special_ids if wanted and self.token_text(token) in wanted)
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:

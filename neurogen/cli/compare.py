@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 FEWEST = 2
+EXIT_FAILURES = 1
+NEW_TOKENS = 64
 DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named Lily", "In the garden there was")
 
 
@@ -68,7 +71,12 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
     help="Many prompts, as for neurogen run; a line may have `reference` or `references`, the right answers.",
 )
 @click.option("-n", type=WholeNumber(1), default=4, show_default=True, help="Samples a prompt.")
-@click.option("--max-new-tokens", type=WholeNumber(1), default=64, show_default=True, help="Length of a text.")
+@click.option(
+    "--max-new-tokens",
+    type=WholeNumber(1),
+    show_default=f"what fits the context, up to {NEW_TOKENS}",
+    help="Length of a text.",
+)
 @click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="The same for every sampler.")
 @click.option("--processors", metavar="SPEC", help="Change the logits first: NAME(parameter=value)+...")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
@@ -82,7 +90,7 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
 @click.option("--quiet", "-q", is_flag=True, help="No progress, and no word about the page.")
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], **values: Any) -> None:
+def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], **values: Any) -> int:
     """Compare samplers: texts side by side, perplexity, diversity, repetition, accuracy, with intervals.
 
     Every sampler continues the same prompts with the same seeds; without prompts, four beginnings of stories.
@@ -105,6 +113,15 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
         write_json(comparison.to_json())
     else:
         _report(comparison, values["show"])
+    return _tell_failures(comparison)
+
+
+def _tell_failures(comparison: Comparison) -> int:
+    """Say which texts are missing; the exit code."""
+    failed = [(one.label, *failure) for one in comparison.outcomes for failure in one.failures]
+    for label, index, sample, error in failed:
+        tell(f"{label}, prompt {index + 1}{'' if sample is None else f', sample {sample + 1}'}: {error}")
+    return EXIT_FAILURES if failed else 0
 
 
 def _samplers(ctx: click.Context, specs: Sequence[str], sweeps: Sequence[str]) -> list[Sampler]:
@@ -136,7 +153,9 @@ def _prompts(
     if not prompts:
         raise DataError(f"None of the lines of {values['prompts']} holds a prompt.")
     references = [_references(lines[prompt.index]) for prompt in prompts]
-    numbered = [Prompt(index, prompt.text, seed=prompt.seed, stop=prompt.stop) for index, prompt in enumerate(prompts)]
+    if any(prompt.params for prompt in prompts):
+        tell(f"'params' of {values['prompts']} are left out: every sampler has its own, as in --sampler 'topk(k=40)'.")
+    numbered = [replace(prompt, index=index, params={}) for index, prompt in enumerate(prompts)]
     return numbered, references if any(references) else None
 
 
@@ -177,6 +196,7 @@ def _compare(
             progress=progress,
             n=values["n"],
             max_new_tokens=values["max_new_tokens"],
+            default_new_tokens=NEW_TOKENS,
             seed=random_seed() if values["seed"] is None else values["seed"],
             chat=values["chat"],
             batch_size=values["batch_size"],
@@ -217,6 +237,7 @@ def _side_by_side(comparison: Comparison, index: int) -> None:
     click.echo()
     click.echo(comparison.prompts[index].translate(CONTROL))
     texts = [
-        (one.label, next(sample.text for sample in one.samples if sample.index == index)) for one in comparison.outcomes
+        (one.label, next((sample.text for sample in one.samples if sample.index == index), "-"))
+        for one in comparison.outcomes
     ]
     echo_table(("SAMPLER", "TEXT"), [(label, " ".join(text.translate(CONTROL).split())) for label, text in texts])

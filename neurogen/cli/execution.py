@@ -60,6 +60,7 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
             session = _begin_share(arguments, sampler, processors, ranks, stack)
         stack.enter_context(_sigterm_raises())
         try:
+            session.options()  # what contradicts itself shows before a model is loaded
             if session.todo:
                 _run(session)
             if ranks is not None:
@@ -199,7 +200,7 @@ def _recorder(session: Session, loaded: Loaded, options: RunOptions) -> Iterator
     """The recording of the run; marked as complete where nothing has stopped it."""
     from neurogen.recording import Recorder
 
-    prompts = [prompt for index, prompt in session.prompts.items() if index not in session.failed]
+    prompts = [prompt for index, prompt in session.prompts.items() if not session.has_failed(index)]
     assert session.arguments.record is not None
     recorder = Recorder(session.arguments.record, loaded.model, session.sampler, options, prompts, session.done)
     complete = False
@@ -219,17 +220,25 @@ def _tell_notices(session: Session, result: Result) -> None:
 
 
 def _report_failures(session: Session) -> int:
-    """Say how many lines gave no result; the exit code."""
-    failed = len(session.failed) + session.broken
-    if not failed:
+    """Say how many lines and samples gave no result; the exit code."""
+    if not session.failed and not session.broken:
         return 0
-    kinds = []
-    if session.broken:
-        kinds.append(f"{session.broken} not a prompt")
-    if session.failed:
-        kinds.append(f"{len(session.failed)} could not be run")
+    n, samples = session.arguments.n, len(session.failed)
+    if session.source is None:
+        tell(f"{samples} of {n} samples gave no result; see above.")
+        return EXIT_FAILURES
+    without = {index for index, _ in session.failed if session.has_failed(index)}
+    partly = {index for index, _ in session.failed} - without
+    kinds = [f"{session.broken} not a prompt"] if session.broken else []
+    kinds += [f"{len(without)} could not be run"] if without else []
     lines = len(session.prompts) + session.broken
-    tell(f"{failed} of {lines} lines of {session.source} gave no result ({', '.join(kinds)}); see above.")
+    if kinds:
+        failed = len(without) + session.broken
+        tell(f"{failed} of {lines} lines of {session.source} gave no result ({', '.join(kinds)}); see above.")
+    if partly:
+        lost = sum(index in partly for index, _ in session.failed)
+        lacking = f"{lost} of their {n * len(partly)} samples could not be finished"
+        tell(f"{len(partly)} of {lines} lines of {session.source} gave some results only ({lacking}); see above.")
     return EXIT_FAILURES
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PAGE_TOP", "command", "report", "report_page"]
 
+NEW_TOKENS = 16
 PAGE_TOP = 40
 """Candidates a step that a page shows what the sampler drew them with."""
 
@@ -43,7 +44,12 @@ PAGE_TOP = 40
 @click.option(
     "--processors", metavar="SPEC", help="Change the logits before the sampler, such as NAME(parameter=value)."
 )
-@click.option("--max-new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Explain at most so many.")
+@click.option(
+    "--max-new-tokens",
+    type=WholeNumber(1),
+    show_default=f"what fits the context, up to {NEW_TOKENS}",
+    help="Explain at most so many.",
+)
 @click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="Determines every draw.")
 @click.option("--top", type=WholeNumber(1), default=5, show_default=True, help="Candidates a step.")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
@@ -87,6 +93,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
         values["prompt"],
         top=max(values["top"], PAGE_TOP) if values["html"] is not None else values["top"],
         max_new_tokens=values["max_new_tokens"],
+        default_new_tokens=NEW_TOKENS,
         seed=random_seed() if values["seed"] is None else values["seed"],
         chat=values["chat"],
         processors=processors,

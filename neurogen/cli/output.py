@@ -106,8 +106,10 @@ class TextOutput(Output):
         self._advance()
 
     def failure(self, failure: Failure) -> None:
-        """Wait no longer for the prompt's sequences."""
-        for key in [key for key in self._waiting if key[0] == failure.index and key not in self._finished]:
+        """Wait no longer for the sequence, or for all of the prompt's."""
+        index, sample = failure.index, failure.sample
+        meant = [key for key in self._waiting if key[0] == index and sample in (None, key[1])]
+        for key in [key for key in meant if key not in self._finished]:
             if key == self._waiting[-1]:
                 self._end()
             self._waiting.remove(key)

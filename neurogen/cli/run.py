@@ -22,6 +22,7 @@ from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, p
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.cli.session import Arguments
 from neurogen.errors import DataError
+from neurogen.generation import DEFAULT_NEW_TOKENS
 from neurogen.prompts import check_text
 from neurogen.registry import default_registry
 
@@ -78,7 +79,10 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @beam_options
 @click.option(
-    "--max-new-tokens", type=WholeNumber(1), default=128, show_default=True, help="End a sequence after so many tokens."
+    "--max-new-tokens",
+    type=WholeNumber(1),
+    show_default=f"what fits the context, up to {DEFAULT_NEW_TOKENS}",
+    help="End a sequence after so many tokens.",
 )
 @click.option(
     "--seed",
@@ -88,6 +92,13 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option(
     "--stop", multiple=True, callback=_texts, metavar="TEXT", help="End before this text; repeat for several."
+)
+@click.option(
+    "--stop-id",
+    multiple=True,
+    type=WholeNumber(0),
+    metavar="ID",
+    help="End at this token, beside the model's own ends; repeat for several.",
 )
 @click.option(
     "--logprobs",

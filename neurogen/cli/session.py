@@ -14,8 +14,8 @@ import click
 
 from neurogen.cli.common import is_terminal, random_seed, tell
 from neurogen.cli.draft_options import draft_identity
-from neurogen.errors import DataError, NeurogenError, ParameterError
-from neurogen.generation import Failure, Prompt, Result, RunOptions
+from neurogen.errors import DataError, ParameterError
+from neurogen.generation import DEFAULT_NEW_TOKENS, Failure, Prompt, Result, RunOptions
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
 from neurogen.registry import load_processors
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Arguments", "Session", "prompts_of", "seed_of"]
 
-OPTIONAL = ("best_of", "beam", "draft", "parse_special")
+OPTIONAL = ("stop_ids", "best_of", "beam", "draft", "parse_special")
 """Settings that a line of a results file has only where they were given."""
 
 
@@ -41,9 +41,10 @@ class Arguments:
     prompt: str | None
     prompts: str | None
     n: int
-    max_new_tokens: int
+    max_new_tokens: int | None
     seed: int | None
     stop: tuple[str, ...]
+    stop_id: tuple[int, ...]
     logprobs: int | None
     device: str
     dtype: str
@@ -87,8 +88,9 @@ class Session:
         done: keys that an earlier run has left in `file`.
         todo: the keys that this run is to add.
         finished: how many of them it has added.
-        failed: lines whose prompt could not be run, or not all of its samples.
+        failed: keys whose prompt could not be run, or whose sequence could not be finished.
         ranks: this process's share of the prompts; None where it is the only one.
+        told: (line, message) of what has failed; what is wrong with all samples of a line is said once.
     """
 
     arguments: Arguments
@@ -102,8 +104,9 @@ class Session:
     done: set[Key] = field(default_factory=set)
     todo: list[Key] = field(default_factory=list)
     finished: int = 0
-    failed: set[int] = field(default_factory=set)
+    failed: set[Key] = field(default_factory=set)
     ranks: Ranks | None = None
+    told: set[tuple[int, str]] = field(default_factory=set)
 
     def resume(self, done: set[Key]) -> None:
         """Take over the keys that an earlier run has left; what it has not is to do."""
@@ -112,12 +115,16 @@ class Session:
         self.todo = [key for key in keys if key not in done]
 
     def mine(self) -> list[int]:
-        """The lines of this process, save those that have failed."""
+        """The lines of this process, save those that have failed altogether."""
         return [
             index
             for index in self.prompts
-            if index not in self.failed and (self.ranks is None or self.ranks.mine(index))
+            if not self.has_failed(index) and (self.ranks is None or self.ranks.mine(index))
         ]
+
+    def has_failed(self, index: int) -> bool:
+        """Whether none of a line's samples could be finished."""
+        return all((index, sample) in self.failed for sample in range(self.arguments.n))
 
     def tell(self, index: int, message: str) -> None:
         """Say something about a line; of several processes only the first says it, for all."""
@@ -132,16 +139,24 @@ class Session:
             tell(message)
 
     def fail(self, failure: Failure) -> None:
-        """Note that a line could not be run, and say why.
+        """Note that a line, or one of its samples, could not be run, and say why.
 
         Raises:
-            NeurogenError: the only prompt could not be.
+            NeurogenError: the only prompt could not be, or its only sample.
         """
-        error = failure.error
-        if self.source is None:
-            raise error if isinstance(error, NeurogenError) else DataError(str(error))
-        self.failed.add(failure.index)
-        self.tell(failure.index, f"{self.source}, line {failure.index + 1}: {error}")
+        index, sample, n = failure.index, failure.sample, self.arguments.n
+        if self.source is None and (sample is None or n == 1):
+            raise failure.error
+        samples = range(n) if sample is None else [sample]
+        self.failed.update((index, one) for one in samples)
+        if (index, str(failure.error)) not in self.told:
+            self.told.add((index, str(failure.error)))
+            self.tell(index, f"{self.named(index, sample)}: {failure.error}")
+
+    def named(self, index: int, sample: int | None = None) -> str:
+        """What a user knows a line or a sequence by."""
+        line = [] if self.source is None else [f"{self.source}, line {index + 1}"]
+        return ", ".join(line if sample is None or self.arguments.n == 1 else [*line, f"sample {sample + 1}"])
 
     def check_seeds(self) -> None:
         """Let a line fail whose own seed is so large that a later sample's would not fit 64 bits.
@@ -176,6 +191,7 @@ class Session:
             max_new_tokens=arguments.max_new_tokens,
             seed=self.seed,
             stop=arguments.stop,
+            stop_ids=arguments.stop_id,
             logprobs=arguments.logprobs,
             chat=arguments.chat,
             batch_size=arguments.batch_size,
@@ -219,18 +235,20 @@ class Session:
 
     def _settings(self, prompt: Prompt) -> dict[str, Any]:
         arguments, draft = self.arguments, self.arguments.draft
+        stop_ids = list(arguments.stop_id if prompt.stop_ids is None else prompt.stop_ids)
         return {
             "model": arguments.model,
             "plugin": self.sampler.origin,
             "seed": self.seed,
             "n": arguments.n,
-            "max_new_tokens": prompt.max_new_tokens or arguments.max_new_tokens,
+            "max_new_tokens": prompt.max_new_tokens or arguments.max_new_tokens or DEFAULT_NEW_TOKENS,
             "stop": list(arguments.stop if prompt.stop is None else prompt.stop),
             "logprobs": arguments.logprobs,
             "chat": arguments.chat,
             "dtype": arguments.dtype,
             "engine": arguments.engine,
             **({"parse_special": True} if arguments.parse_special else {}),
+            **({"stop_ids": stop_ids} if stop_ids else {}),
             **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
             **({"beam": asdict(arguments.beam)} if arguments.beam is not None else {}),
             **({"draft": draft_identity(draft, arguments.draft_tokens)} if draft is not None else {}),

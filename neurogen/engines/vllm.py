@@ -6,12 +6,12 @@ Batching, memory and devices are vLLM's. Imports vLLM when a model is loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from neurogen.generation import Event, Prompt, RunOptions, TextDelta
-from neurogen.integrations.vllm import generate, load_engine
+from neurogen.generation import Event, Failure, Prompt, RunOptions, TextDelta
+from neurogen.integrations.vllm import continued, load_engine
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler
@@ -51,18 +51,23 @@ class VllmRunner:
         """Continue prompts; a prompt of which some samples are left out is run whole.
 
         Raises:
-            NeurogenError: vLLM refuses a request.
+            NeurogenError: the only prompt of a list cannot be run, or its only sample; see `neurogen.runner.Runner`.
         """
+        alone = isinstance(prompts, Sequence) and len(prompts) == 1
         left_out = skip or (lambda index, sample: False)
         asked = [one for one in prompts if not all(left_out(one.index, i) for i in range(self._options.n))]
         if not asked:
             return
         params = self._sampler.params.model_dump()
-        for result in generate(self._model.llm, asked, self._sampler.name, self._options, params=params):
-            if not left_out(result.index, result.sample):
-                if result.text:
-                    yield TextDelta(result.index, result.sample, result.text)
-                yield result
+        for ended in continued(self._model.llm, asked, self._sampler.name, self._options, params=params):
+            if isinstance(ended, Failure):
+                if alone and (ended.sample is None or self._options.n == 1):
+                    raise ended.error
+                yield ended
+            elif not left_out(ended.index, ended.sample):
+                if ended.text:
+                    yield TextDelta(ended.index, ended.sample, ended.text)
+                yield ended
 
 
 def load_vllm_model(name: str, *, dtype: str) -> VllmModel:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import ModelError, NeurogenError, ParameterError
-from neurogen.generation import FinishReason, Prompt, Result, RunOptions
+from neurogen.generation import Failure, FinishReason, Prompt, Result, RunOptions
 from neurogen.registry import load_sampler
 from neurogen.runner import prompt_ids
 from neurogen.spec import parse_spec
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from neurogen.sampler import Sampler
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["check_installed", "generate", "load_engine"]
+__all__ = ["check_installed", "continued", "generate", "load_engine"]
 
+NO_PROCESSORS = "Processors of neurogen's do not run in vLLM; leave them out."
 NEEDED = {"vllm": "vllm", "neurogen_vllm": "neurogen-vllm"}
 
 
@@ -90,43 +92,125 @@ def generate(
         the results, in the order of prompts and samples; `seconds` is the time of the whole call.
 
     Raises:
-        NeurogenError: vLLM is not installed, or refuses the model or a request.
+        NeurogenError: vLLM is not installed, or refuses the model or a request; the others' are its `results`.
         PluginError: the sampler cannot be found or loaded.
         ParameterError: a value outside its domain; processors, which vLLM has its own of.
     """
     check_installed()
-    options = options or RunOptions()
-    if options.processors or any(isinstance(prompt, Prompt) and prompt.processors for prompt in prompts):
-        raise ParameterError("Processors of neurogen's do not run in vLLM; leave them out.", "processors")
-    asked = [prompt if isinstance(prompt, Prompt) else Prompt(i, prompt) for i, prompt in enumerate(prompts)]
-    samplers = [load_sampler(sampler, **{**(params or {}), **prompt.params}) for prompt in asked]
-    name = "+".join(link.name for link in parse_spec(sampler))
+    load_sampler(sampler, **(params or {}))  # what is wrong with it shows before a model is loaded
     llm = load_engine(model, **engine) if isinstance(model, str) else model
-    return _run(llm, asked, name, samplers, options)
+    asked = [prompt if isinstance(prompt, Prompt) else Prompt(i, prompt) for i, prompt in enumerate(prompts)]
+    ended = continued(llm, asked, sampler, options or RunOptions(), params=params)
+    results = [one for one in ended if isinstance(one, Result)]
+    for one in ended:
+        if isinstance(one, Failure):
+            one.error.results = results
+            raise one.error
+    return results
 
 
-def _run(
-    llm: Any, prompts: Sequence[Prompt], name: str, samplers: Sequence[Sampler], options: RunOptions
-) -> list[Result]:
+@dataclass(frozen=True)
+class _Request:
+    """A sample as vLLM is asked for it; `decided` by the context, how long it can get."""
+
+    prompt: Prompt
+    sampler: Sampler
+    sample: int
+    ids: list[int]
+    params: Any
+    eos_ids: frozenset[int]
+    decided: bool
+
+
+def continued(
+    llm: Any, prompts: Sequence[Prompt], sampler: str, options: RunOptions, *, params: Mapping[str, Any] | None = None
+) -> list[Result | Failure]:
+    """Continue prompts, each of which may fail without the others; see `generate`.
+
+    Args:
+        llm: as `load_engine` gives it.
+        prompts, sampler, options, params: as for `generate`.
+
+    Raises:
+        ParameterError: processors for the whole run, which vLLM has its own of.
+    """
     from neurogen.tokenizer import load_tokenizer
 
+    if options.processors:
+        raise ParameterError(NO_PROCESSORS, "processors")
     tokenizer = load_tokenizer(Path(llm.llm_engine.model_config.model))
-    # A request a sample: vLLM refuses several at its temperature of 0, and equal prompts share their keys and values.
-    wanted = [
-        (prompt, own, sample) for prompt, own in zip(prompts, samplers, strict=True) for sample in range(options.n)
-    ]
-    asked = [_sampling_params(prompt, name, own, sample, options, tokenizer) for prompt, own, sample in wanted]
-    ids = [{"prompt_token_ids": _encoded(tokenizer, prompt, options)} for prompt, _, _ in wanted]
+    ended: list[Result | Failure] = []
+    requests: list[_Request] = []
+    for prompt in prompts:
+        try:
+            requests += _requests_of(prompt, sampler, params or {}, options, llm, tokenizer)
+        except NeurogenError as error:
+            ended.append(Failure(prompt.index, error))
     started = time.perf_counter()
-    try:
-        outputs = llm.generate(ids, asked, use_tqdm=False)
-    except (ValueError, _client_error()) as error:
-        raise NeurogenError(f"vLLM refuses a request: {' '.join(str(error).split())}") from error
+    outputs = _outputs(llm, requests)
     seconds = time.perf_counter() - started
+    for request, output in zip(requests, outputs, strict=True):
+        if isinstance(output, NeurogenError):
+            ended.append(Failure(request.prompt.index, output, request.sample))
+        else:
+            ended.append(_result(request, output, tokenizer, seconds))
+    return ended
+
+
+def _requests_of(
+    prompt: Prompt, spec: str, params: Mapping[str, Any], options: RunOptions, llm: Any, tokenizer: Tokenizer
+) -> list[_Request]:
+    """A request a sample: vLLM refuses several at its temperature of 0, and equal prompts share their keys and values.
+
+    Raises:
+        NeurogenError: the prompt cannot be continued.
+    """
+    if prompt.processors:
+        raise ParameterError(NO_PROCESSORS, "processors")
+    sampler = load_sampler(spec, **{**params, **prompt.params})
+    name = "+".join(link.name for link in parse_spec(spec))
+    ids = _encoded(tokenizer, prompt, options)
+    asked = options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
+    allowed = _fitting(len(ids), options, llm) if asked is None else asked
     return [
-        _result(prompt, own, sample, request, output, tokenizer, seconds)
-        for (prompt, own, sample), request, output in zip(wanted, asked, outputs, strict=True)
+        _Request(
+            prompt,
+            sampler,
+            sample,
+            ids,
+            _sampling_params(prompt, name, sampler, sample, options, tokenizer, allowed),
+            tokenizer.eos_ids,
+            asked is None,
+        )
+        for sample in range(options.n)
     ]
+
+
+def _fitting(prompt_tokens: int, options: RunOptions, llm: Any) -> int:
+    """The most new tokens where none are asked for, as `neurogen.runner` counts them."""
+    limit = int(llm.llm_engine.model_config.max_model_len)
+    if prompt_tokens >= limit:
+        raise ParameterError(
+            f"The prompt has {prompt_tokens} tokens, and the context holds {limit}, the new tokens among them: there "
+            "is no room for any. Shorten the prompt.",
+            "max_new_tokens",
+        )
+    return min(options.default_new_tokens, limit - prompt_tokens)
+
+
+def _outputs(llm: Any, requests: Sequence[_Request]) -> list[Any]:
+    """vLLM's output of each request, or why it refuses it: it refuses all together for one, so each is asked again."""
+    if not requests:
+        return []
+    try:
+        ids = [{"prompt_token_ids": one.ids} for one in requests]
+        return list(llm.generate(ids, [one.params for one in requests], use_tqdm=False))
+    except (ValueError, _client_error()) as error:
+        if len(requests) > 1:
+            return [output for one in requests for output in _outputs(llm, [one])]
+        refused = NeurogenError(f"vLLM refuses a request: {' '.join(str(error).split())}")
+        refused.__cause__ = error
+        return [refused]
 
 
 def _client_error() -> type[Exception]:
@@ -142,15 +226,23 @@ def _encoded(tokenizer: Tokenizer, prompt: Prompt, options: RunOptions) -> list[
 
 
 def _sampling_params(
-    prompt: Prompt, name: str, sampler: Sampler, sample: int, options: RunOptions, tokenizer: Tokenizer
+    prompt: Prompt,
+    name: str,
+    sampler: Sampler,
+    sample: int,
+    options: RunOptions,
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
 ) -> Any:
     vllm = importlib.import_module("vllm")
+    stop = options.stop if prompt.stop is None else prompt.stop
+    stop_ids = options.stop_ids if prompt.stop_ids is None else prompt.stop_ids
     first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
     return vllm.SamplingParams(
         temperature=0.0,  # one token is left: vLLM need not draw
-        max_tokens=options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens,
-        stop=list(options.stop if prompt.stop is None else prompt.stop),
-        stop_token_ids=sorted(tokenizer.eos_ids),
+        max_tokens=max_new_tokens,
+        stop=list(stop),
+        stop_token_ids=sorted(tokenizer.eos_ids.union(stop_ids, tokenizer.special_spelled(stop))),
         logprobs=options.logprobs,
         extra_args={
             "neurogen_sampler": name,
@@ -160,37 +252,42 @@ def _sampling_params(
     )
 
 
-def _result(
-    prompt: Prompt, sampler: Sampler, sample: int, request: Any, output: Any, tokenizer: Tokenizer, seconds: float
-) -> Result:
+def _result(request: _Request, output: Any, tokenizer: Tokenizer, seconds: float) -> Result:
     (one,) = output.outputs
-    reason = _finish_reason(one)
     tokens = list(one.token_ids)
-    if reason == "eos":
-        tokens.pop()
+    reason, by_token = _finish_reason(one, request.eos_ids)
+    end = tokens.pop() if by_token else None
+    count = request.params.logprobs
     return Result(
-        index=prompt.index,
-        sample=sample,
-        prompt=prompt.text,
+        index=request.prompt.index,
+        sample=request.sample,
+        prompt=request.prompt.text,
         text=one.text,
         token_ids=tokens,
-        sampler=sampler.name,
-        params=sampler.params.model_dump(),
-        seed=request.extra_args["neurogen_seed"],
+        sampler=request.sampler.name,
+        params=request.sampler.params.model_dump(),
+        seed=request.params.extra_args["neurogen_seed"],
         finish_reason=reason,
         prompt_tokens=len(output.prompt_token_ids),
         new_tokens=len(tokens),
         seconds=seconds,
         tokens_per_second=len(tokens) / seconds if seconds > 0 else 0.0,
-        logprobs=_logprobs(one.logprobs, tokens, request.logprobs, tokenizer),
+        logprobs=_logprobs(one.logprobs, tokens, count, tokenizer),
+        end_logprob=None if end is None or count is None else one.logprobs[-1][end].logprob,
+        max_new_tokens=request.params.max_tokens if request.decided else None,
     )
 
 
-def _finish_reason(one: Any) -> FinishReason:
-    """vLLM says "stop" for end-of-sequence, with the id or nothing as the reason, and for a stop string, with that."""
+def _finish_reason(one: Any, eos_ids: Collection[int]) -> tuple[FinishReason, bool]:
+    """Why a text ended, and whether by a token that is none of its own.
+
+    vLLM says "stop" for end-of-sequence, with nothing or the id as the reason, and for a stop string, with that.
+    """
     if one.finish_reason == "length":
-        return "length"
-    return "stop" if isinstance(one.stop_reason, str) else "eos"
+        return "length", False
+    if isinstance(one.stop_reason, str):
+        return "stop", False
+    return "eos" if one.stop_reason is None or one.stop_reason in eos_ids else "stop", True
 
 
 def _logprobs(

@@ -165,6 +165,10 @@ class MinNewTokens(Processor):
             1, ge=0, description="The sequence does not end before so many new tokens.", option="--min-new-tokens"
         )
 
+    @property
+    def least_new_tokens(self) -> int:
+        return int(self.params.tokens)
+
     def process(self, logits: Tensor, history: History, memory: None) -> None:
         """O(tokens that end a sequence)."""
         if history.new_tokens < self.params.tokens:

@@ -300,10 +300,12 @@ class BeamEngine:
 
     Attributes:
         vocab_size: ids from here on have no text and are never chosen.
+        context_length: the most tokens of a prompt and what follows it.
     """
 
     def __init__(self, search: BeamSearch, sampler: Sampler) -> None:
         self.vocab_size = search.vocab_size
+        self.context_length = search.model.context_length
         self._search = search
         self._sampler = sampler
         self._cancelled: Any = None
@@ -330,23 +332,23 @@ class BeamEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Decode requests, yielding the tokens of each once its search has ended; the steps carry the score.
 
-        What goes wrong with a prompt is told once, whatever the number of its samples.
+        A search that fails, fails for each of the samples with the same error.
         """
         last: Request | None = None
         found: list[Hypothesis] = []
-        started, told = 0.0, False
+        failed: NeurogenError | None = None
+        started = 0.0
         for request in requests:
             self.check(request)
-            error: NeurogenError | None = None
             if last is None or not _is_same(last, request):
-                last, told, started = request, False, time.perf_counter()
-                found, error = self._found(request)
+                last, started = request, time.perf_counter()
+                found, failed = self._found(request)
+            seconds = time.perf_counter() - started
             if request.sample < len(found):
-                yield from self._steps(request, found[request.sample], time.perf_counter() - started)
-            elif not told:
-                told = True
-                error = error or _too_few(len(found), request)
-                yield Step(request, NO_TOKEN, None, "error", time.perf_counter() - started, error)
+                yield from self._steps(request, found[request.sample], seconds)
+            else:
+                error = failed or _too_few(len(found), request)
+                yield Step(request, NO_TOKEN, None, "error", seconds, error)
 
     def cancel(self, key: Any) -> bool:
         """End the sequence whose request has this key, if its tokens are being given."""

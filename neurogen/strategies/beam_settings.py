@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from neurogen.errors import ParameterError
 from neurogen.parameters import is_whole
+from neurogen.scores import sequence_score
 
 __all__ = ["BeamSettings"]
 
@@ -52,4 +53,4 @@ class BeamSettings:
 
     def score(self, logprob: float, length: int) -> float:
         """What a sequence of `length` new tokens, end-of-sequence counted, is ranked by."""
-        return float(logprob / length**self.length_penalty)
+        return sequence_score(logprob, length, self.length_penalty)

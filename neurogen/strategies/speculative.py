@@ -65,6 +65,7 @@ class SpeculativeEngine(ContinuousEngine):
         self.model = model
         self.draft = draft
         self.draft_tokens = draft_tokens
+        self.context_length = min(model.context_length, draft.context_length)
         self.counts = Counts()
 
     @property
