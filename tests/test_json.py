@@ -28,6 +28,7 @@ QUOTED = {
     "neurogen/processors/listing.py": "a text in quotes",
     "neurogen/cli/explain.py": "a text in quotes",
     "neurogen/cli/config.py": "a value in a table",
+    "neurogen/special_tokens.py": "a tokenizer for its library",
     "neurogen/spec.py": "parameters, which are finite by their schema",
     "neurogen/diagnosis_input.py": "a line of a prompts file that is parsed again",
     "neurogen/processors/grammar.py": "a schema for the grammar's library",
@@ -35,7 +36,7 @@ QUOTED = {
 }
 """Where `json.dumps` writes no output and no file, and what it does there."""
 
-WRITERS = {"dumps", "dump", "model_dump_json"}
+WRITERS = {"json.dumps", "json.dump"}
 
 
 def strict(text: str) -> Any:
@@ -44,8 +45,10 @@ def strict(text: str) -> Any:
 
 def written(file: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
-            yield node.func.attr
+        if isinstance(node, ast.Call) and (
+            ast.unparse(node.func) in WRITERS or ast.unparse(node.func).endswith(".model_dump_json")
+        ):
+            yield ast.unparse(node)
 
 
 def test_output_and_files_are_written_by_the_one_writer() -> None:
