@@ -8,11 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import click
-
 from neurogen.bench.machine import Machine
 from neurogen.bench.results import FLOOR, PEERS, Quartiles, Report, Result
-from neurogen.cli.common import echo_table, listed, tell
+from neurogen.cli.common import echo, echo_table, listed, tell
 
 __all__ = ["print_report", "warn_if_disturbed", "watched"]
 
@@ -57,9 +55,9 @@ def print_report(report: Report) -> None:
     header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
     quartiles = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= WIDE
     echo_table(header, [_row(result, peers, quartiles=quartiles) for result in report.results])
-    click.echo()
+    echo()
     for note in _notes(report, peers, quartiles=quartiles):
-        click.echo(note)
+        echo(note)
 
 
 def _row(result: Result, peers: Sequence[str], *, quartiles: bool) -> Sequence[str]:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from neurogen.cli.chat_input import PipeReader, Reader, TerminalReader
 from neurogen.cli.common import listed, tell
 from neurogen.cli.explain import PAGE_TOP, report, report_page
-from neurogen.cli.output import CONTROL, write_stdout
+from neurogen.cli.output import write_stdout, write_text
 from neurogen.cli.sampler_command import sampler_names
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.generation import Result, TextDelta
 from neurogen.parameters import INT64, domain_of, is_whole, unknown_parameter
+from neurogen.printable import printable
 from neurogen.registry import default_registry, load_processors
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class ChatSession:
         try:
             for event in answer:
                 if isinstance(event, TextDelta):
-                    write_stdout(event.text.translate(CONTROL) if self._interactive else event.text)
+                    write_text(event.text)
                     ended = event.text.endswith("\n")
                 else:
                     result = event
@@ -251,7 +252,7 @@ class ChatSession:
     def _history(self, rest: str) -> None:
         for message in self._conversation.messages:
             mark = "> " if message.role == "user" else f"({message.role}) " if message.role == "system" else ""
-            write_stdout(f"{mark}{message.content.translate(CONTROL)}\n")
+            write_stdout(f"{mark}{printable(message.content)}\n")
 
     def _clear(self, rest: str) -> None:
         self._conversation.clear()

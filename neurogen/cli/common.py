@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from neurogen.files import to_json
 from neurogen.parameters import INT64
+from neurogen.printable import json_printable, printable
 from neurogen.registry import Plugin
 
 if TYPE_CHECKING:
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Settings",
+    "ShownContext",
     "WholeNumber",
     "counting",
     "debug_option",
     "device_option",
     "dtype_option",
     "duration",
+    "echo",
     "echo_table",
     "is_terminal",
     "listed",
     "needs_escapes",
     "random_seed",
+    "show_printable_help",
     "tell",
     "typed",
     "unambiguous_names",
@@ -141,10 +145,45 @@ def counting(noun: str, *, shown: bool) -> Iterator[Callable[[int, int], None] |
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
+def echo(text: str = "", *, before: str = "", err: bool = False, **style: Any) -> None:
+    """Print a line that may hold text of others: characters that a terminal obeys are shown as escapes.
+
+    Every command prints by this function, `tell`, `echo_table` or `write_json`.
+
+    Args:
+        text: the line.
+        before: stands before it as it is, with its own colours.
+        err: on stderr.
+        **style: as of `click.style`.
+    """
+    shown = printable(text)
+    click.echo(before + (click.style(shown, **style) if style else shown), err=err)
+
+
+class _Formatter(click.HelpFormatter):
+    """Help and usage with what plugins say of themselves; see `echo`."""
+
+    def getvalue(self) -> str:
+        return printable(super().getvalue())
+
+
+class ShownContext(click.Context):
+    """The context of every command: its help can be shown on a terminal, whatever plugins say of themselves."""
+
+    formatter_class = _Formatter
+
+
+def show_printable_help(command: click.Command) -> None:
+    """Let a command, and those below it, show their help by `ShownContext`."""
+    command.context_class = ShownContext
+    for other in command.commands.values() if isinstance(command, click.Group) else ():
+        show_printable_help(other)
+
+
 def tell(message: str) -> None:
     """Say something on stderr. Where that cannot be written, a run does not fail: what counts is its result."""
     with suppress(OSError):
-        click.echo(message, err=True)
+        echo(message, err=True)
 
 
 def typed(ctx: click.Context, name: str) -> bool:
@@ -154,7 +193,7 @@ def typed(ctx: click.Context, name: str) -> bool:
 
 def write_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> None:
     """Print one value as JSON, see `neurogen.files.to_json`; in escapes where the encoding of stdout is not UTF-8."""
-    click.echo(to_json(value, indent=2, ascii_only=needs_escapes(), default=default))
+    click.echo(json_printable(to_json(value, indent=2, ascii_only=needs_escapes(), default=default)))
 
 
 def random_seed() -> int:
@@ -214,7 +253,7 @@ def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for position, title in enumerate(header):
         table.add_column(title, overflow="fold", no_wrap=not console.is_terminal, style="cyan" if position == 0 else "")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell).replace("\n", " ")) for cell in row))
     with console.capture() as captured:
         console.print(table)
     lines = (line.rstrip() for line in captured.get().splitlines())

@@ -19,6 +19,7 @@ from neurogen.cli.common import (
     debug_option,
     device_option,
     dtype_option,
+    echo,
     echo_table,
     is_terminal,
     random_seed,
@@ -26,7 +27,6 @@ from neurogen.cli.common import (
     write_json,
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
-from neurogen.cli.output import CONTROL
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
 from neurogen.files import decoded
@@ -234,10 +234,10 @@ def _report(comparison: Comparison, show: int) -> None:
 
 
 def _side_by_side(comparison: Comparison, index: int) -> None:
-    click.echo()
-    click.echo(comparison.prompts[index].translate(CONTROL))
+    echo()
+    echo(comparison.prompts[index])
     texts = [
         (one.label, next((sample.text for sample in one.samples if sample.index == index), "-"))
         for one in comparison.outcomes
     ]
-    echo_table(("SAMPLER", "TEXT"), [(label, " ".join(text.translate(CONTROL).split())) for label, text in texts])
+    echo_table(("SAMPLER", "TEXT"), [(label, " ".join(text.split())) for label, text in texts])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, write_json
+from neurogen.cli.common import WholeNumber, debug_option, echo, write_json
 from neurogen.cli.sampler_command import CommandOfSampler
 from neurogen.cli.sampler_options import SamplerOption, make_sampler
 from neurogen.errors import DeviceError, PluginError
+from neurogen.printable import printable
 from neurogen.registry import default_registry
 from neurogen.sampler import Sampler
 
@@ -74,7 +75,7 @@ def _list_checks(ctx: click.Context, param: click.Parameter, value: bool) -> Non
         from neurogen.testing.conformance import CHECKS
 
         for check in CHECKS.values():
-            click.echo(f"{check.name:<{MOST_CHECK}} {check.title}")
+            echo(f"{check.name:<{MOST_CHECK}} {check.title}")
         ctx.exit()
 
 
@@ -117,7 +118,7 @@ def command(
         write_json(report.as_dict())
     else:
         print_failures(report)
-        click.echo(f"\n{report.verdict}")
+        echo(f"\n{report.verdict}")
     return 0 if report.passed else 1
 
 
@@ -137,7 +138,7 @@ class _Lines:
 
     def __call__(self, result: Result) -> None:
         if self._header is not None:
-            click.echo(self._header)
+            echo(self._header)
             self._header = None
         status = f"{result.status:<8}"
         if self._in_terminal:
@@ -146,28 +147,30 @@ class _Lines:
         said = "; ".join(result.notes)
         text = said if result.status == "skipped" else f"{result.title}{f' ({said})' if said else ''}"
         took = f"  [{result.seconds:.1f} s]" if self._in_terminal and result.seconds >= 1 else ""
-        click.echo(f"{status} {result.check:<{MOST_CHECK}} {cases:>6}  {text}{took}")
+        echo(f" {result.check:<{MOST_CHECK}} {cases:>6}  {text}{took}", before=status)
 
 
 def print_failures(report: Report) -> None:
     """What each failed check found: in a terminal with the program in colours."""
     for result in report.results:
         if result.failure is not None:
-            click.echo()
-            click.secho(f"{result.check}: {result.title}", bold=True)
-            click.echo(f"expected: {result.failure.expected}\ngot:      {result.failure.got}")
+            echo()
+            echo(f"{result.check}: {result.title}", bold=True)
+            echo(f"expected: {result.failure.expected}\ngot:      {result.failure.got}")
             _print_program(result.failure.snippet)
 
 
 def _print_program(snippet: str) -> None:
     if not snippet:
         return
-    click.echo()
+    echo()
     if not sys.stdout.isatty():
-        click.echo("\n".join(f"    {line}".rstrip() for line in snippet.splitlines()))
+        echo("\n".join(f"    {line}".rstrip() for line in snippet.splitlines()))
         return
     from rich.console import Console
     from rich.padding import Padding
     from rich.syntax import Syntax
 
-    Console().print(Padding(Syntax(snippet, "python", background_color="default", word_wrap=True), (0, 0, 0, 4)))
+    Console().print(
+        Padding(Syntax(printable(snippet), "python", background_color="default", word_wrap=True), (0, 0, 0, 4))
+    )

@@ -16,6 +16,7 @@ from neurogen.cli.common import (
     debug_option,
     device_option,
     dtype_option,
+    echo,
     echo_table,
     is_terminal,
     typed,
@@ -155,12 +156,12 @@ def _texts(values: Mapping[str, Any]) -> Iterable[str] | None:
 
         texts, broken = read_texts(values["prompts"])
         for line in broken:
-            click.echo(f"{line}.", err=True)
+            echo(f"{line}.", err=True)
         return texts
     if values["data"]:
         from neurogen.documents import TextStream
 
-        return TextStream(values["data"], on_broken=lambda row: click.echo(f"{row}.", err=True))
+        return TextStream(values["data"], on_broken=lambda row: echo(f"{row}.", err=True))
     return None
 
 
@@ -169,7 +170,7 @@ def _write_page(diagnosis: Diagnosis, path: str, *, quiet: bool) -> None:
 
     write_page(diagnosis, path)
     if not quiet:
-        click.echo(f"The page with charts is in {path}.", err=True)
+        echo(f"The page with charts is in {path}.", err=True)
 
 
 def _report(diagnosis: Diagnosis) -> None:
@@ -215,17 +216,17 @@ def _summary_cells(summary: Mapping[str, float]) -> Iterator[str]:
 
 
 def _heading(text: str) -> None:
-    click.echo()
+    echo()
     _say(text, bold=True)
 
 
 def _say(text: str, **style: Any) -> None:
     plain = os.environ.get("NO_COLOR") or not is_terminal(sys.stdout)
-    click.echo(text if plain else click.style(text, **style))
+    echo(text, **({} if plain else style))
 
 
 def _paragraph(text: str, indent: str = "") -> None:
     """One paragraph: wrapped to a terminal's width, or one line where stdout is none."""
     if is_terminal(sys.stdout):
         text = click.wrap_text(text, min(shutil.get_terminal_size().columns, 120), subsequent_indent=indent)
-    click.echo(text)
+    echo(text)

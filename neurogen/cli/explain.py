@@ -21,6 +21,7 @@ from neurogen.cli.common import (
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
+from neurogen.printable import json_printable, printable
 from neurogen.registry import default_registry
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def report(explanation: Explanation) -> None:
     result = explanation.result
     with console.capture() as captured:
         console.print(
-            Text(f"{explanation.model}, {explanation.sampler}, seed {result.seed}", style="bold"), soft_wrap=True
+            Text(printable(f"{explanation.model}, {explanation.sampler}, seed {result.seed}"), style="bold"),
+            soft_wrap=True,
         )
-        console.print(Text.assemble((result.prompt, "dim"), result.text), soft_wrap=True)
+        console.print(Text.assemble((printable(result.prompt), "dim"), printable(result.text)), soft_wrap=True)
         for step in explanation.steps:
             _report_step(console, step)
     click.echo(captured.get().rstrip(), color=console.is_terminal)
@@ -137,7 +139,7 @@ def _report_step(console: Any, step: ExplainedStep) -> None:
     for stage in step.stages:
         held = f"{stage.kept:,} tokens left, {_percent(stage.mass)} of the mass"
         left = f"{held}, entropy {stage.entropy:.2f} nats"
-        console.print(Text(f"  {stage.name}: {left}"), soft_wrap=True)
+        console.print(Text(printable(f"  {stage.name}: {left}")), soft_wrap=True)
     console.print(Text(f"  {_decision(step)}"), soft_wrap=True)
     console.print(_table(step))
 
@@ -161,7 +163,7 @@ def _table(step: ExplainedStep) -> Table:
         cells = (" >" if chosen else "", _quoted(one.text), _percent(one.probability), _drawn(one))
         gone = f"removed by {one.removed_by}" if one.removed_by else ""
         style = "bold" if chosen else "dim" if gone else ""
-        table.add_row(*(Text(cell, style=style) for cell in (*cells, gone)))
+        table.add_row(*(Text(printable(cell), style=style) for cell in (*cells, gone)))
     return table
 
 
@@ -176,5 +178,5 @@ def _percent(share: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A token's text in one line; nothing in it can move a terminal's cursor."""
-    return json.dumps(text, ensure_ascii=False)
+    """A token's text in one line."""
+    return json_printable(json.dumps(text, ensure_ascii=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from neurogen.cli.common import debug_option
+from neurogen.cli.common import debug_option, echo
 from neurogen.errors import ParameterError
 from neurogen.registry import default_registry
 
@@ -40,9 +40,9 @@ def command(ctx: click.Context, name: str, with_kernel: bool, out: Path) -> None
         raise click.BadParameter(str(error), ctx=ctx, param_hint="NAME") from None
     folder = files[0].parent
     for file in files:
-        click.echo(file.as_posix())
+        echo(file.as_posix())
     here = shlex.quote(folder.as_posix() if folder.is_absolute() else f"./{folder.as_posix()}")
-    click.echo(
+    echo(
         f"\nNext:\n    pip install -e {here}\n    pytest {here}\n"
         f'    neurogen run --sampler {name} --prompt "Once upon a time"'
     )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import needs_escapes
+from neurogen.cli.common import is_terminal, needs_escapes
 from neurogen.errors import DataError
 from neurogen.files import to_json
+from neurogen.printable import json_printable, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -23,10 +24,18 @@ if TYPE_CHECKING:
     from neurogen.generation import Failure, Result, TextDelta
     from neurogen.results import Key
 
-__all__ = ["JsonOutput", "Output", "Summary", "TextOutput", "Watch", "if_slow", "loading", "write_stdout"]
-
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
-"""A terminal obeys these characters: what a model writes must not move its cursor or change its title."""
+__all__ = [
+    "JsonOutput",
+    "Output",
+    "Summary",
+    "TextOutput",
+    "Watch",
+    "if_slow",
+    "loading",
+    "status_line",
+    "write_stdout",
+    "write_text",
+]
 
 ERASE_LINE = "\r\x1b[2K"
 SLOW_SECONDS = 2.0  # longer than it takes to read kernels that have been compiled
@@ -46,6 +55,11 @@ def write_stdout(text: str) -> None:
         raise
     except OSError as error:
         raise DataError(f"Standard output cannot be written: {error.strerror or error}.") from None
+
+
+def write_text(text: str) -> None:
+    """Write what a model has written at once: as it is to a pipe or a file, with escapes to a terminal."""
+    write_stdout(printable(text) if is_terminal(sys.stdout) else text)
 
 
 class Output:
@@ -68,7 +82,7 @@ class JsonOutput(Output):
     """One object a sequence, as they finish."""
 
     def result(self, result: Result) -> None:
-        write_stdout(to_json(result.to_json(), ascii_only=needs_escapes()) + "\n")
+        write_stdout(json_printable(to_json(result.to_json(), ascii_only=needs_escapes())) + "\n")
 
 
 class TextOutput(Output):
@@ -144,7 +158,7 @@ class TextOutput(Output):
         piece = text[self._written or 0 :]
         self._written = len(text)
         if piece:
-            write_stdout(piece.translate(CONTROL) if self._terminal else piece)
+            write_stdout(printable(piece) if self._terminal else piece)
 
     def _begin(self, key: Key) -> None:
         if not self._several:
@@ -247,12 +261,12 @@ def loading(model: str, *, shown: bool) -> Iterator[Callable[[str], None]]:
     """
     shown = shown and os.environ.get("TERM") != "dumb"  # a line that cannot be taken away again
     if shown:
-        _write_stderr(f"Loading {model} ...")
+        status_line(f"Loading {model} ...")
     try:
-        yield lambda message: _write_stderr(ERASE_LINE + message) if shown else None
+        yield lambda message: status_line(message) if shown else None
     finally:
         if shown:
-            _write_stderr(ERASE_LINE)
+            status_line("")
 
 
 @contextmanager
@@ -268,9 +282,10 @@ def if_slow(action: Callable[[], None]) -> Iterator[None]:
         timer.join()
 
 
-def _write_stderr(text: str) -> None:
+def status_line(text: str) -> None:
+    """Write a line on stderr in the place of the one that the cursor is on; for terminals."""
     with suppress(OSError):
-        sys.stderr.write(text)
+        sys.stderr.write(ERASE_LINE + printable(text))
         sys.stderr.flush()
 
 

@@ -6,10 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
 from pydantic.fields import FieldInfo
 
-from neurogen.cli.common import echo_table, write_json
+from neurogen.cli.common import echo, echo_table, write_json
 from neurogen.parameters import BOUNDS, domain_of
 from neurogen.registry import Plugin
 
@@ -57,7 +56,7 @@ def print_parameters(kind: str, entries: Sequence[Mapping[str, Any]]) -> None:
     """The table of all parameters, behind that of the plugins; nothing where there is none."""
     rows = [_parameter_row(entry["name"], one) for entry in entries for one in entry.get("parameters", ())]
     if rows:
-        click.echo()
+        echo()
         echo_table((kind, "PARAMETER", "OPTION", "DOMAIN", "DEFAULT", "DESCRIPTION"), rows)
 
 
@@ -68,7 +67,7 @@ def print_entries(
     if as_json:
         write_json(entries)
     elif not entries:
-        click.echo(none, err=True)
+        echo(none, err=True)
     else:
         tables(entries)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from neurogen.cli.common import debug_option, echo_table, listed, tell, write_json
+from neurogen.cli.common import debug_option, echo, echo_table, listed, tell, write_json
 from neurogen.cli.samplers import NONE_INSTALLED
 from neurogen.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
 
@@ -41,7 +41,7 @@ def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
     if as_json:
         write_json([_entry(plugin) for plugin in plugins])
     elif not plugins:
-        click.echo(NONE_INSTALLED, err=True)
+        echo(NONE_INSTALLED, err=True)
     else:
         echo_table(HEADER, map(_row, plugins))
     failed = any(plugin.status == "failed" for plugin in plugins)
@@ -85,7 +85,7 @@ def doctor(no_conformance: bool, as_json: bool) -> int:
     if as_json:
         write_json([plugin.as_dict() for plugin in found])
     elif not found:
-        click.echo(NONE_INSTALLED, err=True)
+        echo(NONE_INSTALLED, err=True)
     else:
         echo_table(DOCTOR_HEADER, map(_doctor_row, found))
         _print_problems(found)
@@ -108,8 +108,8 @@ def _doctor_row(plugin: Examined) -> tuple[str, ...]:
 def _print_problems(found: list[Examined]) -> None:
     """Each problem with its remedy, or that there is none."""
     count = sum(len(plugin.problems) for plugin in found)
-    click.echo(f"\n{count or 'no'} problem{'' if count == 1 else 's'}")
+    echo(f"\n{count or 'no'} problem{'' if count == 1 else 's'}")
     for plugin in found:
         for problem in plugin.problems:
-            click.echo(f"\n{plugin.kind} {plugin.name} of {plugin.distribution} {plugin.version}: {problem.what}.")
-            click.echo(f"    {problem.remedy}.")
+            echo(f"\n{plugin.kind} {plugin.name} of {plugin.distribution} {plugin.version}: {problem.what}.")
+            echo(f"    {problem.remedy}.")

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from neurogen import __version__
-from neurogen.cli.common import Settings, debug_option, tell
+from neurogen.cli.common import Settings, ShownContext, debug_option, show_printable_help, tell
 from neurogen.cli.configured import Defaults, check_variables, name_variables
 from neurogen.configuration import ConfigurationError, read_configuration
 from neurogen.errors import NeurogenError
@@ -58,6 +58,8 @@ DEBUG_VARIABLE = "NEUROGEN_DEBUG"
 class Program(click.Group):
     """The group of all subcommands."""
 
+    context_class = ShownContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the subcommands."""
         return list(COMMANDS)
@@ -68,6 +70,7 @@ class Program(click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
         name_variables(command, (cmd_name,))
+        show_printable_help(command)
         return command
 
     def make_context(
@@ -124,8 +127,7 @@ class Program(click.Group):
             _trace(settings)
             code = error.exit_code
             _name_source(error, settings)
-            with suppress(OSError):  # what cannot be said still ends with its exit code
-                error.show()
+            tell(_usage(error))
         except (NeurogenError, OSError) as error:
             _trace(settings)
             tell(f"Error: {_in_words(error)}")
@@ -140,8 +142,7 @@ class Program(click.Group):
 
 def _trace(settings: Settings) -> None:
     if settings.debug:
-        with suppress(OSError):
-            traceback.print_exc()
+        tell(traceback.format_exc().rstrip())
 
 
 def _in_words(error: NeurogenError | OSError) -> str:
@@ -159,6 +160,13 @@ def _bug(error: Exception, settings: Settings) -> str:
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     how = "the traceback above" if settings.debug else "what the same command shows with --debug behind it"
     return f"Error: {what}. This is a bug of neurogen, or of a plugin: please report it with {how}."
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click says of an error, with the usage of the command where that was wrong."""
+    said = io.StringIO()
+    error.show(said)
+    return said.getvalue().removesuffix("\n")
 
 
 def _name_source(error: click.ClickException, settings: Settings) -> None:

@@ -11,7 +11,7 @@ import click
 from neurogen.cli.common import debug_option, device_option, is_terminal, tell, write_json
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import tell_unused_gpu
-from neurogen.cli.output import loading
+from neurogen.cli.output import loading, write_text
 
 if TYPE_CHECKING:
     from neurogen.replay import ReplayReport
@@ -54,7 +54,7 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
         write_json(_entry(report))
     elif not quiet:
         for result in sorted(report.results, key=lambda one: (one.index, one.sample)):
-            click.echo(result.text)
+            write_text(result.text + "\n")
         tell(report.reason() + ("" if recording.complete else " The recording was cut off and was compared so far."))
     return 0 if report.same else EXIT_DIFFERENT
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from neurogen.cli.common import listed, write_sections
+from neurogen.cli.common import ShownContext, listed, write_sections
 from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
@@ -73,6 +73,8 @@ class CommandOfSampler(click.Command):
     Raises:
         PluginError: it cannot be found or loaded, or its options cannot be given.
     """
+
+    context_class = ShownContext
 
     def __init__(self, base: click.Command, sampler: str) -> None:
         registry = default_registry()

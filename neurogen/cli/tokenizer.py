@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, duration, is_terminal, write_json
+from neurogen.cli.common import debug_option, duration, echo, is_terminal, write_json
+from neurogen.cli.output import status_line
 from neurogen.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 BROKEN_SHOWN = 10
-ERASE_LINE = "\r\x1b[2K"
 DATA_HELP = """
     DATA are files (.jsonl, .jsonl.zst, .parquet: the field `text`; .txt: documents separated by lines <|endoftext|>),
     folders of them, or data sets on the Hugging Face hub as organisation/name[:config]. They are streamed.
@@ -67,7 +67,7 @@ def train(data: tuple[str, ...], out: str, as_json: bool, quiet: bool, **options
         write_json({**asdict(trained), "path": str(trained.path)})
     elif not quiet:
         lines = f"{trained.lines:,} lines" if trained.whole else f"the first {trained.lines:,} lines"
-        click.echo(f"{trained.path}: {trained.vocab_size:,} pieces, learnt from {lines}.")
+        echo(f"{trained.path}: {trained.vocab_size:,} pieces, learnt from {lines}.")
 
 
 class _Watch:
@@ -94,14 +94,14 @@ class _Watch:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
         if self._broken > BROKEN_SHOWN:
-            click.echo(f"{self._broken - BROKEN_SHOWN:,} more rows hold no text.", err=True)
+            echo(f"{self._broken - BROKEN_SHOWN:,} more rows hold no text.", err=True)
 
     def broken(self, row: BrokenRow) -> None:
         """Name the first rows without a text, and count the others."""
         self._broken += 1
         if self._broken <= BROKEN_SHOWN:
             self._show("")
-            click.echo(f"{row}.", err=True)
+            echo(f"{row}.", err=True)
 
     def progress(self, lines: int, whole: bool) -> None:
         """Tell how far the reading is, and when the learning begins."""
@@ -119,4 +119,4 @@ class _Watch:
 
     def _show(self, text: str) -> None:
         if self._shown:
-            click.echo(f"{ERASE_LINE}{text}", err=True, nl=False)
+            status_line(text)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, typed, write_json
+from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, typed, write_json
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
 
@@ -112,7 +112,7 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
         if as_json:
             write_json(_summary(run, code))
         elif not quiet:
-            click.echo(_closing_line(run, code), err=True)
+            echo(_closing_line(run, code), err=True)
     return code
 
 
@@ -137,7 +137,7 @@ class _BrokenRows:
     """Says which rows of the data have no text, the first of them at least."""
 
     def __init__(self) -> None:
-        self.say: Callable[[str], None] = lambda message: click.echo(message, err=True)
+        self.say: Callable[[str], None] = lambda message: echo(message, err=True)
         self._count = 0
 
     def __call__(self, row: object) -> None:

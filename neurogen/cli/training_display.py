@@ -7,9 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import click
-
-from neurogen.cli.common import duration
+from neurogen.cli.common import duration, echo
+from neurogen.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,7 +58,7 @@ class Display:
 
     def say(self, message: str) -> None:
         """Something that is to be read whatever else is shown."""
-        click.echo(message, err=True)
+        echo(message, err=True)
 
     def close(self) -> None:
         """Nothing follows."""
@@ -77,7 +76,7 @@ class LineDisplay(Display):
         if now - self._last >= LINE_SECONDS or report.validation is not None or report.checkpoint is not None:
             self._last = now
             left = f", {duration(seconds)} left" if seconds is not None else ""
-            click.echo(_line(report) + left, err=True)
+            echo(_line(report) + left, err=True)
 
 
 class LiveDisplay(Display):
@@ -101,7 +100,7 @@ class LiveDisplay(Display):
         self._live.update(self._panel(report), refresh=True)
 
     def say(self, message: str) -> None:
-        self._live.console.print(message, highlight=False, soft_wrap=True, markup=False)
+        self._live.console.print(printable(message), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         self._live.stop()

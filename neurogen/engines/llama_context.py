@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ModelError
+from neurogen.printable import printable
 
 __all__ = ["LlamaContext", "LlamaWeights", "set_verbose"]
 
@@ -37,7 +38,7 @@ def _log(level: int, text: bytes, user_data: Any) -> None:
     if level == ERROR and message.strip():
         _errors.append(message.strip().rstrip("."))
     if _verbose and sys.stderr is not None:
-        sys.stderr.write(message)
+        sys.stderr.write(printable(message))
 
 
 llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))  # importing llama_cpp has made it write everything to stderr
