@@ -66,6 +66,10 @@ class Processor:
         gives_way_to: names of processors, or "all": where it and they together leave no token, it is left out for that
             token, and the result has a notice.
 
+    Attributes:
+        remarks: what the user must know of the processor itself, in sentences, such as that a part of a parameter is
+            ignored; part of every result's notices.
+
     Args:
         **params: values for `Params`; what is not given takes its default.
 
@@ -77,6 +81,7 @@ class Processor:
     api_version: ClassVar[int]
     Params: ClassVar[type[SamplerParams]] = SamplerParams
     gives_way_to: ClassVar[tuple[str, ...] | Literal["all"]] = ()
+    remarks: Sequence[str] = ()
 
     def __init__(self, /, **params: Any) -> None:
         self.params: Any = build_params(self.name, self.Params, params)
@@ -307,9 +312,10 @@ def _guarded(processor: Processor, call: str, *arguments: Any) -> Any:
 
 
 def notices_of(processors: Sequence[Processor], token_ids: Sequence[int], finish_reason: str) -> list[str]:
-    """What they say about a finished sequence; see `Processor.notice`."""
+    """What they say about themselves and about a finished sequence; see `Processor.remarks` and `Processor.notice`."""
     said = (_guarded(processor, "notice", token_ids, finish_reason) for processor in processors)
-    return [notice for notice in said if notice]
+    remarks = [remark for processor in processors for remark in processor.remarks]
+    return remarks + [notice for notice in said if notice]
 
 
 def names_of(processors: Sequence[Processor]) -> str:

@@ -6,35 +6,25 @@ for a request has stop tokens of its own. Importing this module does not import 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from neurogen.errors import ParameterError, PluginError
+from neurogen.errors import ParameterError
 from neurogen.parameters import Param, SamplerParams
 from neurogen.processor import History
+from neurogen.processors.grammar_errors import LibraryError
+from neurogen.processors.grammar_source import SOURCES, library, read_grammar, read_regex, read_schema, wrong
 from neurogen.processors.listing import FromText, checksum_param
 from neurogen.processors.sequences import behind, pieces_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neurogen.processors.schema import Validator
     from neurogen.tokenizer import Tokenizer
 
 __all__ = ["Grammar"]
-
-SOURCES = ("json_schema", "regex", "grammar")
-LARK_START = "start:"
-SHOWN = 400
-
-JSON_LAYOUT = {"whitespace_pattern": r"( |\n {0,16})?"}
-"""Between the parts of JSON stands nothing, a space, or a line break with up to 16 spaces: a small model that may write
-any white space writes nothing else. A schema says otherwise in its `x-guidance`."""
-
-ASCII = "dws"
-"""In a regular expression, \\d, \\w and \\s mean ASCII, as everywhere else where data is checked."""
 
 _prepared: WeakKeyDictionary[Tokenizer, dict[int, Any]] = WeakKeyDictionary()
 """Tokenizer -> width of the vocabulary -> llguidance's form of it, which takes longer to make than a grammar's."""
@@ -46,7 +36,8 @@ class Grammar(FromText):
 
     By llguidance (Microsoft, 2025), which parses bytes: any token may be used whose bytes fit, whatever its borders.
     Regular expressions match the whole text, mean ASCII by \\d, \\w and \\s, and have no look-around; grammars are in
-    the Lark form that llguidance documents.
+    the Lark form that llguidance documents, or in GBNF. A complete text is checked against its JSON schema by the
+    library jsonschema, and a notice says so where it does not keep it.
     """
 
     name = "grammar"
@@ -57,13 +48,13 @@ class Grammar(FromText):
 
         json_schema: str = Param(
             "",
-            description="The text is JSON that keeps this schema: a file, or the schema itself.",
+            description="The text is JSON that keeps this schema: the schema itself, FILE or @FILE.",
             option="--json-schema",
         )
         regex: str = Param("", description="The whole text matches this regular expression.", option="--regex")
         grammar: str = Param(
             "",
-            description="The text is of this grammar: a file in Lark's form, or the grammar itself.",
+            description="The text is of this grammar, in Lark's form or GBNF: the grammar itself, FILE or @FILE.",
             option="--grammar",
         )
         checksum: str = checksum_param()
@@ -78,8 +69,11 @@ class Grammar(FromText):
                 given[0] if given else None,
             )
         self._source = given[0]
-        readers = {"json_schema": self._of_schema, "regex": self._of_regex, "grammar": self._of_lark}
-        self._text = self._checked(readers[self._source](getattr(self.params, self._source)))
+        self._validator: Validator | None = None
+        if self._source == "json_schema":
+            self._text, self._validator, self.remarks = read_schema(self)
+        else:
+            self._text = read_regex(self) if self._source == "regex" else read_grammar(self)
 
     def prepare(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """Make the first state, which every request copies.
@@ -94,14 +88,15 @@ class Grammar(FromText):
                 self._source,
             )
         self._eos = tokenizer.eos_ids
-        self._first = _library().LLMatcher(_tokens_of(tokenizer, vocab_size), self._text, log_level=0)
-        if self._first.is_error():
-            raise self._wrong(_brief(self._first))
+        self._pieces = pieces_of(tokenizer, vocab_size)
+        self._first = library().LLMatcher(_tokens_of(tokenizer, vocab_size), self._text, log_level=0)
         probe = self._first.deep_copy()
-        probe.compute_bitmask()
+        if not probe.is_error():
+            probe.compute_bitmask()
         if probe.is_error():
-            nothing = probe.get_error().startswith("NoExtension")
-            raise self._wrong("no text that this model can write keeps it" if nothing else _brief(probe))
+            message = str(probe.get_error())
+            nothing = message.startswith("NoExtension")
+            raise wrong(self._source, message, "no text that this model can write keeps it" if nothing else None)
 
     def start(self, history: History) -> Any:
         """The state before the first new token; the prompt is not part of the text."""
@@ -125,10 +120,10 @@ class Grammar(FromText):
             bits = np.frombuffer(memory.compute_bitmask(), dtype=np.uint8)
             if memory.is_error():
                 raise ParameterError(
-                    f"grammar: {self._source} cannot be followed any further after {history.new_tokens} new tokens: "
-                    f"{_brief(memory)}. It may be too large, or too ambiguous.",
+                    f"grammar: {self._source} cannot be followed any further after {history.new_tokens} new tokens: it "
+                    "is too large, or too ambiguous. Simplify it, for example with smaller bounds of repetitions.",
                     self._source,
-                )
+                ) from LibraryError(memory.get_error())
             banned = np.unpackbits(bits, count=len(logits), bitorder="little") == 0
             logits.masked_fill_(torch.from_numpy(banned).to(logits.device), float("-inf"))
         logits[others] = float("-inf")  # it allows them, though they may not end this request
@@ -154,71 +149,33 @@ class Grammar(FromText):
 
     def notice(self, token_ids: Sequence[int], finish_reason: str) -> str | None:
         """Says that the text is incomplete where it was cut off before the grammar was satisfied."""
-        if finish_reason == "eos":
-            return None
         state = self._first.deep_copy()
-        if state.consume_tokens(list(token_ids)) and state.is_accepting():
-            return None
+        if finish_reason == "eos" or (state.consume_tokens(list(token_ids)) and state.is_accepting()):
+            return self._not_kept(token_ids)
         what = {"json_schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}[self._source]
         cause = "max_new_tokens was reached" if finish_reason == "length" else "a stop string came"
         advice = "Allow more new tokens." if finish_reason == "length" else "Leave out the stop string."
         return f"The text is incomplete: {cause} before the {what} was satisfied. {advice}"
 
-    def _of_schema(self, value: str) -> str:
-        text = value if value.lstrip().startswith("{") else self.read("json_schema", value)
-        try:
-            schema = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            where = "it" if text == value else f"the file {value!r}"
-            raise ParameterError(
-                f"grammar: json_schema is no JSON: {where} fails with {error}.", "json_schema"
-            ) from None
-        if not isinstance(schema, dict | bool):
-            raise ParameterError(
-                f'grammar: json_schema must be a JSON object such as {{"type": "object"}}, got {text[:60]!r}.',
-                "json_schema",
-            )
-        return str(_library().LLMatcher.grammar_from_json_schema(json.dumps(schema), JSON_LAYOUT))
-
-    def _of_regex(self, value: str) -> str:
-        return str(_library().LLMatcher.grammar_from_lark(f"start: /{_library().regex_to_lark(value, ASCII)}/"))
-
-    def _of_lark(self, value: str) -> str:
-        return value if LARK_START in value and not Path(value).is_file() else self.read("grammar", value)
-
-    def _checked(self, grammar: str) -> str:
-        wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(grammar)
-        if wrong:
-            raise self._wrong(messages[0])
-        return grammar
-
-    def _wrong(self, message: str) -> ParameterError:
-        cause = " ".join(message.split())[:SHOWN].removesuffix(".")
-        return ParameterError(
-            f"grammar: {self._source} cannot be used: {cause}. It is read by llguidance, whose documentation says what "
-            "it may hold.",
-            self._source,
+    def _not_kept(self, token_ids: Sequence[int]) -> str | None:
+        """What is wrong with a complete text, by another library than the one that wrote it."""
+        if self._validator is None:
+            return None
+        text = b"".join(self._pieces[token] for token in token_ids if token < len(self._pieces))
+        problem = self._validator.problem(text.decode("utf-8", "replace"))
+        return (
+            f"The text does not keep the JSON schema: {problem}. Ask for another, with another seed."
+            if problem
+            else None
         )
-
-
-def _library() -> Any:
-    """The library, or a PluginError that says how to get it."""
-    try:
-        import llguidance
-    except ImportError:
-        raise PluginError(
-            "The processor 'grammar' (JSON schema, regular expression or grammar) needs the library llguidance, which "
-            "is not installed. Install it: pip install 'neurogen[grammar]'."
-        ) from None
-    return llguidance
 
 
 def _tokens_of(tokenizer: Tokenizer, vocab_size: int) -> Any:
     """The vocabulary as llguidance wants it."""
     made = _prepared.setdefault(tokenizer, {})
     if vocab_size not in made:
-        library = _library()
-        made[vocab_size] = library.LLTokenizer(library.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)))
+        of = library()
+        made[vocab_size] = of.LLTokenizer(of.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)))
     return made[vocab_size]
 
 
@@ -252,7 +209,3 @@ class _Vocabulary:
             ids.append(token)
             at += len(self.tokens[token])
         return ids
-
-
-def _brief(state: Any) -> str:
-    return " ".join(str(state.get_error()).split("<state>")[0].split())[:SHOWN].removesuffix(".")

@@ -82,6 +82,21 @@ class FromText(Processor):
             given["checksum"] = self._digest[:CHECKSUM_DIGITS]
         return spelled([Link(self.name, given)])
 
+    def text_or_file(self, parameter: str, value: str, is_text: bool) -> str:
+        """What a parameter holds, or the contents of the file that it names: behind @, or as that of an existing file.
+
+        Args:
+            parameter: its name.
+            value: its value.
+            is_text: whether it is the text itself where no file of that name exists.
+
+        Raises:
+            ParameterError: the file cannot be read, or has another checksum than is given.
+        """
+        if value.startswith("@"):
+            return self.read(parameter, value[1:])
+        return value if is_text and not _is_file(value) else self.read(parameter, value)
+
     def read(self, parameter: str, path: str) -> str:
         """The contents of the file that a parameter names.
 
@@ -94,8 +109,8 @@ class FromText(Processor):
         except (OSError, ValueError) as error:
             cause = getattr(error, "strerror", None) or error
             raise ParameterError(
-                f"{self.name}: the file {path!r} that {parameter} names cannot be read: {cause}. Check its path; it "
-                "must be a text in UTF-8.",
+                f"{self.name}: the file {_shown(path)} that {parameter} names cannot be read: {cause}. Check its path; "
+                "it must be a text in UTF-8.",
                 parameter,
             ) from None
         self._digest = hashlib.sha256(content).hexdigest()
@@ -161,6 +176,17 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         if at == len(text):
             return pairs
         at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # longer than a name may be: a text
+        return False
+
+
+def _shown(path: str) -> str:
+    return repr(path if len(path) <= 200 else path[:80] + "..." + path[-80:])
 
 
 def _is_text(value: str) -> bool:
