@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(
     [
         (["--regex", "(a"], "Invalid value for '--regex': grammar: regex cannot be used"),
         (["--json-schema", "/no/such"], "Invalid value for '--json-schema': grammar: the file '/no/such'"),
-        (["--json-schema", '{"type": "objct"}'], "json_schema cannot be used: Invalid type: objct"),
+        (["--json-schema", '{"type": "objct"}'], 'json_schema cannot be used: there is no type "objct"'),
         (["--grammar", "start: foo"], "Invalid value for '--grammar': grammar: grammar cannot be used"),
         (["--regex", "a", "--grammar", "start: /a/"], "regex, grammar is given. Give one of"),
         (["--regex", ""], "nothing is given"),

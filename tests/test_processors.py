@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -278,3 +279,51 @@ def test_a_processor_that_refuses_ends_its_own_sequence_alone(stories: LanguageM
         PluginError, match=r"Processor 'tired' \(class .*Tired\) failed in process: ZeroDivisionError: oh"
     ):
         list(engine.generate([Request(ids, 9, seed=0, processors=[Tired(after=99)])]))
+
+
+# Numbers and files
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        'logit-bias(bias="5:1e39")',
+        'logit-bias(bias="5:-1e31")',
+        'logit-bias(bias="{\\"5\\": 1e39}")',
+        'logit-bias(bias="{\\"5\\": NaN}")',
+        'logit-bias(bias="{\\"5\\": Infinity}")',
+        'logit-bias(bias="5:1e400")',
+        "repetition-penalty(penalty=1e-40)",
+        "repetition-penalty(penalty=1e39)",
+        "presence-penalty(penalty=-1e39)",
+        "frequency-penalty(penalty=1e31)",
+        "dry(multiplier=1e39)",
+        "dry(base=1e200)",
+    ],
+)
+def test_a_number_that_logits_cannot_take_is_refused_at_once(spec: str) -> None:
+    with pytest.raises(ParameterError, match=r"1e\+30"):
+        neurogen.load_processors(spec)
+
+
+def test_the_largest_numbers_together_leave_logits_finite(stories: LanguageModel) -> None:
+    spec = (
+        "repetition-penalty(penalty=1e-30)+presence-penalty(penalty=-1e30)+frequency-penalty(penalty=1e30)"
+        '+logit-bias(bias="{\\"5\\": 1e30, \\"6\\": -1e30}")+logit-bias(bias="5:1e30,5:1e30,7:-inf")'
+    )
+    processors = neurogen.load_processors(spec)
+    (result,) = Runner(stories, neurogen.load_sampler("topk"), processors=processors, max_new_tokens=6).generate("Tom")
+    assert result.new_tokens == 6
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    for name, content, spec in (
+        ("tokens.txt", b"5, 6", "banned-tokens(tokens=@FILE)"),
+        ("bias.json", b'{"5": 1}', "logit-bias(bias=@FILE)"),
+        ("texts.txt", b"'a'", "banned-texts(texts=@FILE)"),
+        ("breakers.txt", b"'a'", "dry(sequence_breakers=@FILE)"),
+    ):
+        (tmp_path / name).write_bytes(mark + content)
+        (processor,) = neurogen.load_processors(spec.replace("FILE", str(tmp_path / name)))
+        processor.prepare(Letters(), VOCAB)

@@ -123,6 +123,9 @@ def _end_share(session: Session, ranks: Ranks) -> None:
 
 def _run(session: Session) -> None:
     """Load the model and run what is to do."""
+    if session.ranks is None or session.ranks.rank == 0:
+        for remark in session.remarks:
+            tell(remark)
     loaded = load(session)
     if not session.arguments.parse_special and not session.arguments.quiet:
         tell_of_special(loaded.model, (prompt.text for prompt in session.prompts.values()))
@@ -216,7 +219,8 @@ def _tell_notices(session: Session, result: Result) -> None:
     alone = session.source is None and session.arguments.n == 1
     which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
     for notice in result.notices or ():
-        session.tell(result.index, which + notice)
+        if notice not in session.remarks:
+            session.tell(result.index, which + notice)
 
 
 def _report_failures(session: Session) -> int:

@@ -134,7 +134,7 @@ def _made(registry: Registry, cls: type[Processor], params: Mapping[str, Any], c
     try:
         return registry.load_processor(cls.name, **params)
     except ParameterError as error:
-        raise click.BadParameter(str(error), ctx=ctx, param=own.get(error.parameter or "")) from None
+        raise click.BadParameter(str(error), ctx=ctx, param=own.get(error.parameter or "")) from error
 
 
 def _check_asked(cls: type[Processor], params: Mapping[str, Any], ctx: click.Context) -> None:

@@ -133,6 +133,11 @@ class Session:
         else:
             self.ranks.told.append((index, message))
 
+    @property
+    def remarks(self) -> list[str]:
+        """What the run's processors say of themselves, which is told once."""
+        return [remark for processor in self.processors for remark in processor.remarks]
+
     def say(self, message: str) -> None:
         """Say something that --quiet leaves out."""
         if not self.arguments.quiet:

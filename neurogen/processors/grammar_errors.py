@@ -37,6 +37,7 @@ SCHEMA: Sequence[Meaning] = (
         r"patternProperties can be kept only where no name can match two of "
         r"them, as \1 and \2",
     ),
+    (r"regex for (?:float|integer) range", "its minimum or maximum is too large"),
     (r"unknown field `(.*?)`, expected", r"x-guidance has no option \1"),
     (r"lookarounds not supported yet; (?:Start|End)", "^ and $ can stand only where a text begins and ends"),
     (r"'multipleOf' has too many digits|invalid multiple of", "multipleOf must be above 0 and have few digits"),

@@ -94,7 +94,7 @@ def read_schema(processor: FromText) -> tuple[str, Validator | None, tuple[str, 
         validator = _validator(for_checking(schema))
         grammar = _of_schema(for_writing(schema))
     except SchemaError as error:
-        raise wrong("json_schema", str(error), str(error)) from None
+        raise wrong("json_schema", str(error), str(error)) from error
     except RecursionError:
         raise wrong("json_schema", "RecursionError", "it is nested too deeply") from None
     return grammar, validator, _remarks(schema)
@@ -226,7 +226,7 @@ def _of_gbnf(text: str) -> str:
         told = re.sub(r" at (line \d+), .*", r", at \1", " ".join(str(error).split()))
         told = re.sub(r"Rule '(.*)' not found", r"there is no rule \1", told)
         told = told.replace("No 'root' rule found", "there is no rule root, which a grammar begins with")
-        raise wrong("grammar", str(error), f"as GBNF, {told[:1].lower()}{told[1:]}") from None
+        raise wrong("grammar", str(error), f"as GBNF, {told[:1].lower()}{told[1:]}") from error
 
 
 def _character(found: re.Match[str]) -> str:
@@ -245,7 +245,7 @@ def _with_patterns(grammar: str) -> str:
             schema = for_writing(schema)
         except SchemaError as error:
             line = grammar.count("\n", 0, found.start()) + 1
-            raise wrong("grammar", str(error), f"in the JSON schema of line {line}, {error}") from None
+            raise wrong("grammar", str(error), f"in the JSON schema of line {line}, {error}") from error
         except (ValueError, RecursionError):  # in a text or comment, or for the library to refuse
             continue
         if found.end() >= at:

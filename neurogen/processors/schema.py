@@ -197,14 +197,9 @@ class Validator:
     """
 
     def __init__(self, schema: Any) -> None:
-        from jsonschema import Draft202012Validator, validators
-        from jsonschema import SchemaError as Wrong
+        from jsonschema import validators
 
-        cls = validators.validator_for(schema, default=Draft202012Validator)
-        try:
-            cls.check_schema(schema)
-        except Wrong as error:
-            raise SchemaError(tuple(map(str, error.absolute_path)), _problem(error)) from None
+        cls = _draft_of(schema)
         exact = cls.TYPE_CHECKER.redefine("integer", _is_integer)
         checker = validators.extend(cls, type_checker=exact)
         self._validator = checker(_decimal(schema), format_checker=cls.FORMAT_CHECKER)
@@ -220,6 +215,24 @@ class Validator:
         if found is not None:
             return f"{_first(found.message)}, at {pointer(tuple(map(str, found.absolute_path)))}"
         return f"an object has the name {doubled[0]!r} twice" if doubled else None
+
+
+def _draft_of(schema: Any) -> Any:
+    """The library's class for the draft that a schema names, else for the newest of two that it is a schema of."""
+    from jsonschema import Draft7Validator, Draft202012Validator, validators
+    from jsonschema import SchemaError as Wrong
+
+    named = isinstance(schema, dict) and "$schema" in schema
+    newest = validators.validator_for(schema, default=Draft202012Validator)
+    problems = []
+    for cls in [newest] if named else [newest, Draft7Validator]:
+        try:
+            cls.check_schema(schema)
+        except Wrong as error:
+            problems.append(error)
+        else:
+            return cls
+    raise SchemaError(tuple(map(str, problems[0].absolute_path)), _problem(problems[0]))
 
 
 def _object(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
