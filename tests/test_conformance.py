@@ -70,6 +70,7 @@ MISTAKES = {
     "SharedState": "state",
     "OneStateForAll": "state",
     "MemoryBeside": "state",
+    "ExpInKernels": "arithmetic",
 }
 """Wrong sampler -> the check that must find its mistake."""
 
@@ -89,7 +90,7 @@ ALONE = {  # samplers in which nothing but that check may fail
     "OtherTemperature",
     "SharedScratch",
 }
-IN_WORDS = {"declaration", "bounds"}  # checks that tell most of what they find in words
+IN_WORDS = {"declaration", "bounds", "arithmetic"}  # checks that tell most of what they find in words
 UNREPEATABLE = {"GlobalGenerator", "CountsItsCalls", "MemoryBeside", "OneStateForAll", "SharedScratch"}
 
 INSTALLED = ("greedy", "topk", "topp")

@@ -459,3 +459,12 @@ class MemoryBeside(Remembering):
     def tokens_of(self, state: dict[str, Tensor]) -> Tensor:
         MemoryBeside.seen += 1
         return torch.full_like(state["tokens"], self.seen % 5)
+
+
+# How their kernels compute.
+
+
+class ExpInKernels(Right):
+    """Its kernels compute with `math.exp`, in a helper of a helper."""
+
+    backends = {"cpu": "inexact_kernels"}

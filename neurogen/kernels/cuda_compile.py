@@ -31,6 +31,7 @@ __all__ = [
     "Usage",
     "compile_to_ptx",
     "kernels_of",
+    "llvm_of",
     "ptx_of",
     "split_kernels_of",
     "table",
@@ -106,6 +107,17 @@ def compile_to_ptx(kernel: Kernel, signature: Any, cc: tuple[int, int]) -> str:
             launch_bounds=kernel.launch_bounds,
         )
     return str(ptx)
+
+
+def llvm_of(kernel: Kernel, logits: torch.dtype, arrays: Iterable[torch.dtype], cc: tuple[int, int]) -> str:
+    """The code of the form of a kernel for these dtypes before optimisation, with that of all functions it calls."""
+    from numba.cuda import compiler
+
+    with _pretended_card(cc):
+        result = compiler.compile_cuda(
+            kernel.function, None, kernel.signature(logits, *arrays).args, cc=cc, fastmath=False, nvvm_options={}
+        )
+    return str(result.library.get_llvm_str())
 
 
 @contextmanager

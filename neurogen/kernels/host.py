@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,12 @@ __all__ = [
     "Choose",
     "Describe",
     "Temperatures",
+    "at_path",
     "calls",
     "check_definition",
     "check_memory",
     "check_returned",
+    "kernels_in",
     "made_of",
     "place_of",
     "with_row_parameters",
@@ -36,6 +39,10 @@ __all__ = [
 
 MOST_PARAMETERS = 3
 """Of a definition."""
+
+Path = tuple[str | int, ...]
+MOST_CLOSURES = 3
+"""How deep functions are searched for kernels."""
 
 Run = Callable[..., None]
 """run(kernel, logits, *tensors): a kernel over all rows of logits [batch, vocab]."""
@@ -199,6 +206,45 @@ def check_returned(where: str, is_right: bool, returned: str, wanted: str) -> No
 
 WANTED = "what `largest`, `nucleus`, `heavier` or another of these functions of neurogen.kernels returns"
 """By a definition of what is kept."""
+
+
+def kernels_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Choose | Describe | None, Any]]:
+    """The kernels that a module holds: by a name, in what `truncation` returns, or in a closure of its functions.
+
+    Args:
+        value: a module, or what is found in one.
+        path: to the value.
+
+    Yields:
+        the path from the module to a kernel, for `at_path`; the function of a backend module that runs it, if that is
+        known; and the kernel.
+    """
+    if isinstance(value, ModuleType):
+        for name, found in list(vars(value).items()):
+            if not isinstance(found, ModuleType):
+                yield from kernels_in(found, (*path, name))
+    elif isinstance(value, Choose | Describe):
+        for further, _, kernel in kernels_in(value.kernel, (*path, "kernel")):
+            yield further, value, kernel
+    elif isinstance(value, Calls):
+        for name in Calls._fields:
+            yield from kernels_in(getattr(value, name), (*path, name))
+    elif isinstance(value, FunctionType):
+        for place, cell in enumerate(value.__closure__ or () if len(path) <= MOST_CLOSURES else ()):
+            with suppress(ValueError):  # an empty cell
+                yield from kernels_in(cell.cell_contents, (*path, place))
+    elif type(value).__name__ == "Kernel" and hasattr(value, "function"):
+        yield path, None, value
+        for part in ("survey", "finish") if getattr(value, "split", None) else ():
+            yield (*path, "split", part), None, getattr(value.split, part)
+
+
+def at_path(module: Any, path: Path) -> Any:
+    """What a path of `kernels_in` leads to: a name is an attribute, a number a cell of a function's closure."""
+    value = module
+    for step in path:
+        value = getattr(value, step) if isinstance(step, str) else value.__closure__[step].cell_contents
+    return value
 
 
 def made_of(calls: Calls, definition: Callable[..., Any]) -> Calls:

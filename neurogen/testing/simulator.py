@@ -17,7 +17,6 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -38,6 +37,7 @@ from neurogen.kernels import (
     cuda_split,
     cuda_statistics,
 )
+from neurogen.kernels.host import at_path
 
 __all__ = ["FIELDS", "SIZES", "launch", "read_cases", "serve", "set_sizes", "simulate"]
 
@@ -251,7 +251,7 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
 
     Args:
         asked: pickled, one after the other: (module, kernel, case, arrays, blocks): the name of a module, the path of a
-            kernel in it such as "sample.kernel", `FIELDS` and logits, flat arrays, and the numbers of the blocks in
+            kernel in it (`kernels_in`), `FIELDS` and logits, flat arrays, and the numbers of the blocks in
             the order in which they run.
         answers: to each pickled (arrays, problem): what the arrays hold afterwards, or why the kernel cannot be run.
     """
@@ -263,7 +263,7 @@ def serve(asked: BinaryIO, answers: BinaryIO) -> None:
         problem = ""
         try:
             set_sizes({name: int(case[name]) for name in SIZES})
-            _start(attrgetter(path)(importlib.import_module(module)), case, arrays, blocks)
+            _start(at_path(importlib.import_module(module), path), case, arrays, blocks)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         pickle.dump((arrays, problem), answers)

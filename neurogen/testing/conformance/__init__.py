@@ -6,7 +6,7 @@ assert report.passed, report
 case        logits and what is given with them    cases    which ones are tried
 subject     the sampler and its reference          trial    its calls, as Python for the report
 kit         the registry of checks                 shrink   making a case small
-declared, meaning, drawing, invariance, memory, devices: the checks
+declared, meaning, drawing, invariance, memory, arithmetic, devices: the checks
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 from neurogen.kernels.cuda_extra import require_cuda_extra
 from neurogen.registry import load_sampler
 from neurogen.sampler import Sampler
-from neurogen.testing.conformance import declared, devices, drawing, invariance, meaning, memory
+from neurogen.testing.conformance import arithmetic, declared, devices, drawing, invariance, meaning, memory
 from neurogen.testing.conformance.kit import CHECKS, Check, run
 from neurogen.testing.conformance.report import Failure, Report, Result
 
 __all__ = ["CHECKS", "Check", "Failure", "Report", "Result", "check"]
 
-ORDER = (declared, meaning, drawing, invariance, memory, devices)
+ORDER = (declared, meaning, drawing, invariance, memory, arithmetic, devices)
 """The modules of the checks, in the order in which they are run."""
 
 _NAMES = [module.__name__ for module in ORDER]

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import NeurogenError
+from neurogen.kernels.host import Path, kernels_in
 from neurogen.sampler import Sampler
 
 __all__ = ["Simulation", "SimulationError", "simulation"]
@@ -68,7 +70,7 @@ class Simulation:
     def __init__(self, process: subprocess.Popen[bytes], said: Any) -> None:
         self._process = process
         self._said = said
-        self._paths: dict[int, tuple[str, str]] = {}
+        self._paths: dict[int, tuple[str, Path]] = {}
         self.launches = 0
 
     @contextmanager
@@ -102,7 +104,7 @@ class Simulation:
             tensor.copy_(torch.from_numpy(array).view(tensor.dtype).view(tensor.shape))
         self.launches += 1
 
-    def _path(self, kernel: Any) -> tuple[str, str]:
+    def _path(self, kernel: Any) -> tuple[str, Path]:
         if id(kernel) not in self._paths:
             self._paths[id(kernel)] = _path_of(kernel)
         return self._paths[id(kernel)]
@@ -131,30 +133,15 @@ def _flat(tensor: Tensor) -> Any:
     return (whole.view(torch.uint8) if whole.dtype == torch.bool else whole).numpy()
 
 
-def _path_of(kernel: Any) -> tuple[str, str]:
-    """The module of a kernel, and where in this it is found.
+def _path_of(kernel: Any) -> tuple[str, Path]:
+    """The module of a kernel, and the way to it.
 
     Raises:
         SimulationError: no module has it.
     """
     for name, module in list(sys.modules.items()):
-        for attribute, value in list(getattr(module, "__dict__", {}).items()):
-            for path, found in _kernels_in(attribute, value):
+        if isinstance(module, ModuleType):
+            for path, _, found in kernels_in(module):
                 if found is kernel:
                     return name, path
     raise SimulationError("a kernel stands in no module: what `truncation` returns must be kept in one of its names")
-
-
-def _kernels_in(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    from neurogen.kernels.cuda_launch import Kernel
-    from neurogen.kernels.host import Calls, Choose, Describe
-
-    if isinstance(value, Kernel):
-        yield path, value
-        if value.split:
-            yield from ((f"{path}.split.{part}", getattr(value.split, part)) for part in ("survey", "finish"))
-    elif isinstance(value, Choose | Describe):
-        yield from _kernels_in(f"{path}.kernel", value.kernel)
-    elif isinstance(value, Calls):
-        for name in Calls._fields:
-            yield from _kernels_in(f"{path}.{name}", getattr(value, name))
