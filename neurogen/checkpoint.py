@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError
 from neurogen.files import read_text, replacing, to_json, writing
+from neurogen.processes import all_or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,19 +80,19 @@ def save_checkpoint(
     weights = _as_uncompiled(accelerator.get_state_dict(trainer.model))
     optimizer = _optimizer_state(trainer)
     target = run / FOLDER / f"chunk-{chunk:06d}"
-    if accelerator.is_main_process:
-        tensors, numbers = _split(optimizer)
-        trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": numbers, **state}
-        needed = sum(tensor.nbytes for tensor in (*weights.values(), *tensors.values()))
-        advice = f"Free some space. {kept_of(run)}"
-        with writing("The checkpoint", target, needed=needed, advice=advice):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale(target.parent)
-            with replacing(target) as draft:
-                _write(draft, trainer, weights, tokenizer, tensors, trainer_state)
-        for old in checkpoints_of(run)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    with all_or_none(accelerator):
+        if accelerator.is_main_process:
+            tensors, numbers = _split(optimizer)
+            trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": numbers, **state}
+            needed = sum(tensor.nbytes for tensor in (*weights.values(), *tensors.values()))
+            advice = f"Free some space. {kept_of(run)}"
+            with writing("The checkpoint", target, needed=needed, advice=advice):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _remove_stale(target.parent)
+                with replacing(target) as draft:
+                    _write(draft, trainer, weights, tokenizer, tensors, trainer_state)
+            for old in checkpoints_of(run)[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
     return target
 
 

@@ -18,12 +18,10 @@ from torch import Tensor
 from neurogen.documents import BrokenRow, TextStream
 from neurogen.encoding import Ids, Segment, Start, segments
 from neurogen.errors import DataError, ModelError, ParameterError
+from neurogen.health import IGNORED
 from neurogen.tokenizer import Tokenizer
 
 __all__ = ["IGNORED", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
-
-IGNORED = -100
-"""As a target: there is none at this position. The number that torch and transformers use for it."""
 
 STATE_VERSION = 2
 STATE_OF_IDS = 1
@@ -70,6 +68,7 @@ class PackedStream:
     _skipped: int  # ids at its beginning that have been given out
     _given: bool  # a sequence, since the beginning of the data
     _ended: bool  # the last batch of data that are not repeated has been given out
+    _exhausted: bool  # and the iteration has ended, so that the next begins anew
 
     def __init__(
         self,
@@ -142,11 +141,13 @@ class PackedStream:
             DataError: there is no text at all in the data; they are too short for one sequence and not repeated; a
                 data set on the hub cannot be read any further.
         """
+        if self._exhausted:
+            self._begin()
         if self._ended and self._repeat:  # the data were read without repetition until now
             self._ended = False
         if not self._ended:
             yield from self._batches()
-        self._begin()
+        self._exhausted = True
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last batch that was given out, as what JSON can hold: small, however long texts are.
@@ -192,14 +193,14 @@ class PackedStream:
         self.text.load_state_dict(state["text"])
         self._following, self._skipped = Start(self.text.position(), state.get("behind", "")), state.get("skipped", 0)
         self._parts, self._count = [np.array(state["ids"], dtype=np.int64)], len(state["ids"])
-        self._segment, self._own = None, 0
+        self._segment, self._own, self._exhausted = None, 0, False
         self.tokens, self._given, self._ended = state["tokens"], state["given"], state["ended"]
 
     def _begin(self) -> None:
         """Stand before the first document, with the EOS that it follows on."""
         self._parts = [np.array([self._eos], dtype=np.int64)]
         self._count = 1
-        self._given = self._ended = False
+        self._given = self._ended = self._exhausted = False
         self._begin_texts()
 
     def _begin_texts(self) -> None:

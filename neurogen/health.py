@@ -16,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "FLAT_ENTROPY",
+    "IGNORED",
     "SATURATED_TOP1",
     "Health",
     "HealthSums",
@@ -37,6 +38,9 @@ DIVERGED_LOSS = 1.5
 TOP = 5
 CHUNK_BYTES = 256 << 20
 """Float32 logits that are worked on at a time where torch does the work."""
+
+IGNORED = -100
+"""As a target: there is none at this position. The number that torch and transformers use for it."""
 
 LEAST = -1e4
 """What -inf counts as where it is multiplied by its probability of zero."""

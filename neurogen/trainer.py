@@ -19,7 +19,7 @@ from torch import Tensor
 
 from neurogen.contract import Contract
 from neurogen.errors import ParameterError
-from neurogen.health import Health, HealthSums, Verdict, cross_entropy, judge, measure
+from neurogen.health import IGNORED, Health, HealthSums, Verdict, cross_entropy, judge, measure
 from neurogen.optimizers import learning_rate_at, make_optimizers
 from neurogen.randomness import derived_seed, seeded
 from neurogen.registry import Registry, default_registry
@@ -45,7 +45,7 @@ class StepResult:
     Attributes:
         health: loss, accuracy, top-5 accuracy, entropy and top-1 probability of this process's batch.
         predicted_ids: int64, shaped like the targets: the greedy token of every position, -1 where the logits are not
-            finite.
+            finite or there is no target.
         gradient_norm: before clipping, over all processes.
         learning_rate: of this step.
         skipped: the gradient was not finite, so the weights were left alone.
@@ -134,20 +134,29 @@ class Trainer:
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
 
-    def train_step(self, context_ids: Ids, target_ids: Ids) -> StepResult:
+    def train_step(self, context_ids: Ids, target_ids: Ids, *, joint_targets: int | None = None) -> StepResult:
         """Predict, measure, and change the weights once.
 
         Args:
             context_ids: ids [positions] of one sequence, or [batch, positions]; lists or an int64 tensor.
-            target_ids: of the same shape: the token that follows each position.
+            target_ids: of the same shape: the token that follows each position, or `IGNORED` (-100) where there is
+                none; such positions count nowhere.
+            joint_targets: how many targets all processes have together in this step, where they do not have equally
+                many; every target has the same weight.
 
         Raises:
-            ParameterError: shapes that differ, no position, or an id outside the vocabulary.
+            ParameterError: shapes that differ, no position or no target, or an id outside the vocabulary.
         """
         contexts, targets = self._checked(context_ids, target_ids)
+        mine, processes = int((targets != IGNORED).sum()), int(self.accelerator.num_processes)
+        joint = mine * processes if joint_targets is None else joint_targets
+        if joint < 1:
+            raise ParameterError(
+                "target_ids must hold at least one target, got none that is not ignored.", "target_ids"
+            )
         rate = self._set_learning_rate()
         with seeded(self._seed_of_step(), self.accelerator.device):
-            sums, predicted, drawn = self._gradients(contexts, targets)
+            sums, predicted, drawn = self._gradients(contexts, targets, joint)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_gradient_norm))
         skipped = not math.isfinite(norm)
         for optimizer in self.optimizers:
@@ -157,7 +166,7 @@ class Trainer:
         self.step += 1
         correct = (predicted == targets).sum().item()
         shape = target_ids.shape if isinstance(target_ids, Tensor) else torch.tensor(target_ids).shape
-        share = drawn.item() / targets.numel() if self.contrast is not None else None
+        share = drawn.item() / max(mine, 1) if self.contrast is not None else None
         return StepResult(sums.health(correct), predicted.reshape(shape), norm, rate, skipped, share)
 
     @torch.no_grad()
@@ -170,16 +179,16 @@ class Trainer:
         total = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         for context_ids, target_ids in batches:
             contexts, targets = self._checked(context_ids, target_ids)
-            logits = self._logits(contexts)
-            flat = targets.reshape(-1)
+            logits, flat, _ = _where_targets(self._logits(contexts), targets.reshape(-1))
             total[:5] += measure(logits, flat).sums
             total[5] += (self.greedy.sample(logits, check=False) == flat).sum()
         self.model.train()
         total = self.accelerator.reduce(total, "sum")
         return HealthSums(total[:5], self.vocab_size).health(total[5].item())
 
-    def _gradients(self, contexts: Tensor, targets: Tensor) -> tuple[HealthSums, Tensor, Tensor]:
-        """Add up the gradient of the batch, part by part.
+    def _gradients(self, contexts: Tensor, targets: Tensor, joint: int) -> tuple[HealthSums, Tensor, Tensor]:
+        """Add up the gradient of the batch, part by part: of the mean over the `joint` targets of all processes, of
+        whose gradients the mean is taken.
 
         Returns:
             its measures, the greedy ids [batch, positions], and how many draws of `contrast` are right.
@@ -190,14 +199,14 @@ class Trainer:
         parts = list(_parts(len(contexts), self.options.accumulation))
         for number, part in enumerate(parts):
             with self._synchronised(number == len(parts) - 1):
-                logits = self._logits(contexts[part])
-                loss, measured = cross_entropy(logits, targets[part].reshape(-1))
-                share = (part.stop - part.start) / len(contexts)
+                logits, wanted, places = _where_targets(self._logits(contexts[part]), targets[part].reshape(-1))
+                loss, measured = cross_entropy(logits, wanted)
+                share = len(wanted) * int(self.accelerator.num_processes) / joint
                 self.accelerator.backward(loss if share == 1 else loss * share)
             ids = self.greedy.sample(logits.detach(), check=False)
-            predicted.append(ids.reshape(targets[part].shape))
+            predicted.append(_spread(ids, places).reshape(targets[part].shape))
             if self.contrast is not None:
-                drawn += self._right_draws(logits.detach(), targets[part].reshape(-1), first=part.start)
+                drawn += self._right_draws(logits.detach(), wanted, first=part.start)
             sums = measured.sums if sums is None else sums + measured.sums
         assert sums is not None
         return HealthSums(sums, self.vocab_size), torch.cat(predicted), drawn
@@ -235,7 +244,7 @@ class Trainer:
     def _checked(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
         """Both as int64 [batch, positions] on the device."""
         contexts = _as_ids("context_ids", context_ids, self.vocab_size)
-        targets = _as_ids("target_ids", target_ids, self.vocab_size)
+        targets = _as_ids("target_ids", target_ids, self.vocab_size, ignored=IGNORED)
         if contexts.shape != targets.shape:
             raise ParameterError(
                 f"context_ids and target_ids must have the same shape, got {list(contexts.shape)} and "
@@ -245,7 +254,7 @@ class Trainer:
         return contexts.to(self.accelerator.device), targets.to(self.accelerator.device)
 
 
-def _as_ids(name: str, ids: Ids, vocab_size: int) -> Tensor:
+def _as_ids(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None) -> Tensor:
     try:
         tensor = ids if isinstance(ids, Tensor) else torch.tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -256,13 +265,31 @@ def _as_ids(name: str, ids: Ids, vocab_size: int) -> Tensor:
             f"{list(tensor.shape)}.",
             name,
         )
-    if tensor.device.type == "cpu" and not 0 <= int(tensor.min()) <= int(tensor.max()) < vocab_size:
+    checked = tensor[tensor != ignored] if ignored is not None and tensor.device.type == "cpu" else tensor
+    if tensor.device.type == "cpu" and len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
         raise ParameterError(
-            f"{name} must be in [0, {vocab_size - 1}], the model's vocabulary, got {int(tensor.min())} to "
-            f"{int(tensor.max())}.",
+            f"{name} must be in [0, {vocab_size - 1}], the model's vocabulary, got {int(checked.min())} to "
+            f"{int(checked.max())}.",
             name,
         )
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _where_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [positions, vocab] and targets [positions] without the positions to ignore, and whether each is kept."""
+    kept = targets != IGNORED
+    if bool(kept.all()):
+        return logits, targets, kept
+    return logits[kept], targets[kept], kept
+
+
+def _spread(ids: Tensor, kept: Tensor) -> Tensor:
+    """Ids of the positions that were kept at their places [positions], and -1 at the others."""
+    if len(ids) == len(kept):
+        return ids
+    spread = torch.full(kept.shape, -1, dtype=ids.dtype, device=ids.device)
+    spread[kept] = ids
+    return spread
 
 
 def _parts(rows: int, count: int) -> Iterator[slice]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.checkpoint import kept_of, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
 from neurogen.errors import DataError
+from neurogen.processes import all_or_none, peers_lost
+from neurogen.training_data import batches_of_chunk, open_data
 from neurogen.training_files import (
     METRICS_FILE,
     SAMPLES_FILE,
@@ -31,6 +33,7 @@ from neurogen.training_files import (
 )
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions, options_in_force
 from neurogen.training_report import ChunkReport, means_of, sums_of
+from neurogen.training_resume import check_identity, check_more, read_begun, told_changes
 from neurogen.training_setup import check_run, load_weights, make_tokenizer
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neurogen.data import BrokenRow, PackedBatch
-    from neurogen.tokenizer import Tokenizer
     from neurogen.trainer import StepResult, Trainer
 
 __all__ = ["METRICS_FILE", "SAMPLES_FILE", "ChunkReport", "TrainingOptions", "TrainingRun"]
@@ -63,6 +65,8 @@ class TrainingRun:
         chunk: how many chunks have been trained.
         saved: how many of them the newest checkpoint holds.
         stop_requested: set it to True to end behind the current chunk, with a checkpoint.
+        stopped: whether the run ended since that was asked for, in this process or in another.
+        notices: what is otherwise than a user might think, as sentences.
 
     Raises:
         DataError: the folder holds another run, or none to resume, or another process trains in it.
@@ -81,42 +85,62 @@ class TrainingRun:
         self.folder = Path(folder)
         self.options = options_in_force(self.folder, options, resume, changes or {})
         self.chunk = self.saved = 0
-        self.stop_requested = False
+        self.stop_requested = self.stopped = False
+        self.notices: list[str] = []
         self._lock: FileLock | None = None
-        check_run(self.folder, self.options)
+        self._begun = read_begun(self.folder) if resume else None
+        check_run(self.folder, self.options, resume=resume)
         self._accelerator = _accelerator(self.options)
         try:
-            self._begin(on_broken)
+            with peers_lost():
+                self._begin(on_broken)
         except BaseException:
             self.close()
             raise
 
     def _begin(self, on_broken: Callable[[BrokenRow], None] | None) -> None:
         """Make tokenizer, model and data ready where the run stands."""
-        if self._accelerator.is_main_process:
-            self._lock = locked(self.folder)
-        checkpoint = latest_checkpoint(self.folder)
-        self.tokenizer = self._prepared_tokenizer()
-        self.trainer = self._new_trainer(checkpoint)
-        self._train, self._validation = self._streams(on_broken)
-        if checkpoint is not None:
-            self._go_to(checkpoint)
-        if self._accelerator.is_main_process:
-            write_options(self.folder / OPTIONS_FILE, asdict(self.options))
-            for name in (METRICS_FILE, SAMPLES_FILE):
-                cut_behind(self.folder / name, self.chunk)
+        from neurogen.tokenizer import load_tokenizer
+
+        accelerator = self._accelerator
+        with all_or_none(accelerator):
+            if self.is_main:
+                self._lock = locked(self.folder)
+                if self._begun is None:
+                    make_tokenizer(self.options, self.folder / TOKENIZER_FOLDER)
+        with all_or_none(accelerator):
+            self.tokenizer = load_tokenizer(self.folder / TOKENIZER_FOLDER)
+            checkpoint = latest_checkpoint(self.folder)
+            model = self._model(checkpoint)
+        self._data = open_data(self.options, self.tokenizer, accelerator, on_broken)
+        self.notices += self._data.notices
+        self.trainer = self._trainer(model)
+        with all_or_none(accelerator):
+            if self._begun is not None:
+                self.notices += check_identity(self._begun, self._data.identity)
+            if checkpoint is not None:
+                self._go_to(checkpoint)
+            if self.is_main:
+                write_options(self.folder / OPTIONS_FILE, asdict(self.options), self._data.identity)
+                for name in (METRICS_FILE, SAMPLES_FILE):
+                    cut_behind(self.folder / name, self.chunk)
 
     def _go_to(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         load_checkpoint(checkpoint, self.trainer)
         try:
-            self._train.load_state_dict(state["data"])
+            self._data.train.load_state_dict(state["data"])
         except (LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"The position in the data of {checkpoint} cannot be used: {type(error).__name__}: {error}. "
                 "Remove that checkpoint to go on from the one before."
             ) from None
         self.chunk = self.saved = int(state["chunk"])
+        assert self._begun is not None
+        check_more(self._begun.options, self.options, self.chunk)
+        self.notices += told_changes(
+            self._begun.options, self.options, self.trainer.step, state.get("processes", self.processes), self.processes
+        )
 
     @property
     def is_main(self) -> bool:
@@ -150,7 +174,11 @@ class TrainingRun:
             DataError: nothing finite came out of many chunks in a row, or a file cannot be written; the checkpoints
                 so far are intact.
         """
-        batches = iter(self._train)
+        with peers_lost():
+            yield from self._chunks()
+
+    def _chunks(self) -> Iterator[ChunkReport]:
+        batches = iter(self._data.train)
         hopeless = 0
         while self.options.max_chunks is None or self.chunk < self.options.max_chunks:
             trained = self._train_chunk(batches)
@@ -163,6 +191,7 @@ class TrainingRun:
                 raise DataError(_hopeless(report, self.folder))
             if (stop or self._is_due(self.options.save_every)) and self._is_finite():
                 report = replace(report, checkpoint=self.save())
+            self.stopped = stop
             yield report
             if stop:
                 return
@@ -171,7 +200,7 @@ class TrainingRun:
 
     def save(self) -> Path:
         """Write a checkpoint of where the run is."""
-        state = {"data": self._train.state_dict()}
+        state = {"data": self._data.train.state_dict(), "processes": self.processes}
         made = save_checkpoint(self.folder, self.chunk, self.trainer, self.tokenizer, state, keep=self.options.keep)
         self.saved = self.chunk
         return made
@@ -181,26 +210,25 @@ class TrainingRun:
         import torch
 
         started = time.perf_counter()
-        results: list[StepResult] = []
-        last: PackedBatch | None = None
-        for _ in range(self.steps_per_chunk):
-            batch = next(batches, None)
-            if batch is None or len(batch.context_ids) < self.options.sequences:
-                break  # a last smaller batch would be a step of another kind, and some ranks have none
-            results.append(self.trainer.train_step(batch.context_ids, batch.target_ids))
-            last = batch
-        if last is None:
+        found = batches_of_chunk(self._accelerator, batches, self.steps_per_chunk)
+        if not found:
             return None
+        results = [
+            self.trainer.train_step(batch.context_ids, batch.target_ids, joint_targets=batch.targets) for batch in found
+        ]
         device = self._accelerator.device
         sums = torch.stack([sums_of(result) for result in results]).sum(0)
         sums = torch.cat([sums, torch.tensor([float(self.stop_requested)], dtype=sums.dtype)])
         total: list[float] = self._accelerator.reduce(sums.to(device), "sum").tolist()
         report = self._report(results, total, time.perf_counter() - started)
-        if (self.chunk + 1) % self.options.val_every == 0 and self._validation:
-            report = replace(report, validation=self.trainer.evaluate(self._validation))
-        if self.is_main:
-            append_report(self.folder / METRICS_FILE, report.to_json())
-            append_report(self.folder / SAMPLES_FILE, self._sample(report.chunk, last, results[-1].predicted_ids))
+        if (self.chunk + 1) % self.options.val_every == 0 and self._data.validation:
+            held_out = ((batch.context_ids, batch.target_ids) for batch in self._data.validation)
+            report = replace(report, validation=self.trainer.evaluate(held_out))
+        with all_or_none(self._accelerator):
+            if self.is_main:
+                sample = self._sample(report.chunk, found[-1], results[-1].predicted_ids)
+                append_report(self.folder / METRICS_FILE, report.to_json())
+                append_report(self.folder / SAMPLES_FILE, sample)
         return report, total[-1] > 0
 
     def _report(self, results: list[StepResult], total: list[float], seconds: float) -> ChunkReport:
@@ -212,26 +240,30 @@ class TrainingRun:
         return ChunkReport(
             chunk=self.chunk + 1,
             step=self.trainer.step,
-            tokens=self._train.tokens,
-            epoch=self._train.epoch,
+            tokens=self._data.train.tokens,
+            epoch=self._data.train.epoch,
             health=health,
             gradient_norm=norm,
             learning_rate=results[-1].learning_rate,
             tokens_per_second=health.positions / seconds,
             verdict=verdict,
             reason=reason,
-            broken_rows=self._train.broken,
+            broken_rows=self._data.train.broken,
             skipped_steps=sum(result.skipped for result in results),
             contrast_accuracy=contrast if self.options.contrast else None,
         )
 
     def _sample(self, chunk: int, batch: PackedBatch, predicted: Tensor) -> dict[str, Any]:
         """What the model predicted in a stretch of the last batch, each token after the right ones before it."""
-        row = chunk % len(batch.context_ids)
-        middle = self.options.context // 2
+        from neurogen.health import IGNORED
+
+        lengths = (batch.target_ids != IGNORED).sum(1)  # the last batch of the data may end within a sequence
+        row = chunk % int((lengths > 0).sum())
+        middle = int(lengths[row]) // 2
+        end = min(middle + SAMPLE_TARGETS, int(lengths[row]))
         context = batch.context_ids[row, max(0, middle - SAMPLE_CONTEXT + 1) : middle + 1].tolist()
-        expected = batch.target_ids[row, middle : middle + SAMPLE_TARGETS].tolist()
-        found = predicted[row, middle : middle + SAMPLE_TARGETS].tolist()
+        expected = batch.target_ids[row, middle:end].tolist()
+        found = predicted[row, middle:end].tolist()
         decode = self.tokenizer.decode
         return {
             "chunk": chunk,
@@ -250,78 +282,25 @@ class TrainingRun:
     def _is_due(self, every: int) -> bool:
         return self.chunk % every == 0
 
-    def _prepared_tokenizer(self) -> Tokenizer:
-        """The run's own copy of the tokenizer, made now if the run is new."""
-        from neurogen.tokenizer import load_tokenizer
-
-        folder = self.folder / TOKENIZER_FOLDER
-        if self._accelerator.is_main_process and not (folder / "complete").is_file():
-            make_tokenizer(self.options, folder)
-        self._accelerator.wait_for_everyone()
-        return load_tokenizer(folder)
-
-    def _new_trainer(self, checkpoint: Path | None) -> Trainer:
+    def _model(self, checkpoint: Path | None) -> Any:
         from neurogen.presets import model_config, new_model
+
+        options = self.options
+        if checkpoint is not None:
+            return load_weights(checkpoint)
+        config = model_config(self.tokenizer, context=options.context, preset=options.preset, file=options.config)
+        return new_model(config, options.seed)
+
+    def _trainer(self, model: Any) -> Trainer:
         from neurogen.trainer import Trainer
 
-        options = self.options
-        if checkpoint is None:
-            config = model_config(self.tokenizer, context=options.context, preset=options.preset, file=options.config)
-            model: Any = new_model(config, options.seed)
-        else:
-            model = load_weights(checkpoint)
-        steps = None if options.max_chunks is None else options.max_chunks * self.steps_per_chunk
+        chunks = self.options.max_chunks
         return Trainer(
             model,
-            options.for_trainer(steps),
+            self.options.for_trainer(None if chunks is None else chunks * self.steps_per_chunk),
             accelerator=self._accelerator,
-            contrast=_contrast() if options.contrast else None,
+            contrast=_contrast() if self.options.contrast else None,
         )
-
-    def _streams(self, on_broken: Callable[[BrokenRow], None] | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-        """The training data, and this process's share of the held-out tokens as batches."""
-        from neurogen.data import PackedStream
-
-        options, accelerator = self.options, self._accelerator
-        shares: dict[str, Any] = {
-            "context": options.context,
-            "batch_size": options.sequences,
-            "rank": accelerator.process_index,
-            "world_size": accelerator.num_processes,
-            "parse_special": options.parse_special,
-        }
-        train = PackedStream(
-            options.data,
-            self.tokenizer,
-            **shares,
-            repeat=options.max_chunks is not None,
-            select=options.is_trained_on,
-            on_broken=on_broken if self.is_main else None,
-        )
-        if options.val:
-            return train, self._held_out(PackedStream(options.val, self.tokenizer, **shares, repeat=False))
-        if not options.hold_out:
-            return train, []
-        held_out = PackedStream(
-            options.data, self.tokenizer, **shares, repeat=False, select=lambda n: not options.is_trained_on(n)
-        )
-        try:
-            return train, self._held_out(held_out)
-        except DataError:  # too few documents for a sequence of held-out text: then there is nothing to measure on
-            return train, []
-
-    def _held_out(self, held_out: Any) -> list[tuple[Tensor, Tensor]]:
-        """This process's share of as many held-out tokens as are to be measured, as batches."""
-        options = self.options
-        batches: list[tuple[Tensor, Tensor]] = []
-        joint = options.sequences * options.context * self.processes
-        for batch in held_out:
-            if self.processes > 1 and held_out.tokens % joint:
-                break  # some processes have no share of the last, smaller batch, and all must make the same calls
-            batches.append((batch.context_ids, batch.target_ids))
-            if held_out.tokens >= options.val_tokens:
-                break
-        return batches
 
 
 def _accelerator(options: TrainingOptions) -> Any:

@@ -15,6 +15,7 @@ from neurogen.errors import DataError
 from neurogen.files import append_line, replacing, to_json, write_text, writing
 
 __all__ = [
+    "IDENTITY",
     "METRICS_FILE",
     "SAMPLES_FILE",
     "TOKENIZER_FOLDER",
@@ -28,6 +29,8 @@ __all__ = [
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
+IDENTITY = "identity"
+"""In the options' file: names for the contents of `data` and `val`; see `sources.fingerprint`."""
 
 
 def check_folder(folder: Path) -> None:
@@ -86,10 +89,11 @@ def _chunk_of(line: bytes) -> float:
         return math.inf
 
 
-def write_options(file: Path, values: Mapping[str, Any]) -> None:
-    """Keep what a run was asked to do, for --resume.
+def write_options(file: Path, values: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    """Keep what a run was asked to do, and names for the contents of its data, for --resume.
 
     Raises:
         DataError: it cannot be written.
     """
-    write_text("The training's options", file, to_json(values, indent=2, ascii_only=True) + "\n")
+    text = to_json({**values, IDENTITY: identity}, indent=2, ascii_only=True)
+    write_text("The training's options", file, text + "\n")

@@ -13,14 +13,28 @@ from neurogen.errors import DataError, ParameterError
 from neurogen.files import read_text
 from neurogen.parameters import INT64, is_whole
 from neurogen.presets import PRESETS, check_preset
+from neurogen.training_files import IDENTITY
 
-__all__ = ["OPTIONS_FILE", "TrainerOptions", "TrainingOptions", "options_in_force"]
+__all__ = ["OPTIONS_FILE", "TrainerOptions", "TrainingOptions", "options_in_force", "read_options"]
 
 OPTIONS_FILE = "training.json"
-FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "device"})
+FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "chart_every", "tensorboard", "device"})
 """Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
 
-COUNTS = ("tokens_per_chunk", "max_chunks", "context", "batch_size", "val_every", "val_tokens", "save_every", "keep")
+MAY_MOVE = frozenset({"data", "val"})
+"""Options that a resumed run may be given anew where the same data now lie; see `training_resume.check_identity`."""
+
+COUNTS = (
+    "tokens_per_chunk",
+    "max_chunks",
+    "context",
+    "batch_size",
+    "val_every",
+    "val_tokens",
+    "save_every",
+    "keep",
+    "chart_every",
+)
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bf16")
 DEFAULT_WARMUP = 100
@@ -90,6 +104,8 @@ class TrainingOptions:
         precision: "float32", or "bf16" for matrix products in bfloat16 with float32 weights.
         compile: compile the model with torch.compile.
         contrast: top-k 50 at temperature 1 beside the greedy accuracy, to show what it would have hidden.
+        chart_every: draw charts anew every so many chunks.
+        tensorboard: write events for TensorBoard, too.
         device: auto, cpu or cuda.
         seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
         parse_special: make special tokens of their spellings in the data, such as "<|endoftext|>"; as a rule they are
@@ -123,6 +139,8 @@ class TrainingOptions:
     precision: str = "float32"
     compile: bool = False
     contrast: bool = False
+    chart_every: int = 100
+    tensorboard: bool = False
     device: str = "auto"
     seed: int = 0
     parse_special: bool = False
@@ -204,31 +222,43 @@ def options_in_force(
         ParameterError: an option may not change.
     """
     file = folder / OPTIONS_FILE
-    begun = _read_options(file) if file.is_file() else None
+    begun = read_options(file) if file.is_file() else None
     if not resume:
         if begun is not None:
             raise DataError(f"{folder} holds a training run already. Go on with --resume, or choose another folder.")
-        if options is None:
-            raise ParameterError("options must be given for a new run.", "options")
+        if options is None or changes:
+            raise ParameterError("options must be given for a new run, and no changes of others.", "options")
         return options
+    if options is not None:
+        raise ParameterError(
+            "options must be left out with resume, which does as the run began; give what is to differ as changes.",
+            "options",
+        )
     if begun is None:
         raise DataError(f"There is no training run in {folder} to resume. Start one without --resume.")
     changed = {name: value for name, value in changes.items() if getattr(begun, name) != value}
-    refused = sorted(changed.keys() - FREE_TO_CHANGE)
+    refused = sorted(changed.keys() - FREE_TO_CHANGE - MAY_MOVE)
     if refused:
         was = ", ".join(f"{name} = {getattr(begun, name)!r} (now {changed[name]!r})" for name in refused)
         raise ParameterError(
             f"The run in {folder} began with other options: {was}. To go on with it leave them out; to change them "
-            f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change.",
+            f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change, and "
+            "where the data are.",
             refused[0],
         )
     return replace(begun, **changed)
 
 
-def _read_options(file: Path) -> TrainingOptions:
+def read_options(file: Path) -> TrainingOptions:
+    """What a run was asked to do.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         values: dict[str, Any] = json.loads(read_text(file))
         values |= {name: tuple(values[name]) for name in ("data", "val")}
+        values.pop(IDENTITY, None)
         return TrainingOptions(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(

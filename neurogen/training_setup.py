@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from neurogen.checkpoint import latest_checkpoint
+from neurogen.checkpoint import checkpoints_of, latest_checkpoint
 from neurogen.errors import DataError
 from neurogen.files import check_place, replacing, writing
-from neurogen.training_files import METRICS_FILE, SAMPLES_FILE, TOKENIZER_FOLDER, check_folder
+from neurogen.training_files import METRICS_FILE, SAMPLES_FILE, check_folder
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions
 
 __all__ = ["check_run", "load_weights", "make_tokenizer"]
 
 
-def check_run(folder: Path, options: TrainingOptions) -> None:
+def check_run(folder: Path, options: TrainingOptions, *, resume: bool) -> None:
     """Refuse what can be refused, before a tokenizer is trained and a model made. Nothing is written.
+
+    Args:
+        folder: of the run.
+        options: of the run.
+        resume: whether it has begun already.
 
     Raises:
         NeurogenError: folder, data, tokenizer or configuration cannot be used.
@@ -27,18 +32,34 @@ def check_run(folder: Path, options: TrainingOptions) -> None:
     check_folder(folder)
     for name in (METRICS_FILE, SAMPLES_FILE, OPTIONS_FILE) if folder.is_dir() else ():
         check_place(f"The training's {name}", folder / name)
-    resolve(options.data)
-    if options.val:
-        resolve(options.val)
+    if not resume:
+        _refuse_remains(folder)
+    for name, sources in {"DATA": options.data, "--val DATA": options.val or options.data}.items():
+        try:
+            resolve(sources)
+        except DataError as error:
+            moved = f" If the data have been moved, give their new place: neurogen train {name} --resume --out {folder}"
+            raise DataError(f"{error}{moved}" if resume else str(error)) from None
     vocab_size = PRESETS[options.preset].vocab_size
-    if options.tokenizer is not None and not (folder / TOKENIZER_FOLDER / "complete").is_file():
+    if options.tokenizer is not None and not resume:
         vocab_size = load_tokenizer(Path(options.tokenizer).expanduser()).vocab_size
     if options.config is not None and latest_checkpoint(folder) is None:
         check_config(options.config, context=options.context, vocab_size=vocab_size)
 
 
+def _refuse_remains(folder: Path) -> None:
+    """Refuse a folder with files of a run whose options are not there: they are not this run's, and not to be lost."""
+    names = [name for name in (METRICS_FILE, SAMPLES_FILE) if (folder / name).is_file()]
+    names += [checkpoint.name for checkpoint in checkpoints_of(folder)[-1:]]
+    if names:
+        raise DataError(
+            f"{folder} holds {', '.join(names)} of another run, but not its {OPTIONS_FILE}. Choose another folder, or "
+            "remove what is in this one."
+        )
+
+
 def make_tokenizer(options: TrainingOptions, folder: Path) -> None:
-    """Write the tokenizer's files; the last one says that they are all there."""
+    """Write the tokenizer's files, in place of what a run that failed early has left."""
     from neurogen.presets import PRESETS
     from neurogen.tokenizer import SentencePieceTokenizer, load_tokenizer
 
@@ -55,7 +76,6 @@ def make_tokenizer(options: TrainingOptions, folder: Path) -> None:
         if isinstance(tokenizer, SentencePieceTokenizer):
             tokenizer.adds_bos = False  # documents are trained without a start token
         tokenizer.save(draft)
-        (draft / "complete").touch()
 
 
 def load_weights(checkpoint: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, typed, write_json
+from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, tell, typed, write_json
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
 
@@ -24,7 +24,7 @@ __all__ = ["command"]
 CHARTS = "charts.png"
 BROKEN_ROWS_SHOWN = 20
 EXITS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet", "as_json"})
+NOT_OPTIONS = frozenset({"out", "resume", "quiet", "as_json"})
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -77,7 +77,7 @@ NOT_OPTIONS = frozenset({"out", "resume", "chart_every", "tensorboard", "quiet",
     is_flag=True,
     help="Make special tokens of their spellings in DATA, such as <|endoftext|>; without it they are text.",
 )
-@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard to DIR/tensorboard.")
+@click.option("--tensorboard/--no-tensorboard", default=False, help="Write events for TensorBoard to DIR/tensorboard.")
 @device_option
 @click.option(
     "--seed", type=WholeNumber(), default=0, show_default=True, help="Of the fresh weights, and of all that is drawn."
@@ -96,23 +96,22 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
     """
     if not data and not resume:
         raise click.UsageError("There is no data. Give files, folders or names of data sets, or --resume.", ctx)
-    extras = {name: values.pop(name) for name in ("chart_every", "tensorboard")}
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     run, display = _prepared(ctx, data, Path(out), resume, values, quiet)
-    observers = _observers(run, **extras)
     if run.is_main and not quiet:
         tell_unused_gpu(run.options.device)
+    begun = run.chunk
     try:
-        code = _train(run, display, observers)
+        code = _train(run, display, _observers(run))
     finally:
         display.close()
         run.close()
     if run.is_main:
         _charts(run)
         if as_json:
-            write_json(_summary(run, code))
+            write_json(_summary(run, code, begun))
         elif not quiet:
-            echo(_closing_line(run, code), err=True)
+            echo(_closing_line(run, code, begun), err=True)
     return code
 
 
@@ -128,6 +127,8 @@ def _prepared(
         run = TrainingRun(out, resume=True, changes=changes, on_broken=broken)
     else:
         run = TrainingRun(out, TrainingOptions(data=data, **values), on_broken=broken)
+    for notice in run.notices if run.is_main else ():
+        tell(notice)
     display = make_display(quiet=quiet or not run.is_main, max_chunks=run.options.max_chunks)
     broken.say = display.say
     return run, display
@@ -155,7 +156,9 @@ def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkRe
             display.show(report)
             for observer in observers:
                 observer(report)
-    return EXITS[caught[0]] if caught else 0
+    if run.stopped:  # in another process, perhaps
+        return EXITS[caught[0] if caught else signal.SIGINT]
+    return 0
 
 
 @contextmanager
@@ -178,15 +181,20 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
             signal.signal(number, old)
 
 
-def _observers(run: TrainingRun, chart_every: int, tensorboard: bool) -> list[Callable[[ChunkReport], None]]:
+def _observers(run: TrainingRun) -> list[Callable[[ChunkReport], None]]:
+    from neurogen.cli.training_tensorboard import tensorboard_writer
+    from neurogen.training import METRICS_FILE
+
     if not run.is_main:
         return []
 
     def charts(report: ChunkReport) -> None:
-        if report.chunk % chart_every == 0:
+        if report.chunk % run.options.chart_every == 0:
             _charts(run)
 
-    return [charts, _tensorboard(run.folder)] if tensorboard else [charts]
+    if not run.options.tensorboard:
+        return [charts]
+    return [charts, tensorboard_writer(run.folder, run.folder / METRICS_FILE)]
 
 
 def _charts(run: TrainingRun) -> None:
@@ -198,26 +206,7 @@ def _charts(run: TrainingRun) -> None:
         draw_charts(metrics, run.folder / CHARTS)
 
 
-def _tensorboard(folder: Path) -> Callable[[ChunkReport], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise click.UsageError(
-            "--tensorboard needs the package tensorboard. Install it by `pip install 'neurogen[tensorboard]'`, or "
-            "leave the option out: metrics.jsonl holds the same numbers."
-        ) from None
-    writer: Any = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(report: ChunkReport) -> None:
-        for name, value in report.to_json().items():
-            if isinstance(value, int | float) and name not in ("chunk", "step"):
-                writer.add_scalar(name, value, report.chunk)
-        writer.flush()
-
-    return write
-
-
-def _summary(run: TrainingRun, code: int) -> dict[str, Any]:
+def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
     """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
     from neurogen.checkpoint import latest_checkpoint
     from neurogen.training import METRICS_FILE
@@ -226,17 +215,30 @@ def _summary(run: TrainingRun, code: int) -> dict[str, Any]:
     return {
         "folder": str(run.folder),
         "chunks": run.chunk,
+        "trained": run.chunk - begun,
         "finished": code == 0,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "metrics": str(run.folder / METRICS_FILE),
     }
 
 
-def _closing_line(run: TrainingRun, code: int) -> str:
+def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
+    """What a person is to know at the end.
+
+    Args:
+        run: has ended.
+        code: the exit code.
+        begun: the chunk that it went on from.
+    """
     from neurogen.checkpoint import kept_of, latest_checkpoint
 
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
     ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
+    if run.chunk == begun and not code:
+        return (
+            f"Nothing was trained: the run has reached its end, with {run.chunk:,} chunks, and the model is in "
+            f"{checkpoint}. To go on: {again} --max-chunks N, with N above {run.chunk}"
+        )
     if run.chunk != run.saved:
         return f"{ended}; the weights are not all finite, so that they were not saved. {kept_of(run.folder)}"
     if checkpoint is None:
