@@ -14,7 +14,7 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from neurogen.errors import ParameterError
-from neurogen.parameters import RowParams, SamplerParams, option_of
+from neurogen.parameters import RowParams, SamplerParams, build_params, has_bounds_between, option_of
 from neurogen.sampler import API_VERSION, Sampler, State
 
 if TYPE_CHECKING:
@@ -116,9 +116,28 @@ def chain_class(classes: Sequence[type[Sampler]]) -> type[Chain]:
             "dtypes": frozenset.intersection(*(frozenset(cls.dtypes) for cls in classes)),
             "backends": {},
             "truncates": classes[-1].truncates,
-            "Params": create_model("Params", __base__=SamplerParams, **fields),
+            "Params": _schema(classes, names, fields),
         },
     )
+
+
+def _schema(
+    classes: Sequence[type[Sampler]], names: Sequence[Mapping[str, str]], fields: Mapping[str, Any]
+) -> type[SamplerParams]:
+    """The chain's parameters, with the bounds that those of its samplers have between each other."""
+    plain = create_model("Params", __base__=SamplerParams, **fields)
+    bound = [(cls, own) for cls, own in zip(classes, names, strict=True) if has_bounds_between(cls.Params)]
+    if not bound:
+        return plain
+
+    def check_together(self: SamplerParams) -> None:
+        for cls, own in bound:
+            try:
+                build_params(cls.name, cls.Params, {name: getattr(self, shared) for name, shared in own.items()})
+            except ParameterError as error:
+                raise ParameterError(str(error), own.get(error.parameter or "")) from None
+
+    return type("Params", (plain,), {"check_together": check_together, "__module__": __name__})
 
 
 def _sentence(cls: type[Sampler]) -> str:

@@ -7,9 +7,9 @@ and str), bounded, documented. Nothing here knows a particular sampler.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -28,6 +28,8 @@ device for int and float fields, plain values for bool and str fields."""
 NUMBERS: tuple[type, ...] = (int, float)
 BOUNDS = (("gt", "("), ("ge", "["), ("lt", ")"), ("le", "]"))
 KINDS: dict[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
+ALIKE = 0.6
+"""Names less alike than this are not suggested for each other."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -62,7 +64,10 @@ def Param(  # noqa: N802  (reads as a type in a class body, like pydantic's Fiel
 
 
 class SamplerParams(BaseModel):
-    """Base class of every sampler's parameters: immutable, no unknown names, no NaN or infinity, no bool as number."""
+    """Base class of every sampler's parameters: immutable, no unknown names, no NaN or infinity, no bool as number.
+
+    Bounds between parameters are said by `check_together`, or by pydantic's own model validators.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False)
 
@@ -75,6 +80,25 @@ class SamplerParams(BaseModel):
                 if field is not None and field.annotation in NUMBERS and isinstance(value, bool):
                     raise ParameterError(f"{name} must be {domain_of(field)}, got {value!r}.", name)
         return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        self.check_together()
+        return self
+
+    def check_together(self) -> None:
+        """Refuse values that are right by themselves and contradict each other; by default none do.
+
+        Raises:
+            ParameterError: says which, in a sentence.
+        """
+
+
+def has_bounds_between(schema: type[SamplerParams]) -> bool:
+    """Whether values that are right by themselves may be wrong together."""
+    validators = schema.__pydantic_decorators__.model_validators
+    after = [name for name, one in validators.items() if one.info.mode == "after"]
+    return schema.check_together is not SamplerParams.check_together or after != ["_check_together"]
 
 
 def option_of(name: str, field: FieldInfo) -> str:
@@ -129,10 +153,34 @@ def build_params(sampler: str, schema: type[SamplerParams], values: Mapping[str,
 def unknown_parameter(sampler: str, schema: type[SamplerParams], name: str) -> str:
     """The message for a parameter that a sampler does not have."""
     known = list(schema.model_fields)
-    message = f"{sampler} has no parameter {name!r}; "
-    message += f"it has: {', '.join(known)}." if known else "it has none."
-    near = difflib.get_close_matches(name, known, n=1)
-    return message + (f" Did you mean {near[0]!r}?" if near else "")
+    if not known:
+        return f"{sampler} has no parameter {name!r}; it has none."
+    near = nearest_parameter(schema, name)
+    return f"{sampler} has no parameter {name!r}; it has: {', '.join(known)}." + (
+        f" Did you mean {near!r}?" if near else ""
+    )
+
+
+def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
+    """The parameter that a name which is none comes nearest to; None where none is near.
+
+    One that shares a word with the name comes first, such as `typical_p` for `p`, or `k`, whose option is --top-k, for
+    `top_k`; then the most alike.
+    """
+    wanted = name.replace("-", "_").lower()
+
+    def likeness(known: str, field: FieldInfo) -> float:
+        spellings = {known, option_of(known, field).lstrip("-").replace("-", "_")}
+        if wanted in spellings:
+            return 2.0
+        words = {word for spelling in spellings for word in spelling.split("_")}
+        shared = len(words & set(wanted.split("_")))
+        alike = max(difflib.SequenceMatcher(None, wanted, spelling).ratio() for spelling in spellings)
+        return alike + (0.5 if shared else 0.0)
+
+    scores = {known: likeness(known, field) for known, field in schema.model_fields.items()}
+    best = max(scores, key=lambda known: scores[known], default="")
+    return best if scores.get(best, 0.0) >= ALIKE else None
 
 
 def _parameter_error(sampler: str, schema: type[SamplerParams], error: ValidationError) -> ParameterError:
@@ -179,29 +227,50 @@ def row_params(
     for name in overrides:
         if name not in schema.model_fields:
             raise ParameterError(unknown_parameter(sampler, schema, name), name)
-    rows = RowParams()
-    for name, field in schema.model_fields.items():
-        value = overrides[name] if name in overrides else getattr(params, name)
-        setattr(rows, name, _row_value(sampler, schema, name, field, value, name in overrides, batch, device))
-    return rows
+    values: dict[str, Any] = params.model_dump() | {name: _plain(value) for name, value in overrides.items()}
+    tensors = {name: value for name, value in values.items() if getattr(value, "ndim", 0) > 0}
+    for name, value in tensors.items():
+        values[name] = _checked_tensor(sampler, name, schema.model_fields[name], value, batch, device)
+    if tensors:
+        _check_rows(sampler, params, values, [name for name in overrides if name not in tensors])
+    elif overrides:
+        values = build_params(sampler, schema, values).model_dump()
+    fields = schema.model_fields.items()
+    return RowParams(**{name: _row_value(field, values[name], batch, device) for name, field in fields})
 
 
-def _row_value(
-    sampler: str,
-    schema: type[SamplerParams],
-    name: str,
-    field: FieldInfo,
-    value: Any,
-    given: bool,
-    batch: int,
-    device: torch.device,
-) -> Any:
+def _check_rows(sampler: str, params: SamplerParams, values: Mapping[str, Any], plain: Sequence[str]) -> None:
+    """Check what is given for all rows beside tensors, and where parameters depend on each other, row by row.
+
+    Args:
+        sampler: name of the sampler, for messages.
+        params: what the sampler was made with.
+        values: of every parameter; tensors [batch] where there is one a row.
+        plain: which of them are given, and the same for all rows.
+    """
+    schema = type(params)
+    if not has_bounds_between(schema):
+        build_params(sampler, schema, params.model_dump() | {name: values[name] for name in plain})
+        return
+    columns = {name: value for name, value in values.items() if getattr(value, "ndim", 0) > 0}
+    if any(column.device.type != "cpu" for column in columns.values()):  # looking at them would wait for the device
+        for name in plain:
+            _check_values(sampler, name, schema.model_fields[name], [values[name]])
+        return
+    lists = {name: column.tolist() for name, column in columns.items()}
+    for row in range(min(map(len, lists.values()))):
+        try:
+            build_params(sampler, schema, {**values, **{name: column[row] for name, column in lists.items()}})
+        except ParameterError as error:
+            raise ParameterError(f"{str(error).removesuffix('.')} in row {row}.", error.parameter) from None
+
+
+def _row_value(field: FieldInfo, value: Any, batch: int, device: torch.device) -> Any:
+    """One parameter as kernels receive it: a tensor [batch], or a plain value where it is no number."""
     import torch
 
-    if isinstance(value, torch.Tensor) and value.ndim > 0:
-        return _checked_tensor(sampler, name, field, value, batch, device)
-    if given:
-        value = getattr(build_params(sampler, schema, {name: value}), name)
+    if isinstance(value, torch.Tensor):
+        return value
     if field.annotation not in NUMBERS:
         return value
     if field.annotation is int:

@@ -1,15 +1,16 @@
 """Reads prompts: one text, or a file of JSON lines of which a broken one does not lose the others.
 
 A line is a JSON string, or an object with `prompt` (or `text`) and optionally `seed`, `max_new_tokens`, `stop`,
-`processors` (a spec) and, by name, sampler parameters in `params`; other fields are ignored, so that a data set can be
-read as it is.
+`stop_ids`, `processors` (a spec) and, by name, sampler parameters in `params`; other fields are ignored, so that a data
+set can be read as it is. Those that look like options are told of, see `near_misses`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import BYTE_ORDER_MARK, decoded
 from neurogen.generation import Prompt
-from neurogen.parameters import INT64, build_params
+from neurogen.near_misses import field_hints, other_fields
+from neurogen.parameters import INT64, build_params, is_whole
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler
@@ -47,12 +49,15 @@ class BrokenLine:
         return f"{self.source}, line {self.number}: {self.problem}"
 
 
-def read_prompts(path: str, sampler: Sampler) -> tuple[list[Prompt], list[BrokenLine]]:
+def read_prompts(
+    path: str, sampler: Sampler, *, told: Callable[[str], None] | None = None
+) -> tuple[list[Prompt], list[BrokenLine]]:
     """Read a file of prompts.
 
     Args:
         path: a file of JSON lines, or `-` for standard input.
         sampler: what the prompts' own parameters are checked against.
+        told: is told of fields that look like options and are none, once each.
 
     Returns:
         the prompts, whose `index` is their line counted from 0, and the lines that hold none.
@@ -63,10 +68,10 @@ def read_prompts(path: str, sampler: Sampler) -> tuple[list[Prompt], list[Broken
     source = "standard input" if path == STDIN else path
     try:
         if path == STDIN:
-            prompts, broken = parse_lines(_stdin(), sampler, source)
+            prompts, broken = parse_lines(_stdin(), sampler, source, told=told)
         else:
             with Path(path).open("rb") as lines:
-                prompts, broken = parse_lines(lines, sampler, source)
+                prompts, broken = parse_lines(lines, sampler, source, told=told)
     except OSError as error:
         raise DataError(f"The prompts in {source} cannot be read: {error.strerror or error}.") from None
     if not prompts and not broken:
@@ -77,8 +82,11 @@ def read_prompts(path: str, sampler: Sampler) -> tuple[list[Prompt], list[Broken
     return prompts, broken
 
 
-def parse_lines(lines: Iterable[bytes], sampler: Sampler, source: str) -> tuple[list[Prompt], list[BrokenLine]]:
-    """The prompts in `lines`, and the lines that hold none; blank lines are passed over."""
+def parse_lines(
+    lines: Iterable[bytes], sampler: Sampler, source: str, *, told: Callable[[str], None] | None = None
+) -> tuple[list[Prompt], list[BrokenLine]]:
+    """The prompts in `lines`, and the lines that hold none; blank lines are passed over. See `read_prompts`."""
+    others: Counter[str] = Counter()
     prompts: list[Prompt] = []
     broken: list[BrokenLine] = []
     for index, line in enumerate(lines):
@@ -87,9 +95,14 @@ def parse_lines(lines: Iterable[bytes], sampler: Sampler, source: str) -> tuple[
         if not line.strip():
             continue
         try:
-            prompts.append(_prompt(index, line, sampler))
+            fields = _fields(line)
+            others.update(other_fields(fields))
+            prompts.append(_prompt(index, fields, sampler))
         except DataError as error:
             broken.append(BrokenLine(source, index + 1, str(error)))
+    if told is not None:
+        for hint in field_hints(others, sampler, source):
+            told(hint)
     return prompts, broken
 
 
@@ -129,15 +142,21 @@ def _stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _prompt(index: int, line: bytes, sampler: Sampler) -> Prompt:
-    fields = _fields(line)
+def _prompt(index: int, fields: Mapping[str, Any], sampler: Sampler) -> Prompt:
     text = _text(fields)
     seed = _whole_number(fields, "seed", INT64, "an integer of 64 bits")
     max_new_tokens = _whole_number(fields, "max_new_tokens", range(1, INT64.stop), "an integer >= 1")
     stop, params = _stop(fields.get("stop")), _params(fields.get("params"), sampler)
     processors = _processors(fields.get("processors"))
     return Prompt(
-        index, text, params=params, seed=seed, max_new_tokens=max_new_tokens, stop=stop, processors=processors
+        index,
+        text,
+        params=params,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        processors=processors,
+        stop_ids=_stop_ids(fields.get("stop_ids")),
     )
 
 
@@ -181,6 +200,15 @@ def _stop(value: Any) -> tuple[str, ...] | None:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise DataError(f"'stop' must be a text or a list of texts, none of them empty, got {_shown(value)}")
     return tuple(texts)
+
+
+def _stop_ids(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    ids: Sequence[Any] = value if isinstance(value, list) else [value]
+    if not all(is_whole(one, range(INT64.stop)) for one in ids):
+        raise DataError(f"'stop_ids' must be an integer >= 0 or a list of them, got {_shown(value)}")
+    return tuple(ids)
 
 
 def _params(value: Any, sampler: Sampler) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from neurogen.generation import (
     check_stop_ids,
     check_stops,
 )
+from neurogen.hints import sample_hints, special_stop_hints, stop_hints
 from neurogen.processor import notices_of, prepared
 from neurogen.stops import StopFinder
 
@@ -85,8 +86,16 @@ class Runner:
             )
         self.chat = template if self.options.chat is None else self.options.chat
         self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
+        self._draws = engine is None  # another's sequences may differ without drawing
         self._processors = self._prepared(self.options.processors)
         self._own_processors: dict[str, Sequence[Processor]] = {}
+
+    @property
+    def hints(self) -> list[str]:
+        """What the options ask for without effect, or probably otherwise than it was meant, in sentences."""
+        options = self.options
+        repeated = sample_hints(self.sampler, options.n) if self._draws else ()
+        return [*repeated, *stop_hints(options.stop), *special_stop_hints(options.stop, self.model.tokenizer)]
 
     def generate(self, *texts: str) -> list[Result]:
         """Continue texts and wait for all results, in the order of prompts and samples.

@@ -147,7 +147,7 @@ def _prompts(
     if values["texts"]:
         raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
     lines = _lines(values["prompts"])
-    prompts, broken = parse_lines(lines, sampler, values["prompts"])
+    prompts, broken = parse_lines(lines, sampler, values["prompts"], told=tell)
     for line in broken:
         tell(f"{line}.")
     if not prompts:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from neurogen.cli.common import Settings, WholeNumber
+from neurogen.cli.common import Settings, WholeNumber, typed
 from neurogen.errors import ModelError
 
 __all__ = ["ENGINES", "check_engine", "engine_options", "load_for_engine"]
@@ -76,6 +76,8 @@ def _check_vllm(values: Mapping[str, Any], ctx: click.Context) -> None:
     for name, usual in UNKNOWN_TO_VLLM.items():
         if values[name] not in (usual, False):
             raise click.UsageError(f"--{name.replace('_', '-')} does not go with --engine vllm.", ctx)
+    if typed(ctx, "batch_size"):
+        raise click.UsageError("--batch-size does not go with --engine vllm, which batches by itself.", ctx)
     check_installed()
 
 

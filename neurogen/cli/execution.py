@@ -24,6 +24,7 @@ from neurogen.cli.ranks import launched
 from neurogen.cli.runners import Loaded, load, make_runner
 from neurogen.cli.session import Arguments, Session, prompts_of, seed_of
 from neurogen.generation import Event, Result, RunOptions, TextDelta
+from neurogen.hints import special_stop_hints
 from neurogen.ranks import Ranks, adopt
 from neurogen.results import ResultsFile
 
@@ -61,6 +62,7 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
         stack.enter_context(_sigterm_raises())
         try:
             session.options()  # what contradicts itself shows before a model is loaded
+            session.tell_hints()
             if session.todo:
                 _run(session)
             if ranks is not None:
@@ -140,6 +142,7 @@ def _run(session: Session) -> None:
 def _stream(session: Session, loaded: Loaded, summary: Summary) -> None:
     """Hand every event of the run to file, output, progress and summary."""
     options = session.options()
+    _tell_of_stops(session, loaded)
     with ExitStack() as stack:
         recording = session.arguments.record is not None
         observer = stack.enter_context(_recorder(session, loaded, options)) if recording else None
@@ -149,6 +152,13 @@ def _stream(session: Session, loaded: Loaded, summary: Summary) -> None:
         stack.callback(watch.close)
         for event in runner.run(session.queue(), skip=lambda index, sample: (index, sample) in session.done):
             _take(event, session, output, watch, summary)
+
+
+def _tell_of_stops(session: Session, loaded: Loaded) -> None:
+    """Hints about stop strings that only the model's tokenizer tells."""
+    tokenizer = getattr(loaded.model, "tokenizer", None)
+    for hint in special_stop_hints(session.stops, tokenizer) if tokenizer is not None else ():
+        tell(hint)
 
 
 def _take(event: Event, session: Session, output: Output, watch: Watch, summary: Summary) -> None:

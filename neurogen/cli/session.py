@@ -16,6 +16,7 @@ from neurogen.cli.common import is_terminal, random_seed, tell
 from neurogen.cli.draft_options import draft_identity
 from neurogen.errors import DataError, ParameterError
 from neurogen.generation import DEFAULT_NEW_TOKENS, Failure, Prompt, Result, RunOptions
+from neurogen.hints import sample_hints, stop_hints
 from neurogen.parameters import INT64, is_whole
 from neurogen.prompts import read_prompts, read_text
 from neurogen.registry import load_processors
@@ -163,6 +164,21 @@ class Session:
         line = [] if self.source is None else [f"{self.source}, line {index + 1}"]
         return ", ".join(line if sample is None or self.arguments.n == 1 else [*line, f"sample {sample + 1}"])
 
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings of the run and of its prompts."""
+        return [*self.arguments.stop, *(stop for prompt in self.prompts.values() for stop in prompt.stop or ())]
+
+    def tell_hints(self) -> None:
+        """Say what was asked for without effect, or probably otherwise than it was meant."""
+        if self.ranks is not None and self.ranks.rank > 0:
+            return
+        hints = [*stop_hints(self.stops)]
+        if self.arguments.beam is None and not any(prompt.params for prompt in self.prompts.values()):
+            hints += sample_hints(self.sampler, self.arguments.n, self.arguments.best_of)
+        for hint in hints:
+            tell(hint)
+
     def check_seeds(self) -> None:
         """Let a line fail whose own seed is so large that a later sample's would not fit 64 bits.
 
@@ -280,7 +296,7 @@ def prompts_of(
         text = arguments.prompt if arguments.prompt is not None else _standard_input()
         return {0: Prompt(0, text)}, None, 0
     source = "standard input" if arguments.prompts == "-" else arguments.prompts
-    prompts, broken = read_prompts(arguments.prompts, sampler)
+    prompts, broken = read_prompts(arguments.prompts, sampler, told=tell if told else None)
     for line in broken if told else ():
         tell(f"{line}.")
     if not prompts:

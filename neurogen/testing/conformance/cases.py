@@ -18,7 +18,7 @@ from neurogen.testing import recorded
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.subject import Subject
 
-__all__ = ["KINDS", "TIED", "batch_of", "bounds_of", "param_sets", "row_of", "values_of"]
+__all__ = ["KINDS", "TIED", "accepted", "batch_of", "bounds_of", "param_sets", "row_of", "values_of"]
 
 OWN_KINDS = ("near", "negative", "equal", "pair", "sparse")
 KINDS = (*recorded.KINDS, *OWN_KINDS)
@@ -155,13 +155,14 @@ def param_sets(subject: Subject, seed: int, most: int) -> Iterator[dict[str, Val
     for params in itertools.chain([{}], first, together):
         if found == most:
             return
-        if repr(sorted(params.items())) not in seen and _accepted(subject, params):
+        if repr(sorted(params.items())) not in seen and accepted(subject, params):
             seen.add(repr(sorted(params.items())))
             found += 1
             yield params
 
 
-def _accepted(subject: Subject, params: dict[str, Value]) -> bool:
+def accepted(subject: Subject, params: dict[str, Value]) -> bool:
+    """Whether the sampler takes these values together."""
     try:
         subject.make(params)
     except NeurogenError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, per_row_numbers, summary
-from neurogen.testing.conformance.cases import KINDS, values_of
+from neurogen.testing.conformance.cases import KINDS, accepted, values_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
+from neurogen.testing.conformance.subject import Subject
 from neurogen.testing.conformance.trial import CALLS, Difference, Trial, all_rows, one_row
 
 __all__: list[str] = []
 
 THREADS = 4
 CALLS_A_THREAD = 25
+ATTEMPTS = 50
 
 
 @check("dtypes", "float16 and bfloat16 give the same as float32 with the same values")
@@ -100,14 +102,27 @@ def _with_row_parameters(kit: Kit) -> Iterator[Case]:
     subject, chosen = kit.subject, random.Random(kit.seed)
     fields = subject.cls.Params.model_fields
     for case in kit.batches(quick=(7, 60), full=(2, 7, 33, 300, 3000), sets=(2, 4)):
-        params: dict[str, Value | tuple[Value, ...]] = {}
-        for name, field in fields.items():
-            values = values_of(name, field, subject.base[name])
-            if field.annotation in (int, float):
-                params[name] = tuple(chosen.choice(values) for _ in range(case.batch))
-        for name in params:
-            yield per_row_numbers(replace(case, params={name: params[name]}))
+        several = {
+            name: values_of(name, field, subject.base[name])
+            for name, field in fields.items()
+            if field.annotation in (int, float)
+        }
+        for name, values in several.items():
+            alone = [value for value in values if accepted(subject, {name: value})]
+            column = tuple(chosen.choice(alone) for _ in range(case.batch))
+            yield per_row_numbers(replace(case, params={name: column}))
+        rows = [_together(subject, several, chosen) for _ in range(case.batch)]
+        params = {name: tuple(row[name] for row in rows) for name in several}
         yield per_row_numbers(replace(case, params=params))
+
+
+def _together(subject: Subject, several: Mapping[str, Sequence[Value]], chosen: random.Random) -> dict[str, Value]:
+    """A value of each parameter, such that the sampler takes them together."""
+    for _ in range(ATTEMPTS):
+        row = {name: chosen.choice(values) for name, values in several.items()}
+        if accepted(subject, row):
+            return row
+    return {name: subject.base[name] for name in several}
 
 
 def per_row_law(trial: Trial) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neurogen import Param, Sampler, SamplerParams
+from neurogen import Param, ParameterError, Sampler, SamplerParams
 
 
 class DynaTemp(Sampler):
@@ -22,3 +22,11 @@ class DynaTemp(Sampler):
         exponent: float = Param(
             1.0, ge=0, option="--temperature-exponent", description="Above 1 stays longer near the least temperature."
         )
+
+        def check_together(self) -> None:
+            if self.min_temperature > self.max_temperature:
+                raise ParameterError(
+                    f"min_temperature must be at most max_temperature, got {self.min_temperature:g} and "
+                    f"{self.max_temperature:g}.",
+                    "min_temperature",
+                )
