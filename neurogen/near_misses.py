@@ -45,7 +45,7 @@ OF_PROCESSORS = {
     **dict.fromkeys(("repetition_penalty", "repeat_penalty"), "repetition-penalty(penalty=1.2)"),
     "presence_penalty": "presence-penalty(penalty=0.5)",
     "frequency_penalty": "frequency-penalty(penalty=0.5)",
-    "logit_bias": 'logit-bias(bias="5=-2")',
+    "logit_bias": 'logit-bias(bias="5:-2")',
     "no_repeat_ngram_size": "no-repeat-ngram(size=3)",
     **dict.fromkeys(("min_tokens", "min_new_tokens", "min_length"), "min-new-tokens(tokens=8)"),
     **dict.fromkeys(("bad_words", "bad_words_ids", "banned_tokens", "ban_tokens"), 'banned-tokens(tokens="5")'),

@@ -115,8 +115,6 @@ def test_a_stop_that_spells_a_special_token_ends_at_it(tiny: LanguageModel) -> N
         ended_by = Runner(
             tiny, plain.sampler, n=8, seed=1, max_new_tokens=8, logprobs=0, processors=processors, **options
         )
-            tiny, plain.sampler, n=8, seed=1, max_new_tokens=8, logprobs=0, processors=processors, **options
-        )
         for before, one in zip(plain.generate("the"), ended_by.generate("the"), strict=True):
             cut = before.token_ids.index(bos) if bos in before.token_ids else len(before.token_ids)
             assert one.token_ids == before.token_ids[:cut]
