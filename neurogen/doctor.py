@@ -1,19 +1,23 @@
 """What is wrong with the plugins of an environment, each with its remedy, and where each was loaded from.
 
-It loads every plugin, reads the metadata of their distributions, and holds samplers against their contract in a process
-of their own, so that one that hangs or ends its process harms nothing. It prints nothing.
+It loads every plugin and reads the metadata of their distributions. Where that is wanted it holds samplers against
+their contract, in a process of their own, so that one that hangs or ends its process harms nothing. It prints nothing.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +29,12 @@ from packaging.utils import canonicalize_name
 from neurogen.plugin import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin
 from neurogen.registry import Registry
 
-__all__ = ["Examined", "Problem", "examine"]
+__all__ = ["UNFINISHED", "Examined", "Problem", "check_conformance", "examine", "to_check"]
 
 CONFORMANCE_SECONDS = 300
+UNFINISHED = "not finished"
+"""What is said of the conformance of a sampler whose checks were stopped, or have not begun."""
+
 CAUSE = re.compile(r"cannot be used: (?P<cause>.*?)\. Update or uninstall", re.DOTALL)
 MISSING = re.compile(r"needs the module '(?P<module>[^']+)'(?:, which is not installed \(`(?P<command>[^`]+)`\))?")
 
@@ -71,24 +78,55 @@ class Examined:
 
 
 def examine(registry: Registry, *, conformance: bool = True) -> list[Examined]:
-    """Load every plugin and say what is wrong with it.
+    """Load every plugin and say what is wrong with it: what is installed, what can be imported, what is declared.
 
     Args:
         registry: where they are.
-        conformance: also run the quick conformance checks of every sampler that can be loaded.
+        conformance: also run the quick conformance checks of every sampler that can be loaded, which takes minutes;
+            see `check_conformance`, which tells how far it is.
     """
     pairs = [(plugin, _examined(plugin)) for kind in (SAMPLERS, PROCESSORS) for plugin in registry.load_all(kind)]
     for plugin, found in pairs:
         others = [other for other, _ in pairs if other.kind is plugin.kind]
-        found.problems += [*_load_problems(plugin), *_clashes(plugin, others)]
+        found.problems += [*_load_problems(plugin), *_declared_problems(plugin), *_clashes(plugin, others)]
         if plugin.status != "disabled":
             found.problems += [*_requirement_problems(plugin), *_place_problems(plugin, found.file)]
+    examined = [found for _, found in pairs]
     if conformance:
-        samplers = [pair for pair in pairs if pair[0].kind is SAMPLERS and pair[0].status == "loaded"]
-        with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
-            for _ in pool.map(lambda pair: _check_conformance(*pair), samplers):
-                pass
-    return [found for _, found in pairs]
+        for _ in check_conformance(examined):
+            pass
+    return examined
+
+
+def to_check(examined: Iterable[Examined]) -> list[Examined]:
+    """Those that have conformance checks: the samplers that can be loaded."""
+    return [found for found in examined if found.kind == SAMPLERS.name and found.status == "loaded"]
+
+
+def check_conformance(examined: Iterable[Examined]) -> Generator[Examined]:
+    """Run the quick conformance checks of every sampler that can be loaded, some at a time, each in its own process.
+
+    Args:
+        examined: what `examine` has found; what is found now is added to them.
+
+    Yields:
+        each sampler when its checks have ended. Where the caller stops before the end, the checks that still run are
+        ended, and those samplers are left with `UNFINISHED` for their conformance.
+    """
+    samplers = to_check(examined)
+    for found in samplers:
+        found.conformance = UNFINISHED
+    running = _Running()
+    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2))
+    try:
+        jobs = {pool.submit(_conformance_of, found, running): found for found in samplers}
+        for job in as_completed(jobs):
+            jobs[job].conformance, problems = job.result()
+            jobs[job].problems += problems
+            yield jobs[job]
+    finally:
+        running.end()
+        pool.shutdown(cancel_futures=True)
 
 
 def _examined(plugin: Plugin) -> Examined:
@@ -123,6 +161,25 @@ def _load_problems(plugin: Plugin) -> Iterator[Problem]:
     else:
         remedy = f"update {plugin.distribution} or report it to its author, or leave it out with {_excluding(plugin)}"
     yield Problem(cause, remedy)
+
+
+def _declared_problems(plugin: Plugin) -> Iterator[Problem]:
+    """Modules that a sampler declares and that are not there. They are looked for and not imported, which is slow."""
+    cls = plugin.plugin_class
+    modules = {**getattr(cls, "backends", {}), "its reference": getattr(cls, "reference", "")}
+    for what, module in modules.items():
+        if module and not _exists(module):
+            yield Problem(
+                f"it declares the module {module!r} for {what}, which does not exist",
+                f"pip install --force-reinstall {plugin.distribution}, or report it to its author",
+            )
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return module in sys.modules
 
 
 def _excluding(plugin: Plugin) -> str:
@@ -218,43 +275,89 @@ def _folders_of(distribution: importlib.metadata.Distribution) -> list[Path]:
 # The contract.
 
 
-def _check_conformance(plugin: Plugin, found: Examined) -> None:
-    """Run the quick checks in a process of their own."""
-    if _distribution(plugin) is None:
-        found.conformance = "not run: it is not installed, but registered in this process"
-        return
-    command = [sys.executable, "-m", "neurogen", "conformance", plugin.qualified_name, "--quick", "--json"]
-    paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        done = subprocess.run(
-            command, env=paths, capture_output=True, text=True, timeout=CONFORMANCE_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+class _Running:
+    """The processes that run now. They do not hear a terminal's Ctrl-C, so that none reports it as its own end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def run(self, command: Sequence[str], seconds: float) -> tuple[int, str, str] | None:
+        """Exit code, stdout and stderr of a command; None where it took longer.
+
+        Raises:
+            RuntimeError: no more processes are to be started.
+        """
+        paths = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("ended")
+            process = subprocess.Popen(
+                command, env=paths, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+            self._processes.add(process)
+        try:
+            said = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            process.communicate()
+            return None
+        finally:
+            self._processes.discard(process)
+        return process.returncode, *said
+
+    def end(self) -> None:
+        """End all, and start none any more."""
+        with self._lock:
+            self._ended = True
+            for process in list(self._processes):
+                _kill(process)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End a process and what it has started."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _conformance_of(found: Examined, running: _Running) -> tuple[str, list[Problem]]:
+    """What the quick checks found, in a line, and what is wrong."""
+    name = f"{found.distribution}:{found.name}"
+    if not _is_installed(found.distribution):
+        return "not run: it is not installed, but registered in this process", []
+    done = running.run(
+        [sys.executable, "-m", "neurogen", "conformance", name, "--quick", "--json"], CONFORMANCE_SECONDS
+    )
+    if done is None:
         what = f"its quick conformance checks did not end within {CONFORMANCE_SECONDS} seconds"
-        _blame(plugin, found, "did not end", what)
-        return
+        return "did not end", [_breach(found, what)]
+    code, printed, said = done
     try:
-        report = json.loads(done.stdout)
+        results = json.loads(printed)["results"]
     except json.JSONDecodeError:
-        said = done.stderr.strip().splitlines()
-        what = f"its conformance checks ended with exit code {done.returncode}: {said[-1] if said else 'no word'}"
-        _blame(plugin, found, f"exit code {done.returncode}", what)
-        return
-    _tell(plugin, found, report)
-
-
-def _tell(plugin: Plugin, found: Examined, report: dict[str, Any]) -> None:
-    results = report["results"]
+        last = said.strip().splitlines()[-1:] or ["no word"]
+        what = f"its conformance checks ended with exit code {code}: {last[0]}"
+        return f"exit code {code}", [_breach(found, what)]
     failed = [result["check"] for result in results if result["status"] == "failed"]
     passed = sum(result["status"] == "passed" for result in results)
-    if failed:
-        summary = f"{len(failed)} of {passed + len(failed)} failed"
-        _blame(plugin, found, summary, f"it does not keep its contract: {', '.join(failed)}")
-    else:
-        found.conformance = f"{passed} passed"
+    if not failed:
+        return f"{passed} passed", []
+    what = f"it does not keep its contract: {', '.join(failed)}"
+    return f"{len(failed)} of {passed + len(failed)} failed", [_breach(found, what)]
 
 
-def _blame(plugin: Plugin, found: Examined, summary: str, what: str) -> None:
-    found.conformance = summary
-    show = f"see `neurogen conformance {plugin.qualified_name}`"
-    found.problems.append(Problem(what, f"{show}, and update {plugin.distribution} or report it to its author"))
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+    return True
+
+
+def _breach(found: Examined, what: str) -> Problem:
+    show = f"see `neurogen conformance {found.distribution}:{found.name}`"
+    return Problem(what, f"{show}, and update {found.distribution} or report it to its author")

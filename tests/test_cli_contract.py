@@ -35,7 +35,6 @@ WITHOUT_QUIET = {
     "samplers": "it prints a list and says nothing else",
     "processors": "it prints a list and says nothing else",
     "plugins": "it prints a list; a misspelt name in a variable is told on stderr and concerns the list",
-    "plugins doctor": "it prints a list and says nothing else",
     "conformance": "it prints what it has found and says nothing else",
 }
 WITHOUT_EITHER = {"tokenizer": "a group of commands", "": "the program itself"}

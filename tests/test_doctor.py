@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cli_helpers import process
 from click.testing import CliRunner
 
 from neurogen import Registry
 from neurogen.cli.program import main
-from neurogen.doctor import Examined, examine
+from neurogen.doctor import UNFINISHED, Examined, examine
 
 SAMPLER = """
 import neurogen
@@ -191,6 +195,64 @@ def test_the_command_prints_problems_and_fails(site: Site, monkeypatch: pytest.M
     entries = {entry["name"]: entry for entry in json.loads(told.stdout)}
     assert entries["bad"]["problems"][0]["remedy"].startswith("update neurogen-bad")
     assert entries["topk"]["problems"] == []
+
+
+def test_by_default_no_sampler_is_run_and_the_command_says_so(site: Site) -> None:
+    site.sampler("neurogen-killer", "killer", "doctor_killer", keep="__import__('os')._exit(77)")
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "neurogen", "plugins", "doctor"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(site.folder), "NEUROGEN_DISABLE_PLUGINS": ""},
+    )
+    assert time.monotonic() - started < 30
+    assert (done.returncode, "no problems" in done.stdout) == (0, True), done.stdout
+    assert "Whether samplers keep their contract was not looked at: --conformance does" in done.stderr
+
+
+def test_a_declared_module_that_is_not_there_is_told(site: Site) -> None:
+    source = SAMPLER.format(cls="Mine", name="hollow", api=1, keep=KEEP_ALL).replace(
+        "    api_version", '    backends = {"cpu": "doctor_hollow_cpu"}\n    reference = "json.gone"\n    api_version'
+    )
+    site.install("neurogen-hollow", "hollow", "doctor_hollow", source)
+    assert [problem.what for problem in examined("hollow").problems] == [
+        "it declares the module 'doctor_hollow_cpu' for cpu, which does not exist",
+        "it declares the module 'json.gone' for its reference, which does not exist",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_ends_the_checks_and_prints_what_is_known(site: Site, as_json: bool) -> None:
+    site.sampler("doctor-quick", "a-quick", "doctor_quick", keep="__import__('os')._exit(77)")
+    site.sampler("doctor-slow", "b-slow", "doctor_slow", keep="__import__('time').sleep(600)")
+    running = process(
+        *("plugins", "doctor", "--conformance", *(["--json"] if as_json else [])),
+        env=os.environ | {"PYTHONPATH": str(site.folder), "NEUROGEN_ONLY_PLUGINS": "doctor-quick,doctor-slow"},
+    )
+    assert running.stderr is not None
+    assert running.stderr.readline() == b"Conformance, 1 of 2: doctor-quick:a-quick: exit code 77.\n"
+    running.send_signal(signal.SIGINT)
+    out, said = (text.decode() for text in running.communicate(timeout=60))
+    assert running.returncode == 130
+    assert said == "Stopped: the checks of 1 of 2 samplers have ended. What follows is what is known so far.\n"
+    if as_json:
+        found = {entry["name"]: entry["conformance"] for entry in json.loads(out) if entry["status"] == "loaded"}
+        assert found == {"a-quick": "exit code 77", "b-slow": UNFINISHED}
+    else:
+        assert "its conformance checks ended with exit code 77" in out
+        assert UNFINISHED in out
+    assert not any(b"b-slow" in line for line in command_lines())
+
+
+def command_lines() -> list[bytes]:
+    """Those of all processes, where the system tells."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(file.read_bytes())
+    return found
 
 
 def test_options_of_the_listing_are_not_those_of_the_doctor() -> None:

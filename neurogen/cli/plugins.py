@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 HEADER = ("PLUGIN", "KIND", "DISTRIBUTION", "MODULE", "STATUS", "LOAD TIME", "ERROR")
+EXIT_INTERRUPTED = 130
 DOCTOR_HEADER = ("PLUGIN", "KIND", "DISTRIBUTION", "STATUS", "API", "LOAD TIME", "CONFORMANCE", "FILE")
 
 
@@ -71,17 +74,24 @@ def _took(seconds: float | None) -> str:
 
 
 @command.command("doctor")
-@click.option("--no-conformance", is_flag=True, help="Do not run the quick conformance checks of the samplers.")
+@click.option(
+    "--conformance/--no-conformance",
+    default=False,
+    help="Also run the quick conformance checks of every sampler: up to a minute each, one after the other.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not say on stderr how far the checks are.")
 @debug_option
-def doctor(no_conformance: bool, as_json: bool) -> int:
-    """Say where each plugin comes from, whether it keeps its contract, and what to do about each problem.
+def doctor(conformance: bool, as_json: bool, quiet: bool) -> int:
+    """Say where each plugin comes from, whether it can be used, and what to do about each problem.
 
-    The conformance checks take some seconds a sampler. Exit code 1 when there is a problem.
+    With --conformance also whether samplers keep their contract; Ctrl-C ends that, and what is known so far is printed.
+    Exit code 1 when there is a problem.
     """
     from neurogen.doctor import examine
 
-    found = examine(default_registry(), conformance=not no_conformance)
+    found = examine(default_registry(), conformance=False)
+    stopped = conformance and not _checked(found, quiet=quiet)
     if as_json:
         write_json([plugin.as_dict() for plugin in found])
     elif not found:
@@ -89,7 +99,28 @@ def doctor(no_conformance: bool, as_json: bool) -> int:
     else:
         echo_table(DOCTOR_HEADER, map(_doctor_row, found))
         _print_problems(found)
-    return 1 if any(plugin.problems for plugin in found) else 0
+    if not (conformance or as_json or quiet):
+        tell("\nWhether samplers keep their contract was not looked at: --conformance does, in some minutes.")
+    return EXIT_INTERRUPTED if stopped else int(any(plugin.problems for plugin in found))
+
+
+def _checked(found: Sequence[Examined], *, quiet: bool) -> bool:
+    """Run the conformance checks and say how far they are; False where Ctrl-C has ended them."""
+    from neurogen.doctor import check_conformance, to_check
+
+    total, done = len(to_check(found)), 0
+    checks = check_conformance(found)
+    try:
+        with closing(checks):
+            for plugin in checks:
+                done += 1
+                if not quiet:
+                    tell(f"Conformance, {done} of {total}: {plugin.distribution}:{plugin.name}: {plugin.conformance}.")
+    except KeyboardInterrupt:
+        if not quiet:
+            tell(f"Stopped: the checks of {done} of {total} samplers have ended. What follows is what is known so far.")
+        return False
+    return True
 
 
 def _doctor_row(plugin: Examined) -> tuple[str, ...]:
