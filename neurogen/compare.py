@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ParameterError
+from neurogen.foreign import check_loaded
 from neurogen.generation import Failure, Prompt, Result, RunOptions
 from neurogen.request import Drawn, Row
 from neurogen.runner import Runner
@@ -168,6 +169,7 @@ def compare(
     """
     if not samplers or not prompts:
         raise ParameterError("There is nothing to compare: give at least one sampler and one prompt.", "samplers")
+    check_loaded(model, "compare", "name", "tokenizer", "engine")
     run = RunOptions(**options)
     said = {name: value for name, value in vars(run).items() if name != "processors"}
     said["processors"] = list(map(repr, run.processors))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import read_text, to_json, write_text
+from neurogen.foreign import check_loaded
 from neurogen.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.parameters import INT64, is_whole
 from neurogen.runner import Runner
@@ -73,6 +74,7 @@ class Conversation:
     ) -> None:
         from neurogen.prefix_engine import PrefixEngine
 
+        check_loaded(model, "Conversation", "model", "tokenizer", "context_length")
         self.model = model
         self.options = options or RunOptions()
         self.messages: list[Message] = []
@@ -188,10 +190,7 @@ class Conversation:
             DataError: the file cannot be read, or holds something else.
             PluginError, ParameterError: its sampler is not there, or takes other parameters now.
         """
-        from neurogen.registry import load_sampler
-
-        values = _read(path)
-        sampler = load_sampler(values["sampler"], **values["params"])
+        values, sampler = read_conversation(path)
         self.messages = [Message(message["role"], message["content"]) for message in values["messages"]]
         self.sampler = sampler
         self.seed, self._retries, self._last = values["seed"], values["retries"], None
@@ -262,6 +261,14 @@ def continued(messages: list[Message]) -> str:
         )
         text += gap + message.content
     return text
+
+
+def read_conversation(path: str | Path) -> tuple[Mapping[str, Any], Sampler]:
+    """What `Conversation.save` wrote, and its sampler; raises as `Conversation.load`."""
+    from neurogen.registry import load_sampler
+
+    values = _read(path)
+    return values, load_sampler(values["sampler"], **values["params"])
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:

@@ -34,6 +34,7 @@ from neurogen.diagnosis_measures import (
 from neurogen.diagnosis_verdict import Verdict, decide, health_of, unigram_entropy, unigram_loss
 from neurogen.diagnosis_weights import TensorHealth, examine
 from neurogen.errors import DeviceError, ParameterError
+from neurogen.foreign import check_loaded
 from neurogen.health import Health
 
 if TYPE_CHECKING:
@@ -215,9 +216,12 @@ def diagnose_model(
     Raises:
         DataError: the texts have no two tokens.
         DeviceError: the device's memory is too small.
+        ModelError: the model is none that `load_model` gave.
         ParameterError: a number outside its domain.
         PluginError: greedy, topk or topp is not installed.
     """
+    needed = ("name", "model", "tokenizer", "vocab_size", "context_length", "device")
+    check_loaded(model, "diagnose_model", *needed, otherwise="diagnose_logits takes the logits of any program.")
     length = _context(model, context)
     for name, number in (("max_tokens", max_tokens), ("batch_size", batch_size)):
         if number < 1:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -156,27 +157,37 @@ def write_problem(error: BaseException, path: str | os.PathLike[str], needed: in
     return f"{cause.strerror or cause}{_room(Path(path), needed) if cause.errno in NO_ROOM else ''}"
 
 
-def check_place(what: str, path: str | os.PathLike[str]) -> None:
-    """Refuse a file that could not be written, before the work is done. Nothing is changed.
+def check_place(what: str | None, path: str | os.PathLike[str]) -> None:
+    """Refuse a file that could not be written, before the work is done. A file is tried beside it, and leaves no trace.
 
     Args:
-        what: is to be written, as a sentence begins: "The page".
+        what: is to be written, as a sentence begins: "The page". None where the path says enough.
         path: the file.
 
     Raises:
         DataError: it is a folder, or its folder is not there, or nothing may be written there.
     """
+    problem = _problem_of(path)
+    if problem is not None:
+        whole = f"{path} cannot be written" if what is None else f"{what} cannot be written to {path}"
+        raise DataError(f"{whole}: {problem}. Give a file in a folder that exists and can be written.")
+
+
+def _problem_of(path: str | os.PathLike[str]) -> str | None:
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        return "it is no name of a file"
     place = _place(path)
-    folder = place.parent
     if place.is_dir():
-        problem = "it is a folder"
-    elif not folder.is_dir():
-        problem = f"there is no folder {folder}"
-    elif not os.access(place if _is_special(place) else folder, os.W_OK):
-        problem = f"nothing may be written in {folder}"
-    else:
-        return
-    raise DataError(f"{what} cannot be written to {path}: {problem}. Give a file in a folder that can be written.")
+        return "it is a folder"
+    if not place.parent.is_dir():
+        return f"there is no folder {place.parent}"
+    if _is_special(place):
+        return None if os.access(place, os.W_OK) else "it cannot be written"
+    try:
+        with tempfile.TemporaryFile(dir=place.parent):
+            return None
+    except OSError as error:
+        return f"nothing can be written in {place.parent}: {error.strerror}"
 
 
 def _room(path: Path, needed: int | None) -> str:

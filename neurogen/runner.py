@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import NeurogenError, ParameterError
+from neurogen.foreign import check_loaded
 from neurogen.generation import (
     Event,
     Failure,
@@ -74,6 +75,7 @@ class Runner:
     ) -> None:
         if options is not None and values:
             raise ParameterError("Give either options or single values, not both.", "options")
+        check_loaded(model, "Runner", "tokenizer", "vocab_size", "context_length")
         self.model = model
         self.sampler = sampler
         self.options = options or _options(values)

@@ -191,6 +191,8 @@ _ALLOWED = (
 
 
 def _resolve_one(source: str | Path) -> list[tuple[Path, str]] | HubSource:
+    if not str(source) or "\0" in str(source):
+        raise DataError(f"{str(source)!r} names no training data. Give {_ALLOWED}.")
     path = Path(source)
     if path.is_dir():
         return _folder(path)

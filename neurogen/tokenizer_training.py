@@ -8,7 +8,6 @@ what people write; the ids 0, 1 and 2 for unknown, start and end.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any
 
 from neurogen.documents import BrokenRow, TextStream
 from neurogen.errors import DataError, NeurogenError, ParameterError
-from neurogen.files import replacing, writing
+from neurogen.files import check_place, replacing, writing
+from neurogen.parameters import is_whole
 
 __all__ = ["DEFAULT_SENTENCES", "LEAST_COVERAGE", "MODEL_TYPES", "TrainedTokenizer", "train_tokenizer"]
 
@@ -30,6 +30,7 @@ LINE = 4096
 """A longer line is cut, since SentencePiece passes over long ones. In characters."""
 
 BYTES_PER_CHARACTER = 4
+COUNTS = range(1, 2**31)  # what SentencePiece counts with
 TOLD_EVERY = 10_000
 LEAST_COVERAGE = 0.98  # SentencePiece's own bound
 
@@ -121,8 +122,8 @@ def _check(
 ) -> Path:
     """Refuse what can be refused before hours of training."""
     for name, number in (("vocab_size", vocab_size), ("max_sentences", max_sentences)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ParameterError(f"{name} must be an integer >= 1, got {number!r}.", name)
+        if not is_whole(number, COUNTS):
+            raise ParameterError(f"{name} must be an integer in [1, {COUNTS[-1]}], got {number!r}.", name)
     if model_type not in MODEL_TYPES:
         raise ParameterError(f"model_type must be {' or '.join(MODEL_TYPES)}, got {model_type!r}.", "model_type")
     if not LEAST_COVERAGE <= character_coverage <= 1:
@@ -132,15 +133,15 @@ def _check(
         )
     path = Path(out)
     if path.suffix != SUFFIX:
+        name = path.with_suffix(SUFFIX).name if path.name else "tokenizer.model"
         raise DataError(
             f"A tokenizer cannot be written to {path}: SentencePiece models are known by names that end in {SUFFIX}. "
-            f"Give a name such as {path.with_suffix(SUFFIX).name or 'tokenizer.model'}."
+            f"Give a name such as {name}."
         )
     if not path.parent.is_dir():
         raise DataError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{path} cannot be written: nothing may be written in {path.parent}. Give another folder.")
     _refuse_existing(path, force=force)
+    check_place(None, path)
     return path
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neurogen.contract import Contract
 from neurogen.errors import ParameterError
+from neurogen.foreign import check_causal_lm, logits_of
 from neurogen.health import IGNORED, Health, HealthSums, Verdict, cross_entropy, judge, measure
 from neurogen.optimizers import learning_rate_at, make_optimizers
 from neurogen.randomness import derived_seed, seeded
@@ -94,6 +95,7 @@ class Trainer:
     Raises:
         PluginError: there is no sampler `greedy`.
         ContractError: it does not choose the argmax, whatever it declares; training does not start.
+        ModelError: the model is no causal language model.
         ParameterError: an option outside its domain.
 
     Example:
@@ -115,6 +117,7 @@ class Trainer:
         if options is not None and values:
             raise ParameterError("Give either options or single values, not both.", "options")
         self.options = TrainerOptions(**values) if options is None else options
+        self.vocab_size = check_causal_lm(model, "Trainer")
         registry = default_registry() if registry is None else registry
         self.greedy: Sampler = registry.load_sampler("greedy", require=MEASURED_BY)
         if accelerator is None:
@@ -132,7 +135,6 @@ class Trainer:
         )
         model.train()
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
-        self.vocab_size = int(model.config.get_text_config().vocab_size)
 
     def train_step(self, context_ids: Ids, target_ids: Ids, *, joint_targets: int | None = None) -> StepResult:
         """Predict, measure, and change the weights once.
@@ -228,7 +230,7 @@ class Trainer:
 
     def _logits(self, contexts: Tensor) -> Tensor:
         """[batch * positions, vocab]."""
-        logits: Tensor = self.model(input_ids=contexts, use_cache=False).logits
+        logits: Tensor = logits_of(self.model(input_ids=contexts, use_cache=False), self.model, "Trainer")
         return logits.reshape(-1, logits.shape[-1])
 
     def _set_learning_rate(self) -> float:

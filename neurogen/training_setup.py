@@ -26,9 +26,14 @@ def check_run(folder: Path, options: TrainingOptions, *, resume: bool) -> None:
         NeurogenError: folder, data, tokenizer or configuration cannot be used.
     """
     from neurogen.presets import PRESETS, check_config
+    from neurogen.registry import default_registry
     from neurogen.sources import resolve
     from neurogen.tokenizer import load_tokenizer
+    from neurogen.trainer import MEASURED_BY
 
+    default_registry().load_sampler("greedy", require=MEASURED_BY)
+    if options.contrast:
+        default_registry().load_sampler("topk")
     check_folder(folder)
     for name in (METRICS_FILE, SAMPLES_FILE, OPTIONS_FILE) if folder.is_dir() else ():
         check_place(f"The training's {name}", folder / name)

@@ -17,7 +17,8 @@ from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
 from neurogen.cli.bench_options import BenchCommand, load_samplers
 from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell, write_json
 from neurogen.cli.model_options import tell_unused_gpu
-from neurogen.errors import DataError, ParameterError
+from neurogen.errors import ParameterError
+from neurogen.files import check_place
 from neurogen.registry import default_registry
 
 if TYPE_CHECKING:
@@ -195,9 +196,7 @@ def _check_plot(path: Path, cells: Sequence[Cell]) -> None:
     """Refuse a picture that could not be drawn or written, before the work is done."""
     if path.suffix.lower() != ".png":
         raise ParameterError(f"--plot draws a PNG, got {str(path)!r}: give a name that ends with .png.")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        problem = "it is a folder" if path.is_dir() else f"there is no folder {path.resolve().parent}"
-        raise DataError(f"The picture cannot be written to {path}: {problem}. Give a file in a folder that exists.")
+    check_place("The picture", path)
     if len({cell.size for cell in cells}) < 2:
         raise ParameterError(
             "--plot draws time against batch * vocab and needs two different sizes at least: repeat --vocab or --batch."

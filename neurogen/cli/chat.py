@@ -50,6 +50,10 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     A model without a chat template continues your text. Lines from a pipe are turns, one each.
     """
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
+    if values["load"] is not None:
+        from neurogen.conversation import read_conversation
+
+        read_conversation(values["load"])  # first, since a misspelt path should not wait for the model
     interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     model = load_shown(values, shown=interactive and not values["quiet"])
     from neurogen.cli.chat_session import ChatSession

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from neurogen.errors import DataError
 from neurogen.files import to_json
 from neurogen.parameters import INT64
 from neurogen.printable import json_printable, printable
+from neurogen.prompts import check_text
 from neurogen.registry import Plugin
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ __all__ = [
     "is_terminal",
     "listed",
     "needs_escapes",
+    "prompt_text",
     "random_seed",
     "show_printable_help",
     "tell",
@@ -116,6 +119,17 @@ def dtype_option(command: Command) -> Command:
 def _device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"it must be auto, cpu, cuda or cuda:N with N = 0, 1, ..., got {value!r}.")
+    return value
+
+
+def prompt_text(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The callback of an option whose text, or whose every text, a model is to continue."""
+    for text in value if isinstance(value, tuple) else (value,):
+        try:
+            if text is not None:
+                check_text(text)
+        except DataError as error:
+            raise click.BadParameter(f"{error}.") from None
     return value
 
 

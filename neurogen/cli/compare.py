@@ -22,6 +22,7 @@ from neurogen.cli.common import (
     echo,
     echo_table,
     is_terminal,
+    prompt_text,
     random_seed,
     tell,
     write_json,
@@ -64,7 +65,7 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
     help="A sampler with many values of one parameter, such as topp.p=0.5:1.0:0.1.",
 )
 @model_option
-@click.option("--prompt", "texts", multiple=True, help="A text to continue; repeat for several.")
+@click.option("--prompt", "texts", multiple=True, callback=prompt_text, help="A text to continue; repeat for several.")
 @click.option(
     "--prompts",
     metavar="FILE.jsonl",

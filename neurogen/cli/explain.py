@@ -14,6 +14,7 @@ from neurogen.cli.common import (
     device_option,
     dtype_option,
     is_terminal,
+    prompt_text,
     random_seed,
     tell,
     write_json,
@@ -41,7 +42,9 @@ PAGE_TOP = 40
 @click.option("--sampler", "-s", metavar="NAME", shell_complete=complete_sampler, help="Chooses the tokens; required.")
 @profile_option
 @model_option
-@click.option("--prompt", required=True, help="The text to continue, or in a chat model to answer.")
+@click.option(
+    "--prompt", required=True, callback=prompt_text, help="The text to continue, or in a chat model to answer."
+)
 @click.option(
     "--processors", metavar="SPEC", help="Change the logits before the sampler, such as NAME(parameter=value)."
 )

@@ -48,6 +48,7 @@ COMMANDS = {
 }
 """Subcommand -> the module whose `command` it is, in the order of the help."""
 
+NO_NAME = "Error: A name of a file that was given holds the character NUL, which no file's name has."
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -134,7 +135,7 @@ class Program(click.Group):
             code = EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_ERROR
         except Exception as error:
             _trace(settings)
-            tell(_bug(error, settings))
+            tell(NO_NAME if "embedded null" in str(error) else _bug(error, settings))
             code = EXIT_ERROR
         _forget_colorama()
         sys.exit(code or 0)

@@ -5,13 +5,14 @@ The options depend on the sampler; see `sampler_command`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from neurogen.cli.beam_options import beam_options, check_beams, sampler_for_beams
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option
+from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, prompt_text
 from neurogen.cli.completion import complete_model
 from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
@@ -21,9 +22,8 @@ from neurogen.cli.processor_options import make_processors, processor_options
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.cli.session import Arguments
-from neurogen.errors import DataError
+from neurogen.files import check_place
 from neurogen.generation import DEFAULT_NEW_TOKENS
-from neurogen.prompts import check_text
 from neurogen.registry import default_registry
 
 __all__ = ["command"]
@@ -35,11 +35,14 @@ def _texts(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> 
     return tuple(value)
 
 
-def _prompt(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    try:
-        return value if value is None else check_text(value)
-    except DataError as error:
-        raise click.BadParameter(f"{error}.") from None
+def _check_record(ctx: click.Context, values: Mapping[str, Any]) -> None:
+    """Refuse a recording that could not be written, or that would take the place of another file of this run."""
+    if values["record"] is None:
+        return
+    check_place("The recording", values["record"])
+    for name in ("prompts", "output"):
+        if values[name] is not None and Path(values[name]).resolve() == Path(values["record"]).resolve():
+            raise click.UsageError(f"--record would replace the file of --{name}: give it another name.", ctx)
 
 
 def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -60,7 +63,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     shell_complete=complete_model,
     help="A known name, a folder, a .gguf file, or a name on the Hugging Face hub.",
 )
-@click.option("--prompt", callback=_prompt, help="The text to continue, or in a chat model to answer.")
+@click.option("--prompt", callback=prompt_text, help="The text to continue, or in a chat model to answer.")
 @click.option(
     "--prompts",
     metavar="FILE.jsonl",
@@ -143,6 +146,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
         raise click.UsageError("--best-of chooses among whole texts: leave out --stream and --record.", ctx)
     if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
         raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
+    _check_record(ctx, values)
     check_beams(values, name, ctx)
     check_engine(values, ctx)
     made = make_sampler(default_registry(), name, values, ctx)

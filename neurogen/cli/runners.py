@@ -47,6 +47,10 @@ def load(session: Session) -> Loaded:
     Raises:
         NeurogenError: see `load_for_engine` and `draft_engine`.
     """
+    if session.arguments.draft is not None:
+        from neurogen.models import locate_model
+
+        locate_model(session.arguments.draft)  # a misspelt name should not wait for the model
     model = _load_model(session)
     return Loaded(model, _load_draft(session.arguments, session.sampler, model))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, duration, echo, is_terminal, write_json
+from neurogen.cli.common import WholeNumber, debug_option, duration, echo, is_terminal, write_json
 from neurogen.cli.output import status_line
 from neurogen.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
 
@@ -35,7 +35,7 @@ def command() -> None:
 
 @command.command("train", help=f"Train a SentencePiece tokenizer on DATA.\n{DATA_HELP}")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--vocab-size", type=click.IntRange(min=1), default=32_000, show_default=True, help="Number of pieces.")
+@click.option("--vocab-size", type=WholeNumber(1), default=32_000, show_default=True, help="Number of pieces.")
 @click.option("--out", metavar="FILE.model", required=True, help="The file to write.")
 @click.option(
     "--model-type", type=click.Choice(MODEL_TYPES), default="bpe", show_default=True, help="How pieces are found."
@@ -49,7 +49,7 @@ def command() -> None:
 )
 @click.option(
     "--max-sentences",
-    type=click.IntRange(min=1),
+    type=WholeNumber(1),
     metavar="N",
     default=DEFAULT_SENTENCES,
     show_default=True,

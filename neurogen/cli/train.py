@@ -15,6 +15,8 @@ import click
 from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, tell, typed, write_json
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
+from neurogen.cli.training_tensorboard import check_tensorboard
+from neurogen.files import check_place
 
 if TYPE_CHECKING:
     from neurogen.training import ChunkReport, TrainingRun
@@ -96,6 +98,9 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
     """
     if not data and not resume:
         raise click.UsageError("There is no data. Give files, folders or names of data sets, or --resume.", ctx)
+    if not out:
+        raise click.BadParameter("it must not be empty.", ctx=ctx, param_hint="--out")
+    _check_reports(Path(out), tensorboard=values["tensorboard"])
     as_json, quiet = values.pop("as_json"), values.pop("quiet")
     run, display = _prepared(ctx, data, Path(out), resume, values, quiet)
     if run.is_main and not quiet:
@@ -206,6 +211,14 @@ def _charts(run: TrainingRun) -> None:
         draw_charts(metrics, run.folder / CHARTS)
 
 
+def _check_reports(folder: Path, *, tensorboard: bool) -> None:
+    """Refuse charts and events that could not be written, before anything is trained."""
+    if tensorboard:
+        check_tensorboard()
+    if folder.is_dir():
+        check_place("The picture", folder / CHARTS)
+
+
 def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
     """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
     from neurogen.checkpoint import latest_checkpoint
@@ -234,7 +247,7 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
 
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
     ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
-    if run.chunk == begun and not code:
+    if run.chunk == begun and not code and checkpoint is not None:
         return (
             f"Nothing was trained: the run has reached its end, with {run.chunk:,} chunks, and the model is in "
             f"{checkpoint}. To go on: {again} --max-chunks N, with N above {run.chunk}"

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurogen.files import writing
+
 if TYPE_CHECKING:
     from neurogen.training_report import ChunkReport
 
-__all__ = ["tensorboard_writer"]
+__all__ = ["check_tensorboard", "tensorboard_writer"]
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents.*"
+EVENTS_WORD = "The events for TensorBoard"
 NOT_DRAWN = ("chunk", "step")
+
+
+def check_tensorboard() -> None:
+    """Raise click.UsageError where the package tensorboard is not installed; imports nothing."""
+    if find_spec("tensorboard") is None:
+        raise click.UsageError(
+            "--tensorboard needs the package tensorboard. Install it by `pip install tensorboard`, or leave the option "
+            "out: metrics.jsonl holds the same numbers."
+        )
 
 
 def tensorboard_writer(run: Path, metrics: Path) -> Callable[[ChunkReport], None]:
@@ -27,27 +40,26 @@ def tensorboard_writer(run: Path, metrics: Path) -> Callable[[ChunkReport], None
 
     Raises:
         click.UsageError: the package tensorboard is not installed.
+        DataError: the events cannot be written.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise click.UsageError(
-            "--tensorboard needs the package tensorboard. Install it by `pip install tensorboard`, or leave the option "
-            "out: metrics.jsonl holds the same numbers."
-        ) from None
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     folder = run / FOLDER
     old = sorted(folder.glob(EVENTS))
     times = _times(old)
-    writer: Any = SummaryWriter(str(folder))
-    for line in _lines(metrics):
-        _write(writer, line, times.get(line["chunk"]))
-    writer.flush()
+    with writing(EVENTS_WORD, folder):
+        writer: Any = SummaryWriter(str(folder))
+        for line in _lines(metrics):
+            _write(writer, line, times.get(line["chunk"]))
+        writer.flush()
     for file in old:
         file.unlink()
 
     def write(report: ChunkReport) -> None:
-        _write(writer, report.to_json(), None)
-        writer.flush()
+        with writing(EVENTS_WORD, folder):
+            _write(writer, report.to_json(), None)
+            writer.flush()
 
     return write
 
