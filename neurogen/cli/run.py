@@ -68,7 +68,7 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--prompts",
     metavar="FILE.jsonl",
     help="Many prompts, one a line: a JSON string, or an object with "
-    "`prompt` or `text`, and if need be `seed`, `max_new_tokens`, `stop`, `params` and `processors`. - is standard "
+    "`prompt` or `text`, and if need be `seed`, `max_new_tokens`, `stop`, `stop_ids`, `params` and `processors`. - is standard "
     "input. Without --prompt and --prompts, standard input is one prompt.",
 )
 @click.option("-n", type=WholeNumber(1), default=1, show_default=True, help="Samples a prompt.")
