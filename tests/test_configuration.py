@@ -219,6 +219,29 @@ def test_a_variable_of_no_option_is_refused(name: str, monkeypatch: pytest.Monke
     assert f"The environment variable {name} belongs to no option" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NEUROGEN_DISABLE_PLUGIN", "NEUROGEN_DISABLE_PLUGINS"),
+        ("NEUROGEN_RNU_SAMPLER", "NEUROGEN_RUN_..."),
+        ("NEUROGEN_TRIAN_SEED", "NEUROGEN_TRAIN_..."),
+        ("NEUROGEN_CONFIGFILE", "NEUROGEN_CONFIG_FILE"),
+    ],
+)
+def test_a_variable_that_is_nearly_one_is_refused(name: str, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("NEUROGEN_TEST_VLLM", "x")
+    outcome = neurogen_command("samplers")
+    assert outcome.exit_code == 2
+    assert f"The environment variable {name} has no effect. Did you mean {meant}?" in outcome.stderr
+
+
+def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NEUROGEN_TEST_VLLM", "NEUROGEN_EXHAUSTIVE", "NEUROGEN_CUDA_PIECES", "NEUROGEN_HOME"):
+        monkeypatch.setenv(name, "x")
+    assert neurogen_command("samplers").exit_code == 0
+
+
 def test_a_variable_of_another_sampler_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEUROGEN_RUN_TOP_P", "0.5")
     assert in_force()["run max-new-tokens"][1] == "built in"

@@ -7,6 +7,7 @@ parameters of a sampler. `NEUROGEN_RUN_MAX_NEW_TOKENS` is the variable of `run -
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ __all__ = [
 ]
 
 PREFIX = "NEUROGEN"
+OTHER_VARIABLES = (
+    "NEUROGEN_DISABLE_PLUGINS", "NEUROGEN_ONLY_PLUGINS", "NEUROGEN_DEBUG", "NEUROGEN_CACHE", "NEUROGEN_CONFIG_FILE",
+    "NEUROGEN_CUDA_PIECES",
+)  # fmt: skip
+"""Variables that belong to no option of a command."""
+
+ALIKE, ALIKE_WORD = 0.9, 0.66
+"""How alike a whole variable, and the word after its prefix, are to one that is meant."""
 SAMPLERS = "samplers"
 NOT_CONFIGURED = frozenset({"help", "version", "debug", "config-file", "only-plugins"})
 """Options that are no defaults: they stop the command, or say where defaults are."""
@@ -214,17 +223,36 @@ def name_variables(command: click.Command, path: Path) -> None:
 
 
 def check_variables(program: click.Group, ctx: click.Context, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse variables that begin as those of a command and belong to no option of it.
+    """Refuse variables that begin as those of a command and belong to no option of it, or are misspelled otherwise.
 
     Raises:
         ConfigurationError: there is one.
     """
+    _check_beginnings(environment, program.list_commands(ctx))
     for name in program.list_commands(ctx):
         start = variable_of((name,), "")
         given = [variable for variable in environment if variable.startswith(start)]
         command = program.get_command(ctx, name) if given else None
         if command is not None:
             _check_given(given, command, ctx, (name,))
+
+
+def _check_beginnings(environment: Iterable[str], commands: Sequence[str]) -> None:
+    """Refuse a variable that is nearly one of no command, or whose command is nearly one; others are not neurogen's."""
+    starts = {variable_of((command,), ""): command for command in commands}
+    for variable in environment:
+        known = variable in OTHER_VARIABLES or variable.startswith(tuple(starts))
+        if known or not variable.startswith(f"{PREFIX}_"):
+            continue
+        near = difflib.get_close_matches(variable, OTHER_VARIABLES, n=1, cutoff=ALIKE)
+        begins = variable.removeprefix(f"{PREFIX}_").partition("_")[0]
+        words = {start.removeprefix(f"{PREFIX}_").partition("_")[0]: start for start in starts}
+        near += [words[one] for one in difflib.get_close_matches(begins, words, n=1, cutoff=ALIKE_WORD)]
+        if near:
+            raise ConfigurationError(
+                f"The environment variable {variable} has no effect. Did you mean {near[0]}"
+                f"{'...' if near[0] in starts else ''}? Correct it, or unset it."
+            )
 
 
 def _check_given(given: Iterable[str], command: click.Command, ctx: click.Context, path: Path) -> None:

@@ -62,8 +62,8 @@ def execute(arguments: Arguments, sampler: Sampler, processors: Sequence[Process
         stack.enter_context(_sigterm_raises())
         try:
             session.options()  # what contradicts itself shows before a model is loaded
-            session.tell_hints()
             if session.todo:
+                session.tell_hints()
                 _run(session)
             if ranks is not None:
                 _end_share(session, ranks)

@@ -67,8 +67,8 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--prompts",
     metavar="FILE.jsonl",
-    help="Many prompts, one a line: a JSON string, or an object with "
-    "`prompt` or `text`, and if need be `seed`, `max_new_tokens`, `stop`, `stop_ids`, `params` and `processors`. - is standard "
+    help="Many prompts, one a line: a JSON string, or an object with `prompt` or `text`, and if need be `seed`, "
+    "`max_new_tokens`, `stop`, `stop_ids`, `params` and `processors`. - is standard "
     "input. Without --prompt and --prompts, standard input is one prompt.",
 )
 @click.option("-n", type=WholeNumber(1), default=1, show_default=True, help="Samples a prompt.")
