@@ -70,6 +70,15 @@ MISTAKES = {
     "SharedState": "state",
     "OneStateForAll": "state",
     "MemoryBeside": "state",
+    "NeverRemembers": "state",
+    "RemembersACopy": "state",
+    "WithoutEffect": "state",
+    "HalfRemembers": "state",
+    "CountsTwice": "state",
+    "StopsCounting": "state",
+    "StartsLater": "state",
+    "ReadsAnother": "state",
+    "WidensMemory": "state",
     "ExpInKernels": "arithmetic",
 }
 """Wrong sampler -> the check that must find its mistake."""
@@ -94,7 +103,13 @@ IN_WORDS = {"declaration", "bounds", "arithmetic"}  # checks that tell most of w
 UNREPEATABLE = {"GlobalGenerator", "CountsItsCalls", "MemoryBeside", "OneStateForAll", "SharedScratch"}
 
 INSTALLED = ("greedy", "topk", "topp")
-RIGHT = (*INSTALLED, wrong_samplers.Right, wrong_samplers.Nucleus, wrong_samplers.Remembering)
+RIGHT = (
+    *INSTALLED,
+    wrong_samplers.Right,
+    wrong_samplers.Nucleus,
+    wrong_samplers.Remembering,
+    wrong_samplers.Remembered,
+)
 SLOW_CHECKS = {"cuda", "speed"}
 QUICK_CHECKS = [name for name in CHECKS if name not in SLOW_CHECKS]
 
@@ -192,6 +207,33 @@ def test_the_examples_of_the_documentation_keep_their_contract(package: Path, mo
     finally:
         for module in [name for name in sys.modules if name.partition(".")[0] == package.name]:
             del sys.modules[module]
+
+
+def test_memory_is_checked_with_and_without_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cls in (wrong_samplers.Remembering, wrong_samplers.Remembered, type(neurogen.load_sampler("mirostat"))):
+        for reference in {cls.reference, ""}:
+            monkeypatch.setattr(cls, "reference", reference)
+            result = check(cls, quick=True, only=["state"])["state"]
+            assert result.status == "passed", str(result.failure)
+            assert ["no reference says what comes next" in note for note in result.notes] == [True] * (not reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "got"),
+    [
+        ("CountsTwice", "{'tokens': 1} after token 0 with {'tokens': 0}", "{'tokens': 2}"),
+        ("ReadsAnother", "a token that can be drawn with {'tokens': ", "token "),
+        ("StartsLater", "as of the first token", "{'tokens': 2}, with which tokens "),
+        ("NeverRemembers", "memory that changes", "['tokens'] as new_state gives it, in "),
+        ("HalfRemembers", "memory that changes", "['last'] as new_state gives it, in "),
+        ("WithoutEffect", "memory that has an effect on what is drawn", "the same tokens with a new state"),
+    ],
+)
+def test_what_is_remembered_wrongly_is_told(name: str, expected: str, got: str) -> None:
+    failure = found_in(name)["state"].failure
+    assert failure is not None
+    assert expected in failure.expected
+    assert got in failure.got
 
 
 # What is shown.

@@ -141,6 +141,12 @@ class Remembering(Right):
         state["tokens"] += 1
 
 
+class Remembered(Remembering):
+    """The same with a reference."""
+
+    reference = "remembering_reference"
+
+
 class Greedy(Right):
     """The largest logit."""
 
@@ -459,6 +465,69 @@ class MemoryBeside(Remembering):
     def tokens_of(self, state: dict[str, Tensor]) -> Tensor:
         MemoryBeside.seen += 1
         return torch.full_like(state["tokens"], self.seen % 5)
+
+
+class NeverRemembers(Remembering):
+    """Its memory never changes."""
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+class RemembersACopy(Remembering):
+    """What it remembers goes to a copy."""
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        state = {name: memory + 1 for name, memory in state.items()}
+
+
+class WithoutEffect(Remembering):
+    """Counts, and draws as though it had not."""
+
+    def tokens_of(self, state: dict[str, Tensor]) -> Tensor:
+        return torch.zeros_like(state["tokens"])
+
+
+class HalfRemembers(Remembering):
+    """One of two memories never changes."""
+
+    def new_state(self, batch: int) -> dict[str, Tensor]:
+        return {**super().new_state(batch), "last": torch.full((batch,), -1)}
+
+
+class CountsTwice(Remembered):
+    """Counts each token twice."""
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        state["tokens"] += 2
+
+
+class StopsCounting(Remembered):
+    """Counts to three."""
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        state["tokens"].add_(1).clamp_(max=3)
+
+
+class StartsLater(Remembered):
+    """Begins as after two tokens."""
+
+    def new_state(self, batch: int) -> dict[str, Tensor]:
+        return {"tokens": torch.full((batch,), 2)}
+
+
+class ReadsAnother(Remembered):
+    """Draws as before the last token."""
+
+    def tokens_of(self, state: dict[str, Tensor]) -> Tensor:
+        return (state["tokens"] - 1).clamp(min=0)
+
+
+class WidensMemory(Remembering):
+    """Its memory becomes a float."""
+
+    def remember(self, state: dict[str, Tensor]) -> None:
+        state["tokens"] = state["tokens"] + 1.0
 
 
 # How their kernels compute.

@@ -1,27 +1,41 @@
-"""Checks of samplers with memory: a new state, rows that move with theirs, and nobody else's state touched."""
+"""Checks of samplers with memory: what is remembered, rows that move with theirs, and no other state touched."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from neurogen.sampler import State
-from neurogen.testing.conformance.case import Shown, per_row_numbers, summary
+from neurogen.testing.conformance.case import Case, Shown, per_row_numbers, summary
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.trial import Difference, Trial
 
 __all__: list[str] = []
 
 STEPS = 6
+LONG = 20
+PLAYS = 64
+TOLERANCE = 1e-5
+"""Of a number that is remembered, as a share where it is above 1: it may be made of a probability in float32."""
 
 
-@check("state", "a sampler with memory: rows move with their state, each has its own, and no other state is touched")
+@check(
+    "state", "a sampler with memory: it changes as the reference says, rows move with theirs, and no other is touched"
+)
 def state(kit: Kit) -> None:
     if not kit.subject.cls.stateful:
         raise Skip("it has no memory")
     cases = [*map(per_row_numbers, kit.batches(quick=(7, 60), full=(2, 7, 33, 300), sets=(4, 8)))]
     for law in (fresh_law, alone_law, moved_law, own_law):
         kit.hold(cases, law)
+    if kit.subject.meaning.tells_next_state:
+        kit.hold(kit.batches(quick=(2, 7, 60), full=(1, 2, 7, 33, 300), sets=(8, 16)), next_state_law)
+    else:
+        kit.notes.append("no reference says what comes next (next_state): that memory changes and matters was checked")
+        _is_used(kit, cases)
 
 
 def _copy(state: State) -> State:
@@ -42,6 +56,11 @@ def _told(state: State) -> str:
 
 def _here(state: State, trial: Trial) -> State:
     return {name: memory.to(trial.subject.device) for name, memory in state.items()}
+
+
+def _fresh(trial: Trial, batch: int) -> Shown:
+    """A new state with the name `state`."""
+    return trial.keep_state("state", f"sampler.new_state({batch})", _here(trial.sampler.new_state(batch), trial))
 
 
 def fresh_law(trial: Trial) -> None:
@@ -115,5 +134,109 @@ def own_law(trial: Trial) -> None:
     other = _step(trial, STEPS, copy)
     if not one.equal(other) or not _is_same(own.value, copy.value):
         raise Difference(f"{summary(one)} from a copy of the state", other)
+    if any((memory.dtype, memory.shape) != (before[n].dtype, before[n].shape) for n, memory in own.value.items()):
+        raise Difference(f"memory of the dtypes and shapes of {_told(before)}", _told(own.value))
     if torch.is_grad_enabled() and any(memory.requires_grad for memory in own.value.values()):
         raise Difference("memory without gradients", _told(own.value))
+
+
+# What is remembered.
+
+
+def next_state_law(trial: Trial) -> None:
+    """The memory after each token is that of the reference, and the token is one that this allows with what was before.
+
+    Raises:
+        Difference: by the first row in which it is not.
+    """
+    meaning, batch = trial.subject.meaning, trial.case.batch
+    params = [own for _, _, own in trial.rows()]
+    state = _fresh(trial, batch)
+    _compare_first(trial, state.value)
+    for number in range(STEPS):
+        before = [_of_row(state.value, row) for row in range(batch)]
+        ids = _step(trial, number, state).tolist()
+        logits = trial.case.logits.roll(number, 1).float().numpy()
+        for row, token in enumerate(ids):
+            where = f"in row {row}, " if batch > 1 else ""
+            if meaning.takes_state and not meaning.may(logits[row], params[row], before[row])[token]:
+                raise Difference(f"{where}a token that can be drawn with {_written(before[row])}", f"token {token}")
+            possible = meaning.next_states(logits[row], token, before[row], params[row])
+            got = _of_row(state.value, row)
+            if not _is_among(got, possible):
+                after = f"{where}after token {token} with {_written(before[row])}"
+                raise Difference(f"{_written(possible[0])} {after}", _written(got))
+
+
+def _compare_first(trial: Trial, state: State) -> None:
+    """What can be drawn with a new state is what can be drawn first."""
+    meaning = trial.subject.meaning
+    if not meaning.takes_state:
+        return
+    for index, row, params in trial.rows():
+        first = meaning.support(row, params)
+        must, may = meaning.must(row, params, _of_row(state, index)), meaning.may(row, params, _of_row(state, index))
+        if (must & ~first).any() or (first & ~may).any():
+            new = _written(_of_row(state, index))
+            trial.support()
+            raise Difference(
+                f"a new state with which tokens {np.flatnonzero(first).tolist()} can be drawn, as of the first token",
+                f"{new}, with which tokens {np.flatnonzero(may).tolist()} can",
+            )
+
+
+def _of_row(state: State, row: int) -> dict[str, Any]:
+    """The memory of a row, as the reference takes it."""
+    return {name: memory[row].cpu().numpy().copy() for name, memory in state.items()}
+
+
+def _written(state: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{name!r}: {summary(torch.as_tensor(memory))}" for name, memory in state.items()) + "}"
+
+
+def _is_among(got: dict[str, Any], possible: list[dict[str, Any]]) -> bool:
+    """Whether numbers lie between those that the reference gives, and what is no number is one of those."""
+    for name, value in got.items():
+        several = np.stack([np.asarray(one[name], dtype=np.float64) for one in possible])
+        own = np.asarray(value, dtype=np.float64)
+        if np.asarray(value).dtype.kind == "f":
+            slack = TOLERANCE * np.maximum(1, np.abs(several[0]))
+            is_right = (own >= several.min(0) - slack) & (own <= several.max(0) + slack)
+        else:
+            is_right = (several == own).any(0)
+        if not np.all(is_right):
+            return False
+    return True
+
+
+def _is_used(kit: Kit, cases: list[Case]) -> None:
+    """Fail unless each memory changes in some case, and what is remembered changes what is drawn in some case."""
+    unchanged = set(kit.subject.make({}).new_state(1))
+    matters = False
+    for case in cases:
+        kit.count()
+        trial = Trial(kit.subject, case.with_rows([0]))
+        state = _fresh(trial, 1)
+        fresh = _copy(state.value)
+        for number in range(LONG):
+            _step(trial, number, state)
+        unchanged -= {name for name, memory in state.value.items() if not memory.equal(fresh[name])}
+        matters = matters or _draws_otherwise(trial, state)
+        if matters and not unchanged:
+            return
+    shown = f"in {len(cases)} cases with {LONG} tokens each"
+    if unchanged:
+        kit.fail("memory that changes", f"{sorted(unchanged)} as new_state gives it, {shown}", trial.snippet())
+    kit.fail(
+        "memory that has an effect on what is drawn", f"the same tokens with a new state, {shown}", trial.snippet()
+    )
+
+
+def _draws_otherwise(trial: Trial, state: Shown) -> bool:
+    """Whether many seeds give another token somewhere than with a new state."""
+    rows = trial.view(f"logits.repeat({PLAYS}, 1)", lambda logits: logits.repeat(PLAYS, 1))
+    seeds = tuple(range(PLAYS))
+    code = f"{{name: memory.repeat_interleave({PLAYS}, 0) for name, memory in state.items()}}"
+    used = {name: memory.repeat_interleave(PLAYS, 0) for name, memory in state.value.items()}
+    later = trial.sample(rows, seed=seeds, position=LONG, state=trial.keep_state("used", code, used))
+    return not later.equal(trial.sample(rows, seed=seeds, position=LONG))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,8 @@ OWN_CLASS = "class "
 
 Mask = NDArray[np.bool_]
 Row = NDArray[Any]
+Memory = dict[str, Any]
+"""What is remembered of one row: name -> array, without the batch dimension."""
 
 
 class Subject:
@@ -122,14 +125,25 @@ class Meaning:
                 )
         return self._module
 
-    def support(self, row: Row, params: Mapping[str, Value]) -> Mask:
-        """The support by the reference.
+    @property
+    def tells_next_state(self) -> bool:
+        """Whether the reference says what a sampler with memory remembers after a token."""
+        return self.given and callable(getattr(self.module, "next_state", None))
+
+    @property
+    def takes_state(self) -> bool:
+        """Whether the reference says what can be drawn with what is remembered: `support` has a parameter `state`."""
+        return self.given and "state" in inspect.signature(self.module.support).parameters
+
+    def support(self, row: Row, params: Mapping[str, Value], state: Memory | None = None) -> Mask:
+        """The support by the reference; of the first token, or of one before which so much is remembered.
 
         Raises:
             PluginError: the reference fails, or gives none.
         """
+        remembered = {} if state is None else {"state": state}
         try:
-            kept = np.asarray(self.module.support(row, **params))
+            kept = np.asarray(self.module.support(row, **params, **remembered))
         except PluginError:
             raise
         except Exception as error:
@@ -154,6 +168,43 @@ class Meaning:
             must &= other
             may |= other
         return must, may
+
+    def must(self, row: Row, params: Mapping[str, Value], state: Memory) -> Mask:
+        """Tokens that can be drawn with what is remembered, also where it, or an argument, changes by NUDGE."""
+        return np.asarray(np.stack([self.support(*one) for one in self._with_state(row, params, state)]).all(axis=0))
+
+    def may(self, row: Row, params: Mapping[str, Value], state: Memory) -> Mask:
+        """Tokens that can be drawn with what is remembered, or where it, or an argument, changes by NUDGE."""
+        return np.asarray(np.stack([self.support(*one) for one in self._with_state(row, params, state)]).any(axis=0))
+
+    def next_states(self, row: Row, token: int, state: Memory, params: Mapping[str, Value]) -> list[Memory]:
+        """What is remembered after a token, by the reference; then the same where an argument changes by NUDGE.
+
+        Raises:
+            PluginError: the reference fails, or gives other memory than the sampler has.
+        """
+        found = []
+        for logits, values, before in self._with_state(row, params, state):
+            try:
+                found.append(dict(self.module.next_state(logits, token, before, **values)))
+            except Exception as error:
+                raise PluginError(f"The reference's next_state raised {type(error).__name__}: {error}.") from error
+            if found[-1].keys() != state.keys():
+                raise PluginError(
+                    f"The reference's next_state must give {sorted(state)}, as new_state does; got {sorted(found[-1])}."
+                )
+        return found
+
+    def _with_state(
+        self, row: Row, params: Mapping[str, Value], state: Memory
+    ) -> list[tuple[Row, dict[str, Value], Memory]]:
+        """The arguments as they are, then with each changed by NUDGE."""
+        found: list[tuple[Row, dict[str, Value], Memory]] = [(row, dict(params), state)]
+        found += [(logits, values, state) for logits, values in self._nudged(row, params)]
+        for name, memory in state.items():
+            if memory.dtype.kind == "f":
+                found += [(row, dict(params), {**state, name: memory * (1 + sign)}) for sign in (-NUDGE, NUDGE)]
+        return found
 
     def probs(self, row: Row, params: Mapping[str, Value], kept: Mask) -> NDArray[np.float64] | None:
         """The distribution [vocab] by the reference over the tokens `kept`; None where it is left open."""

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from neurogen import reference
 from neurogen.reference import Mask, Row, drawable, greedy_support
 
-__all__ = ["next_mu", "support", "support_at"]
+__all__ = ["next_mu", "next_state", "support", "support_at"]
 
 
-def support(logits: Row, tau: float, eta: float, temperature: float) -> Mask:
-    """The support of the first token of a sequence, where mu = 2 * tau (Basu et al., 2021, "Mirostat: A Neural Text
-    Decoding Algorithm that Directly Controls Perplexity").
+def support(logits: Row, tau: float, eta: float, temperature: float, state: Mapping[str, Any] | None = None) -> Mask:
+    """The support of a token with what is remembered, or of the first of a sequence, where mu = 2 * tau (Basu et al.,
+    2021, "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity").
     """
-    return support_at(logits, 2 * tau, temperature)
+    return support_at(logits, 2 * tau if state is None else float(state["mu"]), temperature)
+
+
+def next_state(
+    logits: Row, token: int, state: Mapping[str, Any], tau: float, eta: float, temperature: float
+) -> dict[str, float]:
+    """What is remembered after a token."""
+    return {"mu": next_mu(logits, token, float(state["mu"]), tau, eta, temperature)}
 
 
 def support_at(logits: Row, mu: float, temperature: float) -> Mask:
