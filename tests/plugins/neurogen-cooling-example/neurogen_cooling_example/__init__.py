@@ -1,0 +1,45 @@
+"""The neurogen sampler `cooling-example`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import neurogen
+
+if TYPE_CHECKING:  # torch is not loaded to list samplers
+    from torch import Tensor
+
+
+class Cooling(neurogen.Sampler):
+    """Draws at a temperature that falls with every token of a sequence."""
+
+    name = "cooling-example"
+    api_version = 1
+    stateful = True
+    truncates = False
+    backends = {"cpu": "neurogen.kernels.temperature.cpu", "cuda": "neurogen.kernels.temperature.cuda"}
+    reference = "neurogen_cooling_example.reference"
+
+    class Params(neurogen.SamplerParams):
+        cooling: float = neurogen.Param(0.98, gt=0, le=1, description="Factor of the temperature with every token.")
+        temperature: float = neurogen.Param(1.0, ge=0, description="Of the first token; 0 is greedy.")
+
+    def new_state(self, batch: int) -> neurogen.State:
+        """{"heat": float64 [batch]}: the share of the temperature that is left, 1 at the start."""
+        import torch
+
+        return {"heat": torch.ones(batch, dtype=torch.float64)}
+
+    def select(
+        self, logits: Tensor, seed: Tensor, position: Tensor, params: neurogen.RowParams, *state: neurogen.State
+    ) -> Tensor:
+        (memory,) = state
+        rows = neurogen.RowParams(temperature=params.temperature * memory["heat"])
+        ids = super().select(logits, seed, position, rows)
+        memory["heat"] *= params.cooling
+        return ids
+
+
+@neurogen.hookimpl
+def neurogen_samplers() -> list[type[neurogen.Sampler]]:
+    return [Cooling]
