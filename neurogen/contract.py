@@ -59,7 +59,7 @@ class Contract:
             chosen = sampler.sample(logits, seed=seed, position=position, state=state).tolist()
             if not before.equal(logits):
                 raise ContractError(f"Sampler {sampler.name!r} ({sampler.origin}) modified the logits it was given.")
-            expected = expected or chosen
+            expected = chosen if expected is None else expected
             for row, (token, wanted) in enumerate(zip(chosen, expected, strict=True)):
                 if token != wanted:
                     case = f"{logits.dtype} logits with seed {seed} and position {position}"

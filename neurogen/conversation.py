@@ -85,7 +85,7 @@ class Conversation:
         self._last: tuple[Sampler, Result] | None = None
         if system is not None and not model.tokenizer.has_chat_template:
             raise ParameterError(f"The model {model.name!r} has no chat template: it can be told nothing.", "system")
-        if system:
+        if system is not None:  # an empty text, too: some templates have a default, which it replaces
             self.messages.append(Message("system", system))
 
     @property
@@ -231,7 +231,8 @@ class Conversation:
             prompt = self._as_prompt(shown)
             tokens = len(Runner.encode(self._runner(), prompt))
             room = self.model.context_length - tokens
-            most = self.options.max_new_tokens or self.options.default_new_tokens
+            asked = self.options.max_new_tokens
+            most = self.options.default_new_tokens if asked is None else asked
             wanted = min(most, self.model.context_length // 4)
             if room >= wanted or len(shown) <= first + 1:
                 return replace(prompt, max_new_tokens=max(1, min(most, room)))

@@ -358,7 +358,8 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt, *, chat: bool, parse_specia
     """
     given = {"parse_special": True} if parse_special else {}
     if chat or prompt.messages is not None:
-        return tokenizer.encode_chat(prompt.messages or [{"role": "user", "content": prompt.text}], **given)
+        turns = [{"role": "user", "content": prompt.text}] if prompt.messages is None else prompt.messages
+        return tokenizer.encode_chat(turns, **given)
     return tokenizer.encode(prompt.text, **given)
 
 

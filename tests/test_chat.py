@@ -193,6 +193,13 @@ def test_what_is_no_conversation_changes_nothing(text: str, tmp_path: Path, star
     assert talk.messages == before
 
 
+def test_an_empty_system_text_is_one(starter: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter.tokenizer, "has_chat_template", True)
+    greedy = neurogen.load_sampler("greedy")
+    assert Conversation(starter, greedy, system="").messages == [Message("system", "")]
+    assert Conversation(starter, greedy).messages == []
+
+
 def test_a_model_without_template_cannot_be_told_anything(starter: LanguageModel) -> None:
     with pytest.raises(ParameterError, match="no chat template"):
         Conversation(starter, neurogen.load_sampler("greedy"), system="Be kind.")

@@ -97,7 +97,7 @@ def measure_all(
 def set_threads(count: int | None) -> Iterator[None]:
     """Let torch, and therefore the samplers, use so many threads meanwhile; None leaves it as it is."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:

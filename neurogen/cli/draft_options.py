@@ -95,12 +95,12 @@ def draft_engine(
     from neurogen.strategies.speculative import SpeculativeEngine
 
     loaded = load_model(draft, device=str(model.device), dtype=dtype)
-    return SpeculativeEngine(model, loaded, sampler, draft_tokens=draft_tokens or DRAFT_TOKENS, batch_size=batch_size)
+    return SpeculativeEngine(model, loaded, sampler, draft_tokens=_count(draft_tokens), batch_size=batch_size)
 
 
 def draft_identity(draft: str, draft_tokens: int | None) -> dict[str, Any]:
     """What of a draft decides which tokens a seed gives, for the lines of a results file."""
-    return {"model": draft, "tokens": draft_tokens or DRAFT_TOKENS}
+    return {"model": draft, "tokens": _count(draft_tokens)}
 
 
 def told_of_draft(engine: SpeculativeEngine) -> str:
@@ -109,3 +109,7 @@ def told_of_draft(engine: SpeculativeEngine) -> str:
         return "; no token was drafted"
     rate, tokens = engine.acceptance_rate, engine.tokens_per_pass
     return f"; {rate:.0%} of the drafted tokens accepted, {tokens:.2f} tokens a pass of the model"
+
+
+def _count(draft_tokens: int | None) -> int:
+    return DRAFT_TOKENS if draft_tokens is None else draft_tokens

@@ -42,12 +42,14 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
 
     recording = read_recording(file)
     shown = is_terminal(sys.stderr) and not quiet
-    with loading(model or str(recording.head.get("model")), shown=shown):
+    with loading(str(recording.head.get("model")) if model is None else model, shown=shown):
         from neurogen.models import load_model
         from neurogen.replay import replay
 
         dtype = str(recording.head.get("environment", {}).get("number format") or "auto")
-        report = replay(recording, lambda name: load_model(model or name, device=device, dtype=dtype))
+        report = replay(
+            recording, lambda name: load_model(name if model is None else model, device=device, dtype=dtype)
+        )
     if not quiet:
         tell_unused_gpu(device)
     if as_json:

@@ -262,7 +262,10 @@ class Session:
             "plugin": self.sampler.origin,
             "seed": self.seed,
             "n": arguments.n,
-            "max_new_tokens": prompt.max_new_tokens or arguments.max_new_tokens or DEFAULT_NEW_TOKENS,
+            "max_new_tokens": next(
+                (one for one in (prompt.max_new_tokens, arguments.max_new_tokens) if one is not None),
+                DEFAULT_NEW_TOKENS,
+            ),
             "stop": list(arguments.stop if prompt.stop is None else prompt.stop),
             "logprobs": arguments.logprobs,
             "chat": arguments.chat,

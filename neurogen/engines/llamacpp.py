@@ -99,7 +99,7 @@ def load_llamacpp_model(
         name=name,
         weights=weights,
         tokenizer=tokenizer,
-        threads=threads or torch.get_num_threads(),
+        threads=torch.get_num_threads() if threads is None else threads,
         vocab_size=weights.vocab_size,
         context_length=weights.context_length,
         eos_ids=tokenizer.eos_ids | ({weights.eos_id} if weights.eos_id is not None else set()),
