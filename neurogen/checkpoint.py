@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from neurogen.tokenizer import Tokenizer
     from neurogen.trainer import Trainer
 
-__all__ = ["checkpoints_of", "kept_of", "latest_checkpoint", "load_checkpoint", "read_state", "save_checkpoint"]
+__all__ = [
+    "checkpoints_of",
+    "kept_of",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "remove_drafts",
+    "save_checkpoint",
+]
 
 FOLDER = "checkpoints"
 NAME = re.compile(r"chunk-(\d+)")
@@ -61,6 +69,12 @@ def kept_of(run: Path) -> str:
     return f"The last checkpoint, {checkpoint}, is intact: --resume goes on from it."
 
 
+def remove_drafts(run: Path) -> None:
+    """Remove what processes that were killed have left of checkpoints; only while nobody else can write there."""
+    for draft in (run / FOLDER).glob(".chunk-*.tmp"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def save_checkpoint(
     run: Path, chunk: int, trainer: Trainer, tokenizer: Tokenizer, state: Mapping[str, Any], *, keep: int = 2
 ) -> Path:
@@ -88,7 +102,6 @@ def save_checkpoint(
             advice = f"Free some space. {kept_of(run)}"
             with writing("The checkpoint", target, needed=needed, advice=advice):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _remove_stale(target.parent)
                 with replacing(target) as draft:
                     _write(draft, trainer, weights, tokenizer, tensors, trainer_state)
             for old in checkpoints_of(run)[:-keep]:
@@ -220,9 +233,3 @@ def _write(
     tokenizer.save(folder)
     save_file(dict(tensors), folder / OPTIMIZER_FILE)
     (folder / STATE_FILE).write_text(to_json(state), encoding="utf-8")
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what processes that were killed have left of checkpoints: the run is locked, so nobody else writes."""
-    for draft in folder.glob(".chunk-*.tmp"):
-        shutil.rmtree(draft, ignore_errors=True)

@@ -18,7 +18,7 @@ from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurogen.checkpoint import kept_of, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from neurogen.checkpoint import kept_of, latest_checkpoint, load_checkpoint, read_state, remove_drafts, save_checkpoint
 from neurogen.errors import DataError
 from neurogen.processes import all_or_none, peers_lost
 from neurogen.training_data import batches_of_chunk, open_data
@@ -106,6 +106,7 @@ class TrainingRun:
         with all_or_none(accelerator):
             if self.is_main:
                 self._lock = locked(self.folder)
+                remove_drafts(self.folder)
                 if self._begun is None:
                     make_tokenizer(self.options, self.folder / TOKENIZER_FOLDER)
         with all_or_none(accelerator):

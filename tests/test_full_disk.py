@@ -59,9 +59,12 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_the_run_goes_on(
     assert [one.name for one in checkpoints_of(folder)] == ["chunk-000002"]
     assert not list(folder.rglob("*.tmp"))
     filler.unlink()
+    draft = folder / "checkpoints" / ".chunk-000004.99999999.tmp"  # of a process that was killed
+    draft.mkdir()
     resumed = TrainingRun(folder, resume=True)
     assert [report.chunk for report in resumed.chunks()] == [3, 4, 5, 6]
     resumed.close()
+    assert not draft.exists()
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["chunk"] for line in metrics] == [1, 2, 3, 4, 5, 6]
 
