@@ -171,6 +171,19 @@ def test_a_package_that_does_not_fit_is_not_begun(full_disk: Path) -> None:
     assert [path.name for path in full_disk.iterdir()] == ["filler"]
 
 
+def test_a_history_that_cannot_be_kept_stops_no_conversation(tmp_path: Path) -> None:
+    from neurogen.cli.chat_input import _kept_history
+
+    history = _kept_history(Path("/dev/full"))
+    history.store_string("hello")
+    folder = _kept_history(tmp_path)
+    folder.store_string("hello")
+    assert folder.load_history_strings() == []
+    kept = _kept_history(tmp_path / "history")
+    kept.store_string("hello")
+    assert kept.load_history_strings() == ["hello"]
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "neurogen", *arguments], capture_output=True, text=True, timeout=300)
 

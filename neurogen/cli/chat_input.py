@@ -59,7 +59,7 @@ class TerminalReader:
 
     def __init__(self, commands: Mapping[str, Callable[[], Iterable[str]]], describe: Mapping[str, str]) -> None:
         from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
         keys = KeyBindings()
@@ -70,7 +70,7 @@ class TerminalReader:
 
         path = _history_file()
         self._session: Any = PromptSession(
-            history=FileHistory(str(path)) if path is not None else InMemoryHistory(),
+            history=InMemoryHistory() if path is None else _kept_history(path),
             completer=_completer(commands, describe),
             complete_while_typing=False,
             key_bindings=keys,
@@ -90,6 +90,23 @@ class TerminalReader:
 
 def _closed(text: str) -> bool:
     return len(text) >= 2 * len(QUOTES) and text.endswith(QUOTES)
+
+
+def _kept_history(path: Path) -> Any:
+    """What was typed, kept in a file; where that cannot be read or written, the conversation goes on without it."""
+    from prompt_toolkit.history import FileHistory
+
+    class KeptHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+        def load_history_strings(self) -> Iterable[str]:
+            with suppress(OSError):
+                return list(super().load_history_strings())
+            return []
+
+    return KeptHistory(str(path))
 
 
 def _history_file() -> Path | None:
