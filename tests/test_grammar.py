@@ -343,7 +343,7 @@ def told(model: LanguageModel, spec: str, **options: Any) -> Result:
 @pytest.mark.parametrize(
     "other",
     [
-        "min-new-tokens(tokens=30)",
+        "min-new-tokens(tokens=15)",
         'banned-tokens(tokens="{eos}")',
         'logit-bias(bias="{eos}:-inf")',
         "allowed-tokens(tokens=\"'1', '2', '3', '4'\", end=false)",
@@ -414,7 +414,7 @@ def test_beams_and_explanations_settle_it_alike(stories: LanguageModel) -> None:
     from neurogen.explain import explain
     from neurogen.strategies.beam import BeamEngine, BeamSearch
 
-    spec = 'min-new-tokens(tokens=30)+grammar(regex="[1-4]{3}")'
+    spec = 'min-new-tokens(tokens=15)+grammar(regex="[1-4]{3}")'
     greedy = neurogen.load_sampler("greedy")
     options: dict[str, Any] = {"processors": neurogen.load_processors(spec), "max_new_tokens": 20, "chat": False}
     engine = BeamEngine(BeamSearch(stories, beams=3), greedy)
