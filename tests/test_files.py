@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,31 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("\ufeffä\ufeff\n".encode())
     assert read_text(file) == "ä\ufeff\n"
+
+
+def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Each reader by itself: they all read by `read_text` or `decoded`."""
+    from neurogen.charts import read_metrics
+    from neurogen.cli.compare import _references
+    from neurogen.configuration import parse_configuration
+    from neurogen.conversation import _read
+    from neurogen.prompts import read_text as read_prompt
+    from neurogen.recording import read_recording
+
+    mark = "\ufeff".encode()
+    kept = {"neurogen_conversation": 1, "sampler": "greedy", "params": {}, "seed": 1, "retries": 0, "messages": []}
+    for name, content in (
+        ("talk.json", to_json(kept)),
+        ("metrics.jsonl", '{"chunk": 1}\n'),
+        ("run.jsonl", '{"neurogen_recording": 1}\n'),
+    ):
+        (tmp_path / name).write_bytes(mark + content.encode())
+    assert _read(tmp_path / "talk.json") == kept
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"chunk": 1}]
+    assert read_recording(tmp_path / "run.jsonl").head == {"neurogen_recording": 1}
+    assert parse_configuration(mark + b"[run]\nseed = 3\n", tmp_path / "neurogen.toml").table == {"run": {"seed": 3}}
+    assert read_prompt(BytesIO(mark + b"Tom")) == "Tom"
+    assert _references(mark + b'{"reference": "a"}') == ["a"]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

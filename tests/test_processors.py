@@ -85,7 +85,7 @@ def test_one_list_of_processors_serves_runners_of_several_models(stories: Langua
 ALL = (
     "repetition-penalty(penalty=1.1, last_n=20)+presence-penalty(penalty=0.3)+frequency-penalty(penalty=0.2)+dry"
     "+logit-bias(bias=\"' ball':1,'Lily':-2\")+no-repeat-ngram(size=4)+banned-tokens(tokens=\"'Tom', 'big red'\")"
-    "+min-new-tokens(tokens=20)"
+    "+min-new-tokens(tokens=10)"
 )
 PROMPTS = [
     "Once upon a time, there was a little girl",
