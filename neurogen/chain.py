@@ -20,6 +20,8 @@ from neurogen.sampler import API_VERSION, Sampler, State
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neurogen.stages import SamplerStage
+
 __all__ = ["Chain", "chain_class"]
 
 SHARED = "temperature"
@@ -50,6 +52,13 @@ class Chain(Sampler):
         """The samplers in order, each with its parameters' names in the chain."""
         return zip(self._samplers, self.names, strict=True)
 
+    def stages(
+        self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
+    ) -> list[SamplerStage]:
+        from neurogen.stages import stages_of_chain
+
+        return stages_of_chain(self, logits, seed, position, state, params)
+
     def new_state(self, batch: int) -> State:
         return self._samplers[-1].new_state(batch)
 
@@ -57,13 +66,13 @@ class Chain(Sampler):
         last, rows = self._samplers[-1], self._rows_of(len(self.links) - 1, params)
         return last.select(self._truncated(logits, params), seed, position, rows, *state)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
+    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
         rows = self._rows_of(len(self.links) - 1, params)
-        return self._samplers[-1].distribution(self._truncated(logits, params), rows)
+        return self._samplers[-1].distribution(self._truncated(logits, params), rows, *state)
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
+    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
         rows = self._rows_of(len(self.links) - 1, params)
-        return self._samplers[-1].survivors(self._truncated(logits, params), rows)
+        return self._samplers[-1].survivors(self._truncated(logits, params), rows, *state)
 
     def _truncated(self, logits: Tensor, params: RowParams) -> Tensor:
         """The logits with -inf for what all links but the last remove; rows with NaN or +inf keep those."""

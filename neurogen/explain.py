@@ -6,25 +6,24 @@ The tokens are those of the engine itself, whose steps are watched; nothing is d
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from neurogen.chain import Chain, chain_class
-from neurogen.errors import NeurogenError, ParameterError
+from neurogen.errors import ParameterError, PluginError
 from neurogen.explanation import Candidate, ExplainedStep, Explanation, Stage, StageKind
 from neurogen.generation import Prompt, Result, RunOptions
 from neurogen.kernels.numerics import random_bits, uniform
 from neurogen.processor import Processing
 from neurogen.request import Drawn, Request, Row
 from neurogen.runner import Runner
+from neurogen.stages import SamplerStage, given, softmax
 
 if TYPE_CHECKING:
     from neurogen.request import DecodableModel
-    from neurogen.sampler import Sampler
+    from neurogen.sampler import Sampler, State
 
 __all__ = ["Candidate", "ExplainedStep", "Explanation", "Observed", "Stage", "explain", "explain_steps"]
 
@@ -37,8 +36,9 @@ PAGE_CANDIDATES = 200
 TAIL_BINS = 64
 """The other logits are told by a histogram."""
 
-SLACK = 1e-6
 GAVE_WAY = "a processor gave way, see the notice"
+
+SLACK = 1e-6
 """How far the random number may lie outside the chosen token's interval: `probs` is float32."""
 
 
@@ -109,7 +109,7 @@ class _Watch:
         self._model = model.name
         self._text = model.tokenizer.token_text
         self._sampler = sampler
-        self._links = _links_of(sampler)
+        self._state: State | None = None
         self._top = top
         self._processing: Processing | None = None
 
@@ -126,10 +126,14 @@ class _Watch:
         row, token = rows[0], drawn[0].token_id
         self._vocab_size = logits.shape[1]
         stages, current, removed_by = self._processors(row.request, logits[:1].float())
-        more, removed_later, final = self._sampler_stages(row, current)
-        for stage, mask in removed_later:
-            removed_by.append((stage, mask))
-        self._steps.append(self._step(row, token, logits[0].float(), current[0], stages + more, removed_by, final[0]))
+        kept, before = current > -torch.inf, softmax(current)
+        done = self._sampler_stages(row, current)
+        for one in done:
+            stages.append(_stage(one.kind, one.name, before, one.probs, one.kept))
+            removed_by.append((one.name, (kept & ~one.kept)[0]))
+            kept, before = one.kept, one.probs
+        final = done[-1].probs[0] if done else None
+        self._steps.append(self._step(row, token, logits[0].float(), current[0], stages, removed_by, final))
         if self._processing is not None:
             self._processing.accept(token)
 
@@ -142,35 +146,30 @@ class _Watch:
         current, before = logits.clone(), logits.clone()
         for processor in self._processing.stages(current[0]):
             banned = (current[0] == -torch.inf) & (before[0] > -torch.inf)
-            stages.append(_stage("processor", repr(processor), _softmax(before), _softmax(current)))
+            stages.append(_stage("processor", repr(processor), softmax(before), softmax(current)))
             removed.append((repr(processor), banned))
             before = current.clone()
         if request.processors and not current.max() > -torch.inf:
             self._processing.settle(current[0], logits[0])
-            stages.append(_stage("processor", GAVE_WAY, _softmax(current), _softmax(current)))
+            stages.append(_stage("processor", GAVE_WAY, softmax(current), softmax(current)))
             removed = [(name, banned & (current[0] == -torch.inf)) for name, banned in removed]
         return stages, current, removed
 
-    def _sampler_stages(self, row: Row, logits: Tensor) -> tuple[list[Stage], list[tuple[str, Tensor]], Tensor]:
-        """Temperature, then each truncation on what the last one left; and what is drawn from, [1, vocab]."""
-        values = {**self._sampler.params.model_dump(), **row.request.params}
-        temperature = values.get("temperature", 1.0)
-        stages, removed = [], []
-        probs = _softmax(logits, temperature)
-        if temperature != 1.0:
-            stages.append(_stage("temperature", f"temperature {temperature:g}", _softmax(logits), probs))
-        kept = logits > -torch.inf
-        for sampler, own in self._links:
-            params = {name: values[shared] for name, shared in own.items()}
-            support = sampler.support(logits.masked_fill(~kept, -torch.inf), **_given(sampler, params)) & kept
-            name = _spelled(sampler, params)
-            after = torch.where(support, probs, 0.0)
-            after = after / after.sum(-1, keepdim=True)
-            stages.append(_stage("truncation", name, probs, after, support))
-            removed.append((name, (kept & ~support)[0]))
-            kept, probs = support, after
-        final = self._sampler.probs(logits, **_given(self._sampler, dict(row.request.params)))
-        return stages, removed, final.double()
+    def _sampler_stages(self, row: Row, logits: Tensor) -> list[SamplerStage]:
+        """What the sampler did with what the processors left; then its memory goes on, as it did in the engine."""
+        request, position = row.request, len(row.prompt) + row.produced
+        params: dict[str, Any] = given(self._sampler, request.params)
+        if not self._sampler.stateful:
+            return self._sampler.stages(logits, seed=request.seed, position=position, **params)
+        if self._state is None:
+            fresh = self._sampler.new_state(1)
+            self._state = {name: memory.to(logits.device) for name, memory in fresh.items()}
+        before = {name: memory.clone() for name, memory in self._state.items()}
+        self._sampler.sample(logits, seed=request.seed, position=position, state=self._state, check=False, **params)
+        try:
+            return self._sampler.stages(logits, seed=request.seed, position=position, state=before, **params)
+        except PluginError:  # its `probs` knows the first token of a sequence alone
+            return []
 
     def _step(
         self,
@@ -180,11 +179,11 @@ class _Watch:
         processed: Tensor,
         stages: list[Stage],
         removed: Sequence[tuple[str, Tensor]],
-        final: Tensor,
+        final: Tensor | None,
     ) -> ExplainedStep:
-        model = _softmax(logits[None])[0]
+        model = softmax(logits[None])[0]
         position = len(row.prompt) + row.produced
-        random, interval = _random(row.request.seed, position, final, token)
+        random, interval = (None, None) if final is None else _random(row.request.seed, position, final, token)
         ranked = torch.argsort(logits, descending=True, stable=True)
         ids = ranked[: self._top].tolist()
         shown = ids if token in ids else [*ids, token]
@@ -195,19 +194,19 @@ class _Watch:
                 logit=float(logits[one]),
                 probability=float(model[one]),
                 processed=float(processed[one]),
-                drawn=float(final[one]),
+                drawn=None if final is None else float(final[one]),
                 removed_by=next((name for name, mask in removed if mask[one]), None),
             )
             for one in shown
         ]
-        largest, tail = _for_pages(processed)
+        largest, tail, values = _for_pages(processed)
         return ExplainedStep(
             position=position,
             token_id=token,
             text=self._text(token),
             probability=float(model[token]),
             rank=int((ranked == token).nonzero()[0, 0]) + 1,
-            drawn=float(final[token]),
+            drawn=None if final is None else float(final[token]),
             entropy=_entropy(model[None]),
             random=random,
             interval=interval,
@@ -215,48 +214,15 @@ class _Watch:
             candidates=candidates,
             logits=[(one, self._text(one), value) for one, value in largest],
             tail=tail,
+            sorted_logits=values,
+            place=int((processed > processed[token]).sum() + (processed[:token] == processed[token]).sum()),
         )
 
 
-def _links_of(sampler: Sampler) -> list[tuple[Sampler, dict[str, str]]]:
-    """The samplers of a chain, each with its parameters' names in the whole; of any other, itself."""
-    if isinstance(sampler, Chain):
-        return list(sampler.parts())
-    if "+" in sampler.name:
-        from neurogen.registry import default_registry
-
-        try:
-            links = [default_registry().load_class(name) for name in sampler.name.split("+")]
-            return list(chain_class(links)(**sampler.params.model_dump()).parts())
-        except NeurogenError:  # its parts are not installed, or have other parameters: it is shown as one
-            pass
-    return [(sampler, {name: name for name in type(sampler).Params.model_fields})]
-
-
-def _given(sampler: Sampler, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters for one call: those that are not the sampler's own already."""
-    own = sampler.params.model_dump()
-    return {name: value for name, value in params.items() if own[name] != value}
-
-
-def _spelled(sampler: Sampler, params: Mapping[str, Any]) -> str:
-    values = ", ".join(f"{name}={value!r}" for name, value in params.items() if name != "temperature")
-    return f"{sampler.name}({values})" if values else sampler.name
-
-
 def _stage(kind: StageKind, name: str, before: Tensor, after: Tensor, support: Tensor | None = None) -> Stage:
-    kept = after > 0 if support is None else support
+    before, after = before.cpu(), after.cpu()
+    kept = after > 0 if support is None else support.cpu()
     return Stage(kind, name, int(kept.sum()), min(1.0, float(before[kept].sum())), _entropy(after))
-
-
-def _softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """float64 [1, vocab]; one-hot at temperature 0."""
-    if temperature == 0:
-        one_hot = torch.zeros(logits.shape, dtype=torch.float64)
-        one_hot[0, int(logits[0].argmax())] = 1.0
-        return one_hot
-    probs = torch.softmax(logits.double().cpu() / temperature, dim=-1)
-    return probs.nan_to_num_(0.0)  # where processors have left nothing
 
 
 def _entropy(probs: Tensor) -> float:
@@ -276,13 +242,14 @@ def _random(seed: int, position: int, final: Tensor, token: int) -> tuple[float 
     return number, (below, above)
 
 
-def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    """The largest logits, and a histogram (count, mean logit) of the other finite ones."""
-    count = min(PAGE_CANDIDATES, len(processed))
+def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[int, float]], bytes]:
+    """The largest logits, a histogram (count, mean logit) of the other finite ones, and all finite ones in order."""
     order = torch.argsort(processed, descending=True, stable=True).cpu()
-    values = processed.double().cpu()[order]
-    largest = [(token, value) for token, value in zip(order[:count].tolist(), values[:count].tolist(), strict=True)]
-    rest = values[count:]
-    rest = rest[rest > -math.inf]
+    order = order[: int((processed > -torch.inf).sum())]
+    values = processed.cpu()[order]
+    count = min(PAGE_CANDIDATES, len(order))
+    largest = list(zip(order[:count].tolist(), values[:count].double().tolist(), strict=True))
+    rest = values[count:].double()
     bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted, so that each bin holds what is alike
-    return [pair for pair in largest if pair[1] > -math.inf], [(len(b), float(b.mean())) for b in bins if len(b)]
+    tail = [(len(b), float(b.mean())) for b in bins if len(b)]
+    return largest, tail, values.float().numpy().astype("<f4").tobytes()

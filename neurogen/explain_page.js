@@ -1,12 +1,11 @@
 // Shows the candidates of the token clicked, and what temperature, k and p would have kept of the same logits.
-(() => {
   const root = document.currentScript.closest(".ng-explain");
-  const { params, steps } = JSON.parse(root.querySelector("script.data").textContent);
+  const { own, start, order, sampler, steps } = JSON.parse(root.querySelector("script.data").textContent);
   const detail = root.querySelector(".detail");
   const SHOWN = 40;
-  const number = (name, other) => (typeof params[name] === "number" ? params[name] : other);
-  const settings = { temperature: number("temperature", 1), k: number("k", 0), p: number("p", 1) };
-  const percent = (x) => (x === 0 ? "0 %" : x < 0.00001 ? "< 0.001 %" : (100 * x).toPrecision(3) + " %").replace(" ", "\u00a0");
+  const SETTINGS = ["temperature", "k", "p"];
+  const settings = { ...start };
+  const percent = (x) => (x === null || x === undefined ? "not told" : x === 0 ? "0 %" : x < 0.00001 ? "< 0.001 %" : (100 * x).toPrecision(3) + " %").replace(" ", "\u00a0");
 
   function element(tag, attributes = {}, ...children) {
     const made = document.createElement(tag);
@@ -17,41 +16,20 @@
 
   const visible = (text) => (text === "" ? "\u2400" : text.replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5"));
 
-  // The distribution at these settings: weights of the largest logits, those of the others by their histogram.
+  // What the run itself kept, where the sliders stand at its own settings; else what they keep of the same logits.
+  const atOwn = () => own !== null && SETTINGS.every((name) => settings[name] === own[name]);
   function kept(step) {
-    const { temperature, k, p } = settings;
-    const top = step.logits.length ? step.logits[0][2] : 0;
-    if (temperature === 0) return { count: 1, mass: null, probabilities: step.logits.map((_, i) => (i === 0 ? 1 : 0)) };
-    const weight = (logit) => Math.exp((logit - top) / temperature);
-    const bins = step.tail.map(([count, logit]) => [count, weight(logit)]);
-    const weights = step.logits.map(([, , logit]) => weight(logit));
-    const all = weights.reduce((a, b) => a + b, 0) + bins.reduce((sum, [count, w]) => sum + count * w, 0);
-    // Top-k, then top-p on what it left.
-    const runs = [...weights.map((w) => [1, w]), ...bins];
-    let left = k > 0 ? k : Infinity;
-    let inK = 0;
-    const limited = runs.map(([count, w]) => {
-      const taken = Math.min(count, left);
-      left -= taken;
-      inK += taken * w;
-      return [taken, w];
-    });
-    let reached = 0, count = 0, done = false;
-    const probabilities = [];
-    limited.forEach(([taken, w], i) => {
-      const needed = p >= 1 ? taken : Math.min(taken, Math.max(0, Math.ceil((p * inK - reached) / w - 1e-9)));
-      const here = done ? 0 : needed;
-      reached += here * w;
-      count += here;
-      if (p < 1 && reached >= p * inK - 1e-12 * inK) done = true;
-      if (i < weights.length) probabilities.push(here ? w : 0);
-    });
-    return { count, mass: reached / all, probabilities: probabilities.map((w) => w / reached) };
+    const now = keptOf(step, settings, order);
+    if (!atOwn() || step.stages.length === 0) return { ...now, ran: false };
+    const mass = step.stages.reduce((product, [kind, , , share]) => (kind === "truncation" ? product * share : product), 1);
+    return { ...now, count: step.kept, mass: now.mass === null ? null : mass, ran: true };
   }
 
   function tape(step) {
     if (step.random === null) {
-      return element("p", { class: "note" }, "No random number decided: the token follows from the logits alone.");
+      const why = step.drawn === null ? "A sampler with memory drew it, which does not tell what it kept of this step."
+        : "No random number decided: the token follows from the logits alone.";
+      return element("p", { class: "note" }, why);
     }
     const [low, high] = step.interval;
     const line = element("div", { class: "tape" });
@@ -76,14 +54,17 @@
     const value = element("output", {}, shown(settings[name]));
     const input = element("input", { type: "range", min, max, step, "aria-label": title });
     input.value = settings[name];
+    const snapped = input.value;
     input.addEventListener("input", () => {
-      settings[name] = Number(input.value);
+      // The slider has steps: where the run's own value lies between two, the nearest one stands for it.
+      settings[name] = input.value === snapped ? start[name] : Number(input.value);
       value.textContent = shown(settings[name]);
       recompute();
     });
     return element("label", {}, title, value, input);
   }
 
+  const shown = (x) => String(Number(x.toPrecision(6)));
   let current = 0;
   let rows = null;
   let summary = null;
@@ -93,16 +74,21 @@
     const now = kept(step);
     summary.textContent = now.mass === null
       ? "At temperature 0 the largest logit is chosen."
-      : `Kept now: ${now.count.toLocaleString("en")} tokens with ${percent(now.mass)} of the mass at this temperature` +
-        (now.count > step.logits.length ? " (beyond the largest 200 logits, by a histogram)" : "") + ".";
+      : `Kept now: ${now.count.toLocaleString("en")} tokens with ${percent(now.mass)} of the mass at this temperature.`;
+    if (step.values === null && !now.ran && now.count > step.logits.length) {
+      summary.textContent += ` This page holds the largest ${step.logits.length} logits of each step and a histogram of the others: ` +
+        "the count is nearly right, not exact.";
+    }
+    if (own === null) {
+      summary.textContent += ` The sliders know temperature, top-k and top-p alone, not what ${sampler} did: that is in the table above.`;
+    }
     rows.replaceChildren(element("tr", {}, ...["", "token", "id", "logit", "drawn with", "at the sliders", "", "removed by"].map((t) => element("th", {}, t))));
-    const listed = step.logits.slice(0, SHOWN);
-    if (!listed.some(([id]) => id === step.id)) listed.push(...step.logits.filter(([id]) => id === step.id));
-    const most = Math.max(...listed.map(([id], i) => Math.max(step.drawnOf[id] ?? 0, now.probabilities[i] ?? 0)), 1e-12);
-    listed.forEach(([id, text, logit]) => {
-      const rank = step.logits.findIndex(([other]) => other === id);
+    const listed = step.logits.slice(0, SHOWN).map((one, place) => [...one, place]);
+    if (!listed.some(([id]) => id === step.id)) listed.push([...step.chosen, step.place]);
+    const most = Math.max(...listed.map(([id, , , place]) => Math.max(step.drawnOf[id] ?? 0, now.probabilities[place] ?? 0)), 1e-12);
+    listed.forEach(([id, text, logit, place]) => {
       const drawn = step.drawnOf[id];
-      const probability = now.probabilities[rank] ?? 0;
+      const probability = now.ran && typeof drawn === "number" ? drawn : now.probabilities[place] ?? 0;
       const bars = element("td", { class: "bar" });
       for (const share of [drawn ?? 0, probability]) {
         bars.append(element("i", { style: share ? `width:${(100 * share) / most}%` : "visibility:hidden" }));
@@ -128,9 +114,9 @@
     detail.replaceChildren(
       element("h2", {}, "Candidates"), element("p", {}, head), stages(step), tape(step),
       element("div", { class: "card sliders" },
-        slider("temperature", "temperature", 0, Math.max(2, settings.temperature), 0.01, (x) => x.toFixed(2)),
+        slider("temperature", "temperature", 0, Math.max(2, settings.temperature), 0.01, shown),
         slider("k", "top-k (0 keeps all)", 0, size, 1, (x) => (x === 0 ? "all" : String(x))),
-        slider("p", "top-p", 0.01, 1, 0.01, (x) => x.toFixed(2))),
+        slider("p", "top-p", 0.01, 1, 0.01, shown)),
       summary,
       element("p", { class: "note" }, element("i", { class: "swatch" }), "drawn with", element("i", { class: "swatch now" }), "at the sliders"),
       element("div", { class: "card scroll" }, rows));
@@ -145,4 +131,3 @@
     root.querySelectorAll(".text button")[current].focus();
   });
   if (steps.length) show(steps.reduce((best, step, i) => (step.entropy > steps[best].entropy ? i : best), 0));
-})();

@@ -1,11 +1,12 @@
 """An explanation as one HTML page: the text coloured by probability, and of each token its candidates, with sliders.
 
 The sliders recompute in the page what temperature, k and p would have kept of the same logits; the script is
-`explain_page.js`. Everything a model has written is escaped, in the page and in its data.
+`explain_page.js` with `explain_sliders.js`. Everything a model has written is escaped, in the page and in its data.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from neurogen.explanation import ExplainedStep, Explanation
 
 __all__ = ["fragment", "page", "write_page"]
+
+MOST_BYTES = 24_000_000
+"""A page holds all logits of every step if they take no more than this; else the largest and a histogram."""
+
+SLIDERS = {"topk": "k", "topp": "p", "temperature": None}
+"""Sampler -> the slider, beside that of the temperature, that does what it does."""
 
 LINE_BREAK = "<0x0A>"
 """How a SentencePiece vocabulary spells it."""
@@ -83,8 +90,12 @@ def _body(explanation: Explanation) -> str:
         f'<div class="card text"><span class="prompt">{escape(result.prompt)}</span>{tokens}</div>'
         '<div class="detail" aria-live="polite"><p class="note">Click a token to see its candidates.</p></div>'
         f'<script type="application/json" class="data">{_data(explanation)}</script>'
-        f"<script>{resources.files('neurogen').joinpath('explain_page.js').read_text(encoding='utf-8')}</script></div>"
+        f"<script>(() => {{\n{_script('explain_sliders.js')}\n{_script('explain_page.js')}}})();</script></div>"
     )
+
+
+def _script(name: str) -> str:
+    return resources.files("neurogen").joinpath(name).read_text(encoding="utf-8")
 
 
 def _token(index: int, step: ExplainedStep) -> str:
@@ -98,11 +109,39 @@ def _token(index: int, step: ExplainedStep) -> str:
 
 def _data(explanation: Explanation) -> str:
     """The steps for the script; without a < no text of a model can end the element that holds it."""
-    values = {"params": explanation.params, "steps": [_step(step) for step in explanation.steps]}
+    own, order = _own_settings(explanation)
+    whole = sum(len(step.sorted_logits) for step in explanation.steps) <= MOST_BYTES
+    values = {
+        "own": own,
+        "start": own or {"temperature": _number(explanation, "temperature", 1.0), "k": 0, "p": 1.0},
+        "order": order,
+        "sampler": explanation.result.sampler,
+        "steps": [_step(step, whole=whole) for step in explanation.steps],
+    }
     return to_json(values).replace("<", "\\u003c")
 
 
-def _step(step: ExplainedStep) -> dict[str, Any]:
+def _own_settings(explanation: Explanation) -> tuple[dict[str, Any] | None, list[str]]:
+    """Where the sliders stand for what the run did, and the order of truncations; None where they cannot."""
+    links = explanation.result.sampler.split("+")
+    if links == ["greedy"]:
+        return {"temperature": 0, "k": 0, "p": 1.0}, ["k", "p"]
+    if not all(link in SLIDERS for link in links):
+        return None, ["k", "p"]
+    own = {"temperature": _number(explanation, "temperature", 1.0), "k": 0, "p": 1.0}
+    own |= {name: _number(explanation, name, own[name]) for link in links if (name := SLIDERS[link]) is not None}
+    order = [name for link in links if (name := SLIDERS[link]) is not None]
+    return own, order if len(order) > 1 else ["k", "p"]
+
+
+def _number(explanation: Explanation, name: str, other: float) -> float:
+    """A parameter of the sequence, whose prompt may have had its own."""
+    value = {**explanation.params, **explanation.result.params}.get(name, other)
+    return value if isinstance(value, int | float) else other
+
+
+def _step(step: ExplainedStep, *, whole: bool) -> dict[str, Any]:
+    logit = next((one.processed for one in step.candidates if one.token_id == step.token_id), None)
     removed = {one.token_id: one.removed_by for one in step.candidates if one.removed_by}
     drawn = {one.token_id: one.drawn for one in step.candidates}
     return {
@@ -119,5 +158,9 @@ def _step(step: ExplainedStep) -> dict[str, Any]:
         "removed": removed,
         "drawnOf": drawn,
         "logits": step.logits,
+        "chosen": [step.token_id, step.text, logit],
+        "place": step.place,
+        "kept": step.stages[-1].kept if step.stages else None,
         "tail": step.tail,
+        "values": b64encode(step.sorted_logits).decode("ascii") if whole else None,
     }

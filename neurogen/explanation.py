@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "ExplainedStep", "Explanation", "Stage", "StageKind"]
 
+FOR_PAGES = ("logits", "tail", "sorted_logits", "place")
+"""Attributes of a step that only a page needs."""
+
 StageKind = Literal["processor", "temperature", "truncation"]
 
 
@@ -44,7 +47,8 @@ class Candidate:
         logit: the model's.
         probability: the model's, before every stage.
         processed: its logit behind the processors; the model's own where there is none.
-        drawn: probability with which the sampler draws it; 0 where it was removed.
+        drawn: probability with which the sampler draws it; 0 where it was removed, None where a sampler with memory
+            cannot tell.
         removed_by: name of the stage that removed it, or None.
     """
 
@@ -53,7 +57,7 @@ class Candidate:
     logit: float
     probability: float
     processed: float
-    drawn: float
+    drawn: float | None
     removed_by: str | None
 
 
@@ -65,7 +69,7 @@ class ExplainedStep:
         position: index of the token in its sequence, prompt included.
         token_id, text: the token chosen.
         probability, rank: the model's; the most probable token has rank 1, at equal values the lower id first.
-        drawn: probability with which the sampler drew it.
+        drawn: probability with which the sampler drew it; None where a sampler with memory cannot tell.
         entropy: of the model's distribution, in nats.
         random: the number in [0, 1) that chose it, or None where none did.
         interval: the part of [0, 1) that belongs to the token: probabilities are laid side by side by id.
@@ -73,6 +77,8 @@ class ExplainedStep:
         candidates: the most probable tokens for the model, the most probable first; the chosen one is among them.
         logits: (token id, text, processed logit) of the largest processed logits, for pages that recompute.
         tail: (count, logit) of a histogram over the others.
+        sorted_logits: all finite processed logits in their order, as float32 in little-endian bytes.
+        place: of the chosen token among them, from 0.
     """
 
     position: int
@@ -80,7 +86,7 @@ class ExplainedStep:
     text: str
     probability: float
     rank: int
-    drawn: float
+    drawn: float | None
     entropy: float
     random: float | None
     interval: tuple[float, float] | None
@@ -88,6 +94,8 @@ class ExplainedStep:
     candidates: list[Candidate]
     logits: list[tuple[int, str, float]] = field(repr=False, default_factory=list)
     tail: list[tuple[int, float]] = field(repr=False, default_factory=list)
+    sorted_logits: bytes = field(repr=False, default=b"")
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ class Explanation:
         """Plain values, without what only a page needs."""
         steps = [asdict(step) for step in self.steps]
         for step in steps:
-            del step["logits"], step["tail"]
+            for name in FOR_PAGES:
+                del step[name]
         return {
             "model": self.model,
             "sampler": self.sampler,

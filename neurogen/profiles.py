@@ -20,6 +20,8 @@ from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neurogen.stages import SamplerStage
+
 __all__ = ["PROFILES", "LlamaCpp", "Profile", "Transformers", "Vllm", "profile", "profile_class"]
 
 TEMPERATURE = "Below 1 sharpens, above 1 flattens; 0 is greedy."
@@ -47,6 +49,26 @@ class Profile(TruncationSampler):
     def truncate(self, left: Survivors, params: RowParams) -> Survivors:
         """The program's truncations, in its order."""
         raise NotImplementedError
+
+    def effective(self, params: RowParams) -> RowParams:
+        """The parameters as the program takes them."""
+        return params
+
+    def stages(
+        self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
+    ) -> list[SamplerStage]:
+        """The temperature where the program has it, and each truncation that is on, in the program's order."""
+        from neurogen.stages import closed, given, tempered, truncated
+
+        rows = self.effective(self._rows(given(self, params), 1, logits.device))
+        temperature = float(rows.temperature)
+        found = tempered(logits, temperature)
+        if temperature > 0:
+            before = temperature if self.tempered else 1.0
+            left = self.truncate(Survivors(logits, rows.temperature if self.tempered else None), rows)
+            cuts = [truncated(name, logits.masked_fill(~kept, -float("inf")), before) for name, kept in left.history]
+            found = [*found, *cuts] if self.tempered else [*cuts, *found]
+        return closed(found or [truncated(self.name, logits, 1.0)], self, logits, None, params)
 
 
 class Transformers(Profile):
@@ -89,15 +111,15 @@ class Vllm(Profile):
         return left.nucleus(params.top_p, lowest_ids_last=True)
 
     def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().select(logits, seed, position, self._warmer(params), *state)
+        return super().select(logits, seed, position, self.effective(params), *state)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().distribution(logits, self._warmer(params))
+    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().distribution(logits, self.effective(params), *state)
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().survivors(logits, self._warmer(params))
+    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().survivors(logits, self.effective(params), *state)
 
-    def _warmer(self, params: RowParams) -> RowParams:
+    def effective(self, params: RowParams) -> RowParams:
         warmer = RowParams(**vars(params))
         given = params.temperature
         warmer.temperature = given.where(given <= 0, given.clamp(min=self.COLDEST))
@@ -167,6 +189,7 @@ class Survivors:
 
     Attributes:
         kept: bool [batch, vocab].
+        history: (name with its value in the first row, what was kept behind it) of each truncation that was on there.
     """
 
     def __init__(self, logits: Tensor, temperature: Tensor | None) -> None:
@@ -175,17 +198,18 @@ class Survivors:
         self._values = values
         self._depth = depth if temperature is None else depth / temperature[:, None]
         self.kept = values > -float("inf")
+        self.history: tuple[tuple[str, Tensor], ...] = ()
 
     def largest(self, k: Tensor) -> Survivors:
         """Exactly k tokens, of equal logits the lowest ids; k <= 0 keeps all."""
         rank = _inverse(self._order(lowest_ids_last=False))
-        return self._only((rank < k[:, None]) | (k <= 0)[:, None])
+        return self._only(rank < k[:, None], "top_k", k, k <= 0)
 
     def largest_and_ties(self, k: Tensor) -> Survivors:
         """The k largest logits and all that equal the k-th; k <= 0 keeps all."""
         values = self._left().sort(dim=-1, descending=True).values
         kth = values.gather(1, (k[:, None] - 1).clamp(0, values.shape[1] - 1))
-        return self._only((self._values >= kth) | (k <= 0)[:, None])
+        return self._only(self._values >= kth, "top_k", k, k <= 0)
 
     def nucleus(self, p: Tensor, *, lowest_ids_last: bool) -> Survivors:
         """The most probable tokens until their mass reaches p, at least one; p >= 1 keeps all.
@@ -199,30 +223,33 @@ class Survivors:
         before = mass.cumsum(-1) - mass
         within = before < p[:, None]
         within[:, 0] = True
-        return self._only(within.gather(1, _inverse(order)) | (p >= 1)[:, None])
+        return self._only(within.gather(1, _inverse(order)), "top_p", p, p >= 1)
 
     def share_of_best(self, share: Tensor) -> Survivors:
         """Tokens with at least this share of the largest probability that is left; 0 keeps all."""
         depth = self._depth.masked_fill(~self.kept, -float("inf"))
         best = depth.amax(dim=-1, keepdim=True)
-        return self._only(((depth - best).exp() >= share[:, None]) | (share <= 0)[:, None])
+        return self._only((depth - best).exp() >= share[:, None], "min_p", share, share <= 0)
 
     def typical(self, p: Tensor) -> Survivors:
         """The tokens whose surprise is nearest to the entropy until their mass is above p; p >= 1 keeps all."""
         order, _, mass = self._nearest()
         before = mass.cumsum(-1) - mass
-        return self._only((before <= p[:, None]).gather(1, _inverse(order)) | (p >= 1)[:, None])
+        return self._only((before <= p[:, None]).gather(1, _inverse(order)), "typical_p", p, p >= 1)
 
     def typical_and_ties(self, p: Tensor) -> Survivors:
         """As `typical` until their mass reaches p, with all that are as near as the last; p >= 1 keeps all."""
         order, distance, mass = self._nearest()
         last = (mass.cumsum(-1) < p[:, None]).sum(-1, keepdim=True).clamp(max=mass.shape[1] - 1)
         farthest = distance.gather(1, order.gather(1, last))
-        return self._only((distance <= farthest) | (p >= 1)[:, None])
+        return self._only(distance <= farthest, "typical_p", p, p >= 1)
 
-    def _only(self, keep: Tensor) -> Survivors:
+    def _only(self, keep: Tensor, name: str, value: Tensor, off: Tensor) -> Survivors:
+        """What is left of what `keep` says, and of rows where the truncation is `off` all."""
         fewer: Survivors = object.__new__(Survivors)
-        fewer._values, fewer._depth, fewer.kept = self._values, self._depth, self.kept & keep
+        fewer._values, fewer._depth, fewer.kept = self._values, self._depth, self.kept & (keep | off[:, None])
+        on = len(off) > 0 and not bool(off[0])
+        fewer.history = (*self.history, (f"{name}={value[0].item():g}", fewer.kept)) if on else self.history
         return fewer
 
     def _left(self) -> Tensor:

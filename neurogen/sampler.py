@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from neurogen.stages import SamplerStage
+
 __all__ = ["API_VERSION", "Sampler", "State", "TruncationSampler"]
 
 API_VERSION = 1
@@ -135,31 +137,51 @@ class Sampler:
             self._check_ids(ids, logits, vocab)
         return ids
 
-    def probs(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+    def probs(self, /, logits: Tensor, *, check: bool = True, state: State | None = None, **params: Any) -> Tensor:
         """The distribution that `sample` draws from.
 
         Args:
             logits, check, **params: as for `sample`. With `check=False` an invalid row is all zeros.
+            state: of a sampler with memory: what the next token of each row is drawn from. It is not changed; without
+                it, the first token of a sequence is meant.
 
         Returns:
             float32 [batch, vocab] on the device of `logits`; at temperature 0 one-hot.
         """
         import torch
 
-        return self._whole_row("probs", self.distribution, torch.float32, logits, check, params)
+        return self._whole_row("probs", self.distribution, torch.float32, logits, check, state, params)
 
-    def support(self, /, logits: Tensor, *, check: bool = True, **params: Any) -> Tensor:
+    def support(self, /, logits: Tensor, *, check: bool = True, state: State | None = None, **params: Any) -> Tensor:
         """The tokens that can be drawn.
 
         Args:
             logits, check, **params: as for `sample`. With `check=False` an invalid row is all False.
+            state: as for `probs`.
 
         Returns:
             bool [batch, vocab] on the device of `logits`.
         """
         import torch
 
-        return self._whole_row("support", self.survivors, torch.bool, logits, check, params)
+        return self._whole_row("support", self.survivors, torch.bool, logits, check, state, params)
+
+    def stages(
+        self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
+    ) -> list[SamplerStage]:
+        """What is done to one row, step by step, for explanations; the last stage leaves what the token is drawn from.
+
+        By default the temperature and then one truncation. A sampler that does more, or in another order, overrides it.
+
+        Args:
+            logits: [1, vocab], valid.
+            seed, position: as for `sample`: a sampler that decides by chance tells what was decided.
+            state: of a sampler with memory, before the token; not changed.
+            **params: as for `sample`, one number each.
+        """
+        from neurogen.stages import stages_of
+
+        return stages_of(self, logits, state, params)
 
     def new_state(self, batch: int) -> State:
         """Fresh memory for `batch` sequences of a stateful sampler.
@@ -185,13 +207,16 @@ class Sampler:
         """
         return self._backend(logits).sample(logits, seed, position, params, *state)  # type: ignore[no-any-return]
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
-        """float32 [batch, vocab], the distribution; by default the `probs` of the backend's module."""
-        return self._backend(logits).probs(logits, params)  # type: ignore[no-any-return]
+    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        """float32 [batch, vocab], the distribution; by default the `probs` of the backend's module.
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        """bool [batch, vocab], the support; by default the `support` of the backend's module."""
-        return self._backend(logits).support(logits, params)  # type: ignore[no-any-return]
+        A sampler with memory may be given its state, not to be changed; without it, the first token is meant.
+        """
+        return self._backend(logits).probs(logits, params, *state)  # type: ignore[no-any-return]
+
+    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        """bool [batch, vocab], the support; by default the `support` of the backend's module. See `distribution`."""
+        return self._backend(logits).support(logits, params, *state)  # type: ignore[no-any-return]
 
     # Checks at the border.
 
@@ -305,20 +330,23 @@ class Sampler:
     def _whole_row(
         self,
         call: str,
-        function: Callable[[Tensor, RowParams], Tensor],
+        function: Callable[..., Tensor],
         dtype: torch.dtype,
         logits: Tensor,
         check: bool,
+        state: State | None,
         params: Mapping[str, Any],
     ) -> Tensor:
         import torch
 
         logits = self._checked_logits(logits)
         rows = self._rows(params, logits.shape[0], logits.device)
+        if state is not None:
+            self._check_state(state)
         if logits.shape[0] == 0:
             return torch.empty(logits.shape, dtype=dtype, device=logits.device)
         try:
-            result = function(logits, rows)
+            result = function(logits, rows) if state is None else function(logits, rows, state)
         except Exception as error:
             self._raise_failure(call, error)
         self._check_result(call, result, dtype, logits.shape, logits.device)
@@ -355,11 +383,11 @@ class TruncationSampler(Sampler):
     def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
         return super().select(self._masked(logits, params), seed, position, params, *state)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().distribution(self._masked(logits, params), params)
+    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().distribution(self._masked(logits, params), params, *state)
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().survivors(self._masked(logits, params), params)
+    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().survivors(self._masked(logits, params), params, *state)
 
     def _masked(self, logits: Tensor, params: RowParams) -> Tensor:
         """The logits with -inf for every token removed; NaN and +inf stay, rows at temperature 0 stay whole."""

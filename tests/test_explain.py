@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,14 +17,18 @@ from click.testing import CliRunner
 
 import neurogen
 from neurogen import reference
+from neurogen.cli.explain import report
 from neurogen.cli.program import main
 from neurogen.errors import ParameterError
 from neurogen.explain import Explanation, explain
 from neurogen.explain_page import fragment, page
+from neurogen.generation import Prompt
+from neurogen.kernels.numerics import random_bits, uniform
 from neurogen.models import LanguageModel, load_model
 from neurogen.runner import Runner
 
 TEXT = "Once upon a time"
+SLIDERS = Path(neurogen.__file__).parent / "explain_sliders.js"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,185 @@ def test_the_tail_of_a_page_holds_all_other_tokens(chain: Explanation, starter: 
     top = logits.max()
     told = sum(math.exp(value - top) for _, _, value in step.logits) + sum(n * math.exp(v - top) for n, v in step.tail)
     assert told == pytest.approx(np.exp(logits - top).sum(), rel=1e-3)
+
+
+MIRRORED = [
+    ("topk", {"k": 20, "temperature": 0.7}),
+    ("topp", {"p": 0.95, "temperature": 1.755}),
+    ("topp", {"p": 0.9999, "temperature": 2.0}),
+    ("temperature", {"temperature": 1.3}),
+    ("topk(k=300)+topp(p=0.98)", {"temperature": 1.9}),
+    ("topp(p=0.98)+topk(k=300)", {"temperature": 1.9}),
+    ("greedy", {}),
+    ("topp", {"p": 0.9, "temperature": 0.0}),
+]
+"""Samplers whose settings the sliders have."""
+
+
+def by_node(explanation: Explanation, settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What the page's own script finds for every step, at the settings that the page starts with or at others."""
+    if shutil.which("node") is None:
+        pytest.skip("node, which runs the page's script, is not installed")
+    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    script = SLIDERS.read_text(encoding="utf-8")
+    program = (
+        f"{script}\nconst data = {json.dumps(data)};\nconst settings = {json.dumps(settings or data['start'])};\n"
+        "console.log(JSON.stringify(data.steps.map((step) => keptOf(step, settings, data.order))));"
+    )
+    shown = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, timeout=60, check=True).stdout
+    found: list[dict[str, Any]] = json.loads(shown)
+    return found
+
+
+@pytest.mark.parametrize(("spec", "params"), MIRRORED)
+def test_at_the_settings_of_the_run_the_sliders_keep_what_the_table_says(
+    starter: LanguageModel, spec: str, params: dict[str, Any]
+) -> None:
+    explanation = explain(starter, neurogen.load_sampler(spec, **params), TEXT, seed=3, max_new_tokens=12, top=2000)
+    for step, now in zip(explanation.steps, by_node(explanation), strict=True):
+        assert now["count"] == step.stages[-1].kept
+        drawn = {one.token_id: one.drawn for one in step.candidates}
+        for (token, _, _), probability in zip(step.logits, now["probabilities"], strict=False):
+            assert probability == pytest.approx(drawn[token], rel=1e-4, abs=1e-7)
+        assert now["probabilities"][step.place] == pytest.approx(step.drawn, rel=1e-4)
+
+
+def test_at_other_settings_the_sliders_keep_what_the_sampler_would(starter: LanguageModel) -> None:
+    explanation = explain(starter, neurogen.load_sampler("topk", k=5), TEXT, seed=3, max_new_tokens=8)
+    other = neurogen.load_sampler("topk(k=900)+topp(p=0.97)", temperature=2.5)
+    ids = list(starter.tokenizer.encode(TEXT))
+    found = by_node(explanation, {"temperature": 2.5, "k": 900, "p": 0.97})
+    for step, now in zip(explanation.steps, found, strict=True):
+        kept = int(other.support(torch.tensor(logits_of(starter, ids))[None]).sum())
+        assert now["count"] == pytest.approx(kept, abs=1)  # the logits of a batch and of one row may round differently
+        ids.append(step.token_id)
+
+
+def test_a_page_that_cannot_hold_all_logits_says_so(chain: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neurogen.explain_page.MOST_BYTES", 100)
+    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(chain))[0])
+    assert {step["values"] for step in data["steps"]} == {None}
+    assert [step["kept"] for step in data["steps"]] == [step.stages[-1].kept for step in chain.steps]
+    assert "nearly right, not exact" in page(chain)
+
+
+def test_sliders_do_not_claim_to_know_other_samplers(starter: LanguageModel) -> None:
+    explanation = explain(starter, neurogen.load_sampler("minp"), TEXT, seed=3, max_new_tokens=2)
+    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    assert (data["own"], data["sampler"]) == (None, "minp")
+
+
+TOLD = [
+    "greedy", "temperature(temperature=1.3)", "topk(k=7)", "topp(p=0.8)", "minp", "typical", "epsilon", "eta",
+    "topnsigma", "dynatemp", "xtc(probability=1.0)", "xtc(probability=0.0)", "mirostat(eta=0.5)", "topk(k=50)+mirostat",
+    "topk+topp", "topk(k=30)+typical", "transformers(top_k=30, top_p=0.9, min_p=0.02, temperature=1.4)",
+    "vllm(top_k=30, top_p=0.9, min_p=0.02, temperature=0.004)", "llamacpp", "llamacpp(temperature=0.0)",
+    "topp(temperature=0.0)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", TOLD)
+def test_what_is_told_is_what_the_sampler_itself_says(starter: LanguageModel, spec: str) -> None:
+    """Kept tokens and probabilities are those of `support` and `probs`, with the memory that the sampler had."""
+    sampler = neurogen.load_sampler(spec)
+    explanation = explain(starter, sampler, TEXT, seed=11, max_new_tokens=12, top=50)
+    ids = list(starter.tokenizer.encode(TEXT))
+    given: dict[str, Any] = {"state": sampler.new_state(1)} if sampler.stateful else {}
+    kept = []
+    for step in explanation.steps:
+        logits = torch.tensor(logits_of(starter, ids))[None]
+        probs = sampler.probs(logits, **given)[0]
+        kept.append(step.stages[-1].kept)
+        assert kept[-1] == pytest.approx(int(sampler.support(logits, **given).sum()), abs=1)
+        assert step.drawn == pytest.approx(float(probs[step.token_id]), rel=1e-3)
+        assert step.drawn > 0
+        for one in step.candidates:
+            assert one.drawn == pytest.approx(float(probs[one.token_id]), rel=1e-3, abs=1e-6)
+            assert (one.removed_by is None) or one.drawn == 0
+        sampler.sample(logits, seed=11, position=step.position, **given)
+        ids.append(step.token_id)
+    if "mirostat" in spec:
+        assert len(set(kept)) > 2
+
+
+def names(explanation: Explanation, step: int = 0) -> list[str]:
+    return [stage.name.partition("=")[0].partition(" ")[0] for stage in explanation.steps[step].stages]
+
+
+def test_the_stages_of_a_profile_stand_in_the_order_of_the_program(starter: LanguageModel) -> None:
+    order = {
+        "llamacpp": ["top_k", "typical_p", "top_p", "min_p", "temperature"],
+        "transformers": ["temperature", "top_k", "top_p", "min_p", "typical_p"],
+        "vllm": ["temperature", "min_p", "top_k", "top_p"],
+    }
+    for name, expected in order.items():
+        given = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "temperature": 0.7}
+        params = {one: value for one, value in given.items() if one in expected}
+        explanation = explain(starter, neurogen.load_sampler(name, **params), TEXT, seed=2, max_new_tokens=6)
+        assert names(explanation) == expected
+        for step in explanation.steps:
+            counts = [stage.kept for stage in step.stages if stage.kind == "truncation"]
+            assert counts == sorted(counts, reverse=True)
+            assert step.random is not None or step.drawn > 0.999
+    off = explain(starter, neurogen.load_sampler("llamacpp", min_p=0.0, temperature=1.0), TEXT, max_new_tokens=1)
+    assert names(off) == ["top_k", "top_p"]
+
+
+def test_of_xtc_the_outcome_of_its_chance_is_told(starter: LanguageModel) -> None:
+    sampler = neurogen.load_sampler("xtc", threshold=0.05, probability=0.5)
+    explanation = explain(starter, sampler, TEXT, seed=4, max_new_tokens=30, top=30)
+    outcomes = set()
+    for step in explanation.steps:
+        removes = float(uniform(random_bits(4, step.position, 1))) < 0.5
+        outcomes.add(removes)
+        assert ("came true" in step.stages[-1].name) == removes
+        assert removes or step.stages[-1].kept == explanation.vocab_size
+        assert removes or not any(one.removed_by for one in step.candidates)
+        assert step.interval is not None or step.drawn > 0.999
+    assert outcomes == {True, False}
+
+
+class Fading(neurogen.Sampler):
+    """Draws the best token, then the second best, and so on; its `probs` knows no memory."""
+
+    name = "fading"
+    api_version = 1
+    stateful = True
+
+    def new_state(self, batch: int) -> neurogen.State:
+        return {"count": torch.zeros(batch, dtype=torch.int64)}
+
+    def select(self, logits: Any, seed: Any, position: Any, params: Any, *state: neurogen.State) -> torch.Tensor:
+        state[0]["count"] += 1
+        return logits.argsort(descending=True, stable=True).gather(1, state[0]["count"][:, None] - 1)[:, 0]
+
+    def distribution(self, logits: Any, params: Any) -> torch.Tensor:
+        return torch.softmax(logits, -1)
+
+    def survivors(self, logits: Any, params: Any) -> torch.Tensor:
+        return logits > -torch.inf
+
+
+def test_nothing_is_told_of_a_memory_that_a_sampler_does_not_tell_of(starter: LanguageModel) -> None:
+    explanation = explain(starter, Fading(), TEXT, max_new_tokens=3)
+    assert [step.rank for step in explanation.steps] == [1, 2, 3]
+    assert {step.drawn for step in explanation.steps} == {None}
+    assert [step.stages for step in explanation.steps] == [[], [], []]
+    report(explanation)
+    json.dumps(explanation.to_json())
+    assert "does not tell what it kept" in page(explanation)
+
+
+def test_a_prompts_own_parameters_are_those_told(starter: LanguageModel) -> None:
+    prompt = Prompt(0, TEXT, params={"k": 3, "temperature": 0.5})
+    explanation = explain(starter, neurogen.load_sampler("topk", k=50), prompt, seed=1, max_new_tokens=4)
+    assert [stage.name for stage in explanation.steps[0].stages] == ["temperature 0.5", "topk(k=3)"]
+    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    assert data["own"] == {"temperature": 0.5, "k": 3, "p": 1.0}
+    mirostat = neurogen.load_sampler("mirostat", eta=1.0)
+    own = explain(starter, mirostat, Prompt(0, TEXT, params={"tau": 1.0}), seed=1, max_new_tokens=8)
+    plain = explain(starter, neurogen.load_sampler("mirostat", eta=1.0, tau=1.0), TEXT, seed=1, max_new_tokens=8)
+    assert [(step.token_id, step.drawn) for step in own.steps] == [(step.token_id, step.drawn) for step in plain.steps]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

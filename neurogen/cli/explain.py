@@ -148,6 +148,8 @@ def _report_step(console: Any, step: ExplainedStep) -> None:
 
 
 def _decision(step: ExplainedStep) -> str:
+    if step.drawn is None:
+        return "a sampler with memory drew it, and does not tell what it kept"
     if step.random is None or step.interval is None:
         return f"drawn with {_percent(step.drawn)}: no random number decided"
     low, high = step.interval
@@ -171,7 +173,7 @@ def _table(step: ExplainedStep) -> Table:
 
 
 def _drawn(one: Candidate) -> str:
-    return "-" if one.removed_by else _percent(one.drawn)
+    return "-" if one.removed_by else "?" if one.drawn is None else _percent(one.drawn)
 
 
 def _percent(share: float) -> str:

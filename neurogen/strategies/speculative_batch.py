@@ -235,7 +235,7 @@ class SpeculativeBatch:
     def _probs(self, logits: Tensor, arguments: dict[str, Any]) -> Tensor:
         """What the sampler makes of [rows, columns, vocab] with the rows' own parameters, float32; 0 where invalid."""
         rows, columns, vocab = logits.shape
-        params = {
+        params: dict[str, Any] = {
             name: value.repeat_interleave(columns) if isinstance(value, Tensor) else value
             for name, value in arguments.items()
             if name not in ("seed", "position")

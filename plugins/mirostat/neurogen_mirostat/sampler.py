@@ -14,7 +14,8 @@ class Mirostat(Sampler):
     """Keeps tokens of a surprise up to mu bits, and moves mu so that those drawn have tau bits on average (Basu et al.,
     2021, "Mirostat: A Neural Text Decoding Algorithm that Directly Controls Perplexity"; its second version).
 
-    It has memory, mu of each sequence. `probs` and `support` describe the first token of a sequence, mu = 2 * tau.
+    It has memory, mu of each sequence. Without a state, `probs` and `support` describe the first token of a sequence,
+    mu = 2 * tau.
     """
 
     name = "mirostat"
@@ -42,11 +43,24 @@ class Mirostat(Sampler):
         the state says by twice the difference.
         """
         (memory,) = state
-        higher = 2.0 * (params.tau - self._tau)
-        memory["mu"] += higher
-        ids = super().select(logits, seed, position, params, memory)
-        memory["mu"] -= higher
+        moved = self._of_rows(memory, params)
+        ids = super().select(logits, seed, position, params, moved)
+        memory["mu"].copy_(moved["mu"] - self._higher(params))
         return ids
+
+    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().distribution(logits, params, *(self._of_rows(memory, params) for memory in state))
+
+    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super().survivors(logits, params, *(self._of_rows(memory, params) for memory in state))
+
+    def _of_rows(self, memory: State, params: RowParams) -> State:
+        """The memory with every row's own mu."""
+        return {"mu": memory["mu"] + self._higher(params)}
+
+    def _higher(self, params: RowParams) -> Tensor:
+        higher: Tensor = 2.0 * (params.tau - self._tau)
+        return higher
 
     @property
     def _tau(self) -> float:

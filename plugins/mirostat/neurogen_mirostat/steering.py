@@ -29,15 +29,16 @@ def steered(calls: Any) -> tuple[Callable[..., Tensor], Callable[..., Tensor], C
         mu.copy_(torch.where((ids >= 0) & (drawn > 0), moved, mu))
         return ids
 
-    def probs(logits: Tensor, params: RowParams) -> Tensor:
-        return calls.probs(logits, _first(params))  # type: ignore[no-any-return]
+    def probs(logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return calls.probs(logits, _next(params, *state))  # type: ignore[no-any-return]
 
-    def support(logits: Tensor, params: RowParams) -> Tensor:
-        return calls.support(logits, _first(params))  # type: ignore[no-any-return]
+    def support(logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return calls.support(logits, _next(params, *state))  # type: ignore[no-any-return]
 
     return sample, probs, support
 
 
-def _first(params: RowParams) -> RowParams:
-    """Of the first token of a sequence."""
-    return RowParams(mu=2 * params.tau, temperature=params.temperature)
+def _next(params: RowParams, *state: State) -> RowParams:
+    """Of the next token with a memory; without one, of the first token of a sequence."""
+    mu = state[0]["mu"] if state else 2 * params.tau
+    return RowParams(mu=mu, temperature=params.temperature)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from neurogen import Param, Sampler, SamplerParams
+from typing import TYPE_CHECKING, Any
+
+from neurogen import Param, Sampler, SamplerParams, State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neurogen.stages import SamplerStage
 
 
 class XTC(Sampler):
@@ -24,3 +31,16 @@ class XTC(Sampler):
             0.5, ge=0, le=1, option="--xtc-probability", description="Chance that top choices are removed; 0 is never."
         )
         temperature: float = Param(1.0, ge=0, description="Below 1 sharpens, above 1 flattens; 0 is greedy.")
+
+    def stages(
+        self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
+    ) -> list[SamplerStage]:
+        """As the second random number of (seed, position) has decided: with the top choices removed, or with all."""
+        from neurogen.kernels.numerics import random_bits, uniform
+
+        values = {**self.params.model_dump(), **params}
+        removes = bool(uniform(random_bits(seed, position, 1)) < values["probability"])
+        *most, last = super().stages(logits, **{**values, "probability": 1.0 if removes else 0.0})
+        told = f"threshold={values['threshold']!r}, probability={values['probability']!r}"
+        outcome = "the chance came true" if removes else "by chance nothing removed"
+        return [*most, last._replace(name=f"{self.name}({told}), {outcome}")]
