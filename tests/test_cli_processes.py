@@ -295,3 +295,19 @@ def test_tables_on_a_terminal_fit_and_respect_no_color(monkeypatch: pytest.Monke
     _, _, plain = on_terminal("samplers", stdout=True)
     assert "\x1b[36m" not in plain
     assert all(len(line) <= 120 for line in click.unstyle(plain).splitlines())  # NO_COLOR leaves bold as it is
+
+
+@pytest.mark.slow
+def test_compiling_is_said_on_a_terminal_by_other_commands_too_and_nowhere_else(tmp_path: Path) -> None:
+    arguments = ("conformance", "topk", "--quick", "--only", "batch")
+    cold = str(tmp_path / "cold")
+    code, piped, shown = on_terminal(*arguments, "--json", stdout=False, NUMBA_CACHE_DIR=cold)
+    assert code == 0
+    assert json.loads(piped)["passed"]
+    said = "\r\x1b[2KCompiling the kernels of topk (first use after a change) ..."
+    assert said in shown
+    assert shown.endswith("\r\x1b[2K")
+    assert on_terminal(*arguments, stdout=False, NUMBA_CACHE_DIR=cold)[2] == ""  # now they are there
+    with process(*arguments, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cold too")}) as running:
+        _, errors = running.communicate()
+    assert errors.decode() == ""

@@ -20,6 +20,7 @@ import click
 
 from neurogen import __version__
 from neurogen.cli.common import Settings, ShownContext, debug_option, show_printable_help, tell
+from neurogen.cli.compiling_notice import watch_compiling
 from neurogen.cli.configured import Defaults, check_variables, name_variables
 from neurogen.configuration import ConfigurationError, read_configuration
 from neurogen.errors import NeurogenError
@@ -118,6 +119,7 @@ class Program(click.Group):
         """Run the command line and end the process with its exit code."""
         settings = Settings(debug=os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"))
         extra = {**extra, "standalone_mode": False, "obj": settings}
+        watch_compiling()
         try:
             code = super().main(args, prog_name, **extra)
         except click.Abort:

@@ -16,6 +16,7 @@ from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
 from neurogen.errors import NeurogenError
 from neurogen.generation import RunOptions
+from neurogen.kernels.compiling import unwatched
 from neurogen.runner import Runner
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _load_model(session: Session) -> Any:
         slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
         # What is wrong with the sampler shows where it is used.
         if arguments.engine != "vllm":
-            with if_slow(lambda: instead(slow)), suppress(NeurogenError):
+            with unwatched(), if_slow(lambda: instead(slow)), suppress(NeurogenError):
                 _warm(sampler, model)
     unused = why_gpu_unused(arguments.device) if arguments.engine == "torch" else None
     if unused is not None:

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core import event
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import FunctionCache, IndexDataCacheFile, InTreeCacheLocator
+
+from neurogen.kernels.compiling import finished, started
 
 __all__ = ["cached"]
 
@@ -37,6 +40,19 @@ def _number_apart() -> None:
 
 _number_apart()
 os.register_at_fork(after_in_child=_number_apart)
+
+
+class _Compilations(event.Listener):  # type: ignore[misc]
+    """Passes on when Numba compiles; what it reads from disk it does not compile."""
+
+    def on_start(self, event: Any) -> None:
+        started()
+
+    def on_end(self, event: Any) -> None:
+        finished()
+
+
+event.register("numba:compile", _Compilations())
 
 
 class _OwnFolder(InTreeCacheLocator):  # type: ignore[misc]

@@ -16,6 +16,7 @@ from numba import cuda, types
 from torch import Tensor
 
 from neurogen.errors import ContractError, DeviceError, ParameterError
+from neurogen.kernels.compiling import compiling
 from neurogen.kernels.host import check_memory
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]
@@ -102,7 +103,7 @@ class Kernel:
                 )
             # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
             compiled = cuda.jit(self.signature(*dtypes), launch_bounds=self.launch_bounds, lto=False)
-            with cuda.gpus[device]:
+            with compiling(), cuda.gpus[device]:
                 self._forms[key] = compiled(self.function)
         return self._forms[key]
 

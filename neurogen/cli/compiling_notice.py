@@ -1,0 +1,64 @@
+"""Says on a terminal that a sampler's kernels are being compiled, which happens once and takes seconds."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+
+from neurogen.cli.common import is_terminal
+from neurogen.cli.output import ERASE_LINE, SLOW_SECONDS
+from neurogen.kernels.compiling import watch
+from neurogen.sampler import Sampler
+
+__all__ = ["CompilingNotice", "watch_compiling"]
+
+
+class CompilingNotice:
+    """Says on a terminal that kernels are compiled, if that takes more than a moment, and takes it away afterwards."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+        self._is_shown = False
+
+    def __call__(self, begins: bool) -> None:
+        """Compiling begins, or has ended."""
+        if begins:
+            self._timer = threading.Timer(SLOW_SECONDS, self._show, (_sampler_in_use(),))
+            self._timer.daemon = True
+            self._timer.start()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+            if self._is_shown:
+                _write(ERASE_LINE)
+            self._timer, self._is_shown = None, False
+
+    def _show(self, name: str) -> None:
+        self._is_shown = True
+        _write(f"{ERASE_LINE}Compiling the kernels of {name} (first use after a change) ...")
+
+
+def _sampler_in_use() -> str:
+    """The name of the sampler that is being called, by the frames of this thread."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        user = frame.f_locals.get("self")
+        if isinstance(user, Sampler):
+            return str(user.name)
+        frame = frame.f_back
+    return "the sampler"
+
+
+def watch_compiling() -> None:
+    """Show on stderr, if that is a terminal that can take a line away again, when kernels are compiled."""
+    if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
+        watch(CompilingNotice())
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
