@@ -13,13 +13,31 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Spellings", "TemplateEncoder", "TextIds"]
+from neurogen.errors import ParameterError
+
+__all__ = ["PRIVATE_USE", "Spellings", "TemplateEncoder", "TextIds", "check_characters"]
 
 PRIVATE_USE = range(0xE000, 0xF900)
 """Characters without a meaning of their own, one of which marks spellings while a template is rendered."""
 
 ALIAS = "\U000f0000"
 """Begins and ends the random spellings; it is outside of `PRIVATE_USE`."""
+
+
+def check_characters(text: str) -> None:
+    """Refuse a text that is none in UTF-8.
+
+    Raises:
+        ParameterError: it holds half of a character.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ParameterError(
+            f"The text holds {text[error.start]!r}, half of a character, at {error.start}: it was cut or decoded "
+            "wrongly. Give text whose characters are whole.",
+            "text",
+        ) from None
 
 
 class Spellings:
@@ -150,11 +168,13 @@ class TextIds:
 
     def parsed(self, text: str) -> list[int]:
         """The ids as transformers gives them: a special token that is spelled out becomes that token."""
+        check_characters(text)
         with self._lock:
             return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def of_text(self, text: str) -> list[int]:
         """The ids of a text of others: the same for ordinary text, and never a special token."""
+        check_characters(text)
         if self._backend is None and not self.spellings.found(text):
             return self.parsed(text)  # Python's tokenizers know no middle way: all added tokens or none
         with self._lock:

@@ -18,7 +18,7 @@ import sentencepiece
 
 from neurogen.errors import ModelError
 from neurogen.files import read_text, to_json
-from neurogen.special_tokens import Spellings, TextIds
+from neurogen.special_tokens import PRIVATE_USE, Spellings, TextIds, check_characters
 
 __all__ = ["HFTokenizer", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
 
@@ -66,6 +66,9 @@ class Tokenizer(ABC):
                 others have written does not end documents or begin turns.
             add_bos: put the start-of-sequence id first, where this tokenizer's convention has one.
             parse_special: make special tokens of their spellings instead, for a text that is meant so.
+
+        Raises:
+            ParameterError: the text holds half of a character (a lone surrogate), which no UTF-8 has.
         """
 
     @abstractmethod
@@ -138,14 +141,32 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos_ids = frozenset({eos} if eos >= 0 else ())
         self.special_ids = frozenset(i for i in range(self.vocab_size) if self._processor.is_control(i))
         self._spellings = Spellings({self._processor.id_to_piece(i): i for i in sorted(self.special_ids)})
+        byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        self._byte_ids = byte_ids if all(map(self._processor.is_byte, byte_ids)) else None
         self.has_chat_template = False
+
+    def _ids(self, text: str) -> list[int]:
+        """The ids of a text; U+2581, which SentencePiece writes for a space, is spelled in bytes, to be kept apart."""
+        check_characters(text)
+        if SPACE_SYMBOL not in text or self._byte_ids is None:
+            return list(self._processor.encode(text))
+        stand_in = next(one for one in map(chr, PRIVATE_USE) if one not in text and self._is_unknown(one))
+        ids: list[int] = self._processor.encode(text.replace(SPACE_SYMBOL, stand_in))
+        spelled, wanted = ([self._byte_ids[byte] for byte in one.encode()] for one in (stand_in, SPACE_SYMBOL))
+        for place in range(len(ids) - len(spelled) + 1):
+            if ids[place : place + len(spelled)] == spelled:
+                ids[place : place + len(spelled)] = wanted
+        return ids
+
+    def _is_unknown(self, piece: str) -> bool:
+        return bool(self._processor.is_unknown(self._processor.piece_to_id(piece)))
 
     def encode(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """See `Tokenizer.encode`."""
         parts = self._spellings.split(text) if parse_special else (text,)
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._processor.encode(part)
+            ids += [part] if isinstance(part, int) else self._ids(part)
         return [self.bos_id, *ids] if add_bos and self.adds_bos and self.bos_id is not None else ids
 
     def _decode(self, ids: list[int]) -> str:

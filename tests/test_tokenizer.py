@@ -12,7 +12,7 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neurogen.errors import ModelError
+from neurogen.errors import ModelError, ParameterError
 from neurogen.stream_decoder import StreamDecoder
 from neurogen.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 
@@ -132,6 +132,32 @@ def test_bytes_of_tokens_join_to_the_text(name: str, request: pytest.FixtureRequ
 def test_text_survives_a_round_trip(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer = request.getfixturevalue(name)
     assert tokenizer.decode(tokenizer.encode(SAMPLE)) == SAMPLE
+
+
+KEPT = [
+    "a\u2581b", "\u2581", " \u2581\u2581 a\u2581 ", "\ue000\u2581", "  a   b  ", " a", "a\r\nb\rc\n\n", "x\x00y",
+    "\ufb01 \u2460 e\u0301 \u00c5 \uff21", "\ufeffa", "\u00a0\u3000a", "\t\t", " ", "",
+]  # fmt: skip
+"""White space, what normalisations change, and the character that SentencePiece writes for a space."""
+
+
+@pytest.mark.parametrize("name", ["tiny", "stories", "chat"])
+def test_no_character_of_a_text_is_lost_or_becomes_another(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    for text in KEPT:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert streamed(tokenizer, ids) == text
+        if "\u2581" not in text and isinstance(tokenizer, SentencePieceTokenizer):
+            assert tokenizer.encode(text, add_bos=False) == tokenizer._processor.encode(text)
+
+
+@pytest.mark.parametrize("name", ["tiny", "byte_fallback", "chat"])
+def test_half_of_a_character_is_refused(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(name)
+    for parse_special in (False, True):
+        with pytest.raises(ParameterError, match=r"The text holds '\\ud83d', half of a character, at 2"):
+            tokenizer.encode("a \ud83d b", parse_special=parse_special)
 
 
 def test_bos_follows_the_tokenizers_convention(stories: Tokenizer, chat: Tokenizer) -> None:
