@@ -18,10 +18,10 @@ from torch import Tensor
 from neurogen.documents import BrokenRow, TextStream
 from neurogen.encoding import Ids, Segment, Start, segments
 from neurogen.errors import DataError, ModelError, ParameterError
-from neurogen.health import IGNORED
+from neurogen.health import IGNORE_INDEX
 from neurogen.tokenizer import Tokenizer
 
-__all__ = ["IGNORED", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
+__all__ = ["IGNORE_INDEX", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
 
 STATE_VERSION = 2
 STATE_OF_IDS = 1
@@ -34,8 +34,8 @@ class PackedBatch:
 
     Attributes:
         context_ids: int64 [batch, context], on the CPU.
-        target_ids: int64 [batch, context]; `target_ids[b, t]` is the id that follows `context_ids[b, t]`, or `IGNORED`
-            where nothing does, which is at the end of the data.
+        target_ids: int64 [batch, context]; `target_ids[b, t]` is the id that follows `context_ids[b, t]`, or
+            `IGNORE_INDEX` where nothing does, which is at the end of the data.
         targets: how many there are over all ranks, without those to ignore.
     """
 
@@ -258,7 +258,7 @@ class PackedStream:
         first, last = min(self._rank * share, length), min((self._rank + 1) * share, length)
         missing = share - (last - first) if self._pad_last else 0
         contexts = np.pad(ids[first:last], (0, missing), constant_values=self._eos)
-        targets = np.pad(ids[first + 1 : last + 1], (0, missing), constant_values=IGNORED)
+        targets = np.pad(ids[first + 1 : last + 1], (0, missing), constant_values=IGNORE_INDEX)
         shape = (-1, self._context)
         return PackedBatch(torch.tensor(contexts).view(shape), torch.tensor(targets).view(shape), length)
 

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from neurogen.errors import ParameterError
+
 __all__ = [
     "FLAT_ENTROPY",
-    "IGNORED",
+    "IGNORE_INDEX",
     "SATURATED_TOP1",
     "Health",
     "HealthSums",
@@ -39,21 +41,26 @@ TOP = 5
 CHUNK_BYTES = 256 << 20
 """Float32 logits that are worked on at a time where torch does the work."""
 
-IGNORED = -100
-"""As a target: there is none at this position. The number that torch and transformers use for it."""
-
 LEAST = -1e4
 """What -inf counts as where it is multiplied by its probability of zero."""
+
+IGNORE_INDEX = -100
+"""As a target: there is none at this position, and nothing is measured. The number that torch and transformers use."""
+
+NO_TARGET = -1
+"""What every ignored target is called from the border on."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Verdict = Literal["healthy", "flat", "saturated", "diverged"]
 
 
 @dataclass(frozen=True)
 class Health:
-    """Means over positions.
+    """Means over positions; NaN where there is none.
 
     Attributes:
-        positions: how many.
+        positions: how many; those without a target do not count.
         vocab_size: width of the logits.
         loss: cross-entropy of the targets, in nats.
         accuracy: share of positions where the greedy token is the target.
@@ -96,7 +103,7 @@ class HealthSums:
             correct: positions where the greedy token is the target.
         """
         loss, top5, entropy, top1, positions = self.sums.tolist()
-        count = max(positions, 1)
+        count = positions or math.nan
         return Health(
             positions=int(positions),
             vocab_size=self.vocab_size,
@@ -114,7 +121,12 @@ def judge(health: Health, gradient_norm: float | None = None) -> tuple[Verdict, 
     Args:
         health: the means.
         gradient_norm: of a training step, where there was one.
+
+    Raises:
+        ParameterError: there is no position.
     """
+    if health.positions < 1:
+        raise ParameterError("There is nothing to judge: no position was measured, or none has a target.", "health")
     uniform = math.log(max(health.vocab_size, 2))
     numbers = (health.loss, health.entropy, health.top1_probability, 0.0 if gradient_norm is None else gradient_norm)
     if not all(math.isfinite(number) for number in numbers):
@@ -142,27 +154,81 @@ def judge(health: Health, gradient_norm: float | None = None) -> tuple[Verdict, 
     )
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, HealthSums]:
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, HealthSums]:
     """Mean cross-entropy with its gradient, and the health of the same positions.
 
     The softmax that the gradient needs anyway gives entropy, top-1 probability and rank as well. The gradient is made
     in the forward pass, so the backward pass computes no second exponential.
 
     Args:
-        logits: [positions, vocab], float32, float16 or bfloat16; worked on in float32.
-        targets: int64 [positions].
+        logits: [positions, vocab], float32, float16 or bfloat16, any strides; worked on in float32.
+        targets: int64 [positions] on the device of `logits`, ids in 0 .. vocab - 1, or `ignore_index`. The values are
+            looked at before any kernel runs, which on CUDA waits for the device.
+        ignore_index: target of the positions that do not count: neither in the loss nor in any measure, and their
+            gradient is zero.
 
     Returns:
-        the mean loss in nats, a float32 scalar that can be differentiated, and the sums.
+        the mean loss in nats over the positions that count, a float32 scalar that can be differentiated (NaN where
+        none counts, as torch's; the gradient is zero then), and the sums.
+
+    Raises:
+        ParameterError: wrong shapes, dtypes or devices, or a target outside the vocabulary.
     """
+    targets = _checked(logits, targets, ignore_index)
     loss, sums = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return loss, HealthSums(sums, logits.shape[-1])
 
 
 @torch.no_grad()
-def measure(logits: Tensor, targets: Tensor) -> HealthSums:
-    """The health of positions, without a gradient; arguments as for `cross_entropy`."""
-    return HealthSums(_sums(_softmax(logits, targets, None)), logits.shape[-1])
+def measure(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> HealthSums:
+    """The health of positions, without a gradient; arguments and errors as for `cross_entropy`."""
+    targets = _checked(logits, targets, ignore_index)
+    return HealthSums(_sums(_softmax(logits, targets, None), targets), logits.shape[-1])
+
+
+def _checked(logits: Any, targets: Any, ignore_index: Any) -> Tensor:
+    """The targets, with `NO_TARGET` for each that is ignored; all others are ids of the vocabulary."""
+    _check_logits(logits)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise ParameterError(f"ignore_index must be an integer, got {ignore_index!r}.", "ignore_index")
+    if not isinstance(targets, Tensor):
+        raise ParameterError(f"targets must be a torch tensor [positions], got {type(targets).__name__}.", "targets")
+    if targets.dtype != torch.int64 or targets.shape != logits.shape[:1] or targets.device != logits.device:
+        raise ParameterError(
+            f"targets must be int64 [{logits.shape[0]}] on {logits.device}, one for each row of logits, got "
+            f"{_name(targets.dtype)} {list(targets.shape)} on {targets.device}.",
+            "targets",
+        )
+    ignored = targets == ignore_index
+    outside = ((targets < 0) | (targets >= logits.shape[1])) & ~ignored
+    if outside.any():
+        place = int(outside.nonzero()[0])
+        raise ParameterError(
+            f"targets must be ids in 0 .. {logits.shape[1] - 1}, the vocabulary of the logits, or {ignore_index} "
+            f"(ignore_index) for a position that does not count, got {int(targets[place])} at position {place}.",
+            "targets",
+        )
+    return targets.masked_fill(ignored, NO_TARGET)
+
+
+def _check_logits(logits: Any) -> None:
+    if not isinstance(logits, Tensor):
+        raise ParameterError(
+            f"logits must be a torch tensor [positions, vocab], got {type(logits).__name__}.", "logits"
+        )
+    if logits.ndim != 2 or logits.shape[1] < 1 or logits.layout != torch.strided:
+        raise ParameterError(
+            f"logits must be a dense tensor [positions, vocab] with vocab >= 1, got {list(logits.shape)}, "
+            f"{_name(logits.layout)}. Join batch and positions with logits.reshape(-1, logits.shape[-1]).",
+            "logits",
+        )
+    if logits.dtype not in DTYPES:
+        allowed = ", ".join(map(_name, DTYPES))
+        raise ParameterError(f"logits must be {allowed}, got {_name(logits.dtype)}.", "logits")
+
+
+def _name(value: torch.dtype | torch.layout) -> str:
+    return str(value).removeprefix("torch.")
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -171,10 +237,10 @@ class _CrossEntropy(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-        sums = _sums(_softmax(logits, targets, gradient))
+        sums = _sums(_softmax(logits, targets, gradient), targets)
         ctx.save_for_backward(gradient.to(logits.dtype) if gradient is not None else None)
         ctx.mark_non_differentiable(sums)
-        return (sums[0] / max(logits.shape[0], 1)).float(), sums
+        return (sums[0] / sums[4]).float(), sums
 
     @staticmethod
     def backward(ctx: Any, loss: Tensor, sums: Tensor) -> tuple[Tensor | None, None]:
@@ -184,29 +250,43 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient * loss.to(gradient.dtype), None
 
 
-def _sums(measures: Tensor) -> Tensor:
+def _sums(measures: Tensor, targets: Tensor) -> Tensor:
     """What `HealthSums` holds, from the measures of every position (see `kernels.loss.MEASURES`)."""
-    loss, rank, entropy, top1 = measures.unbind(-1)
+    counts = targets != NO_TARGET
+    loss, rank, entropy, top1 = measures.unbind(-1)  # zero where there is no target
     # A NaN is above nothing, so that it has the first rank; where there is no distribution no token is right.
-    hits = (rank < TOP) & loss.isfinite()
-    columns = (loss, hits.double(), entropy, top1, torch.ones_like(loss))
+    hits = (rank < TOP) & loss.isfinite() & counts
+    columns = (loss, hits.double(), entropy, top1, counts.double())
     return torch.stack([column.sum() for column in columns])
 
 
 def _softmax(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tensor:
-    """Measures float64 [positions, 4], and the gradient of the mean loss where there is room for it."""
+    """Measures float64 [positions, 4], and the gradient of the mean loss where there is room for it.
+
+    Both are zero where the target is `NO_TARGET`.
+    """
     if logits.device.type == "cpu":
         from neurogen.kernels.loss import softmax_rows
 
         return softmax_rows(logits.detach(), targets, gradient)
+    return _softmax_by_torch(logits, targets, gradient)
+
+
+def _softmax_by_torch(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same by operations of torch, some rows at a time."""
     measures = torch.empty((logits.shape[0], 4), dtype=torch.float64, device=logits.device)
+    counts = targets != NO_TARGET
+    shares = counts / counts.sum().clamp(min=1)
     rows = max(1, CHUNK_BYTES // (4 * logits.shape[1]))
     for start in range(0, logits.shape[0], rows):
         part = slice(start, start + rows)
-        probabilities = _torch_softmax(logits[part].float(), targets[part], measures[part])
+        ids = targets[part].clamp(min=0)
+        probabilities = _torch_softmax(logits[part].float(), ids, measures[part])
         if gradient is not None:
-            probabilities[torch.arange(len(probabilities), device=logits.device), targets[part]] -= 1
-            torch.mul(probabilities, 1 / logits.shape[0], out=gradient[part])
+            probabilities[torch.arange(len(probabilities), device=logits.device), ids] -= 1
+            torch.mul(probabilities, shares[part].unsqueeze(1), out=gradient[part])
+            gradient[part][~counts[part]] = 0  # also where a row without a target is not finite
+    measures[~counts] = 0
     return measures
 
 

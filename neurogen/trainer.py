@@ -20,7 +20,7 @@ from torch import Tensor
 from neurogen.contract import Contract
 from neurogen.errors import ParameterError
 from neurogen.foreign import check_causal_lm, logits_of
-from neurogen.health import IGNORED, Health, HealthSums, Verdict, cross_entropy, judge, measure
+from neurogen.health import IGNORE_INDEX, Health, HealthSums, Verdict, cross_entropy, judge, measure
 from neurogen.optimizers import learning_rate_at, make_optimizers
 from neurogen.randomness import derived_seed, seeded
 from neurogen.registry import Registry, default_registry
@@ -141,7 +141,7 @@ class Trainer:
 
         Args:
             context_ids: ids [positions] of one sequence, or [batch, positions]; lists or an int64 tensor.
-            target_ids: of the same shape: the token that follows each position, or `IGNORED` (-100) where there is
+            target_ids: of the same shape: the token that follows each position, or `IGNORE_INDEX` (-100) where there is
                 none; such positions count nowhere.
             joint_targets: how many targets all processes have together in this step, where they do not have equally
                 many; every target has the same weight.
@@ -150,7 +150,7 @@ class Trainer:
             ParameterError: shapes that differ, no position or no target, or an id outside the vocabulary.
         """
         contexts, targets = self._checked(context_ids, target_ids)
-        mine, processes = int((targets != IGNORED).sum()), int(self.accelerator.num_processes)
+        mine, processes = int((targets != IGNORE_INDEX).sum()), int(self.accelerator.num_processes)
         joint = mine * processes if joint_targets is None else joint_targets
         if joint < 1:
             raise ParameterError(
@@ -246,7 +246,7 @@ class Trainer:
     def _checked(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
         """Both as int64 [batch, positions] on the device."""
         contexts = _as_ids("context_ids", context_ids, self.vocab_size)
-        targets = _as_ids("target_ids", target_ids, self.vocab_size, ignored=IGNORED)
+        targets = _as_ids("target_ids", target_ids, self.vocab_size, ignored=IGNORE_INDEX)
         if contexts.shape != targets.shape:
             raise ParameterError(
                 f"context_ids and target_ids must have the same shape, got {list(contexts.shape)} and "
@@ -279,7 +279,7 @@ def _as_ids(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None)
 
 def _where_targets(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [positions, vocab] and targets [positions] without the positions to ignore, and whether each is kept."""
-    kept = targets != IGNORED
+    kept = targets != IGNORE_INDEX
     if bool(kept.all()):
         return logits, targets, kept
     return logits[kept], targets[kept], kept

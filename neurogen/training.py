@@ -256,9 +256,9 @@ class TrainingRun:
 
     def _sample(self, chunk: int, batch: PackedBatch, predicted: Tensor) -> dict[str, Any]:
         """What the model predicted in a stretch of the last batch, each token after the right ones before it."""
-        from neurogen.health import IGNORED
+        from neurogen.health import IGNORE_INDEX
 
-        lengths = (batch.target_ids != IGNORED).sum(1)  # the last batch of the data may end within a sequence
+        lengths = (batch.target_ids != IGNORE_INDEX).sum(1)  # the last batch of the data may end within a sequence
         row = chunk % int((lengths > 0).sum())
         middle = int(lengths[row]) // 2
         end = min(middle + SAMPLE_TARGETS, int(lengths[row]))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as functional
 
-from neurogen import health
+from neurogen import ParameterError, health
 from neurogen.health import Health, cross_entropy, judge, measure
+from neurogen.kernels.loss import softmax_rows
 
 SHAPES = [(1, 1), (1, 7), (5, 33), (64, 512), (9, 4096), (3, 32_000)]
 
@@ -25,16 +27,7 @@ def case(positions: int, vocab: int, scale: float = 3.0) -> tuple[torch.Tensor, 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of making the measures: the CPU's kernel, and torch operations as on a GPU."""
     if request.param == "torch":
-
-        def by_torch(logits: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-            measures = torch.empty((logits.shape[0], 4), dtype=torch.float64)
-            probabilities = health._torch_softmax(logits.detach().float(), targets, measures)
-            if gradient is not None:
-                probabilities[torch.arange(len(targets)), targets] -= 1
-                torch.mul(probabilities, 1 / len(targets), out=gradient)
-            return measures
-
-        monkeypatch.setattr(health, "_softmax", by_torch)
+        monkeypatch.setattr(health, "_softmax", health._softmax_by_torch)
     return str(request.param)
 
 
@@ -146,6 +139,114 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])  # type: ignore[arg-type]
+
+
+# Positions without a target, and arguments that cannot be
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ignore_index", [-100, 3, -1])
+def test_ignored_positions_count_nowhere(ignore_index: int, dtype: torch.dtype, way: str) -> None:
+    logits, targets = case(40, 30)
+    targets[targets == 3] = 4
+    kept = torch.arange(40) % 3 != 0
+    logits[0] = torch.nan  # of a position that does not count
+    logits = logits.to(dtype)
+    marked = targets.masked_fill(~kept, ignore_index)
+    own, alone = logits.clone().requires_grad_(), logits[kept].clone().requires_grad_()
+    loss, sums = cross_entropy(own, marked, ignore_index=ignore_index)
+    wanted, wanted_sums = cross_entropy(alone, targets[kept])
+    loss.backward()  # type: ignore[no-untyped-call]
+    wanted.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert sums.health(correct=5).positions == int(kept.sum())
+    assert sums.sums.tolist() == pytest.approx(wanted_sums.sums.tolist(), rel=1e-12)
+    measured = measure(logits, marked, ignore_index=ignore_index)
+    assert measured.sums.tolist() == pytest.approx(wanted_sums.sums.tolist(), rel=1e-12)
+    assert own.grad is not None
+    assert (own.grad[~kept] == 0).all()
+    assert torch.equal(own.grad[kept], alone.grad)  # type: ignore[arg-type]
+
+
+def test_the_loss_with_ignored_positions_is_that_of_torch(way: str) -> None:
+    logits, targets = case(9, 30)
+    targets[::2] = -100
+    own, wanted = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    cross_entropy(own, targets)[0].backward()  # type: ignore[no-untyped-call]
+    functional.cross_entropy(wanted, targets).backward()  # type: ignore[no-untyped-call]
+    assert own.grad is not None
+    assert wanted.grad is not None
+    assert (own.grad - wanted.grad).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("positions", [0, 4])
+def test_without_a_target_there_is_no_loss_and_no_gradient(positions: int, way: str) -> None:
+    logits = torch.randn(positions, 7, requires_grad=True)
+    loss, sums = cross_entropy(logits, torch.full((positions,), -100))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert math.isnan(loss.item())  # as torch's
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+    found = sums.health(correct=0)
+    assert found.positions == 0
+    assert math.isnan(found.loss)
+    assert math.isnan(found.accuracy)
+    with pytest.raises(ParameterError, match="nothing to judge"):
+        judge(found)
+
+
+@pytest.mark.parametrize("call", [measure, cross_entropy])
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (torch.zeros(3, 5), [0, 5, 1], r"ids in 0 .. 4.*or -100 \(ignore_index\).*got 5 at position 1"),
+        (torch.zeros(3, 5), [0, 1, -1], "got -1 at position 2"),
+        (torch.zeros(3, 5), [-101, 1, 2], "got -101 at position 0"),
+        (torch.zeros(3, 5), [0, 1, 2**40], "got 1099511627776 at position 2"),
+        (torch.zeros(3, 5), [0, 1], r"targets must be int64 \[3\].*got int64 \[2\]"),
+        (torch.zeros(3, 5), [[0, 1, 2]], r"got int64 \[1, 3\]"),
+        (torch.zeros(3, 5), [0.0, 1.0, 2.0], "got float32"),
+        (torch.zeros(3, 5), [True, False, True], "got bool"),
+        (torch.zeros(3, 5, dtype=torch.float64), [0, 1, 2], "logits must be float32, float16, bfloat16, got float64"),
+        (torch.zeros(3, 5, dtype=torch.int64), [0, 1, 2], "got int64"),
+        (torch.zeros(1, 3, 5), [0], r"dense tensor \[positions, vocab\].*got \[1, 3, 5\]"),
+        (torch.zeros(3, 0), [0, 0, 0], "vocab >= 1"),
+        (torch.zeros(3, 5).to_sparse(), [0, 1, 2], "sparse_coo"),
+        ([[0.0, 1.0]], [0], "logits must be a torch tensor"),
+    ],
+)
+def test_what_is_no_logits_or_no_targets_never_reaches_a_kernel(
+    call: Any, logits: Any, targets: Any, message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        call(logits, torch.tensor(targets))
+
+
+def test_targets_that_are_no_tensor_and_an_ignore_index_that_is_no_integer_are_refused() -> None:
+    with pytest.raises(ParameterError, match="targets must be a torch tensor"):
+        measure(torch.zeros(3, 5), [0, 1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="ignore_index must be an integer, got None"):
+        measure(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), ignore_index=None)  # type: ignore[arg-type]
+
+
+def test_strides_do_not_matter() -> None:
+    logits, targets = case(6, 40)
+    spread, shifted = torch.empty(40, 6).t(), torch.zeros(12, dtype=torch.int64)
+    spread.copy_(logits)
+    shifted[::2] = targets
+    assert torch.equal(measure(spread, shifted[::2]).sums, measure(logits, targets).sums)
+
+
+def test_the_kernel_itself_stays_within_memory() -> None:
+    """Whatever a caller inside forgets to check: an id outside the vocabulary is a position that does not count."""
+    gradient = torch.full((4, 5), torch.nan)
+    measures = softmax_rows(torch.randn(4, 5), torch.tensor([2**62, -(2**62), 5, 1]), gradient)
+    assert (measures[:3] == 0).all()
+    assert (gradient[:3] == 0).all()
+    assert gradient[3].sum() == pytest.approx(0, abs=1e-6)
+
+
+# Verdicts
 
 
 HEALTHY = {"positions": 100, "vocab_size": 32_000, "loss": 4.0, "accuracy": 0.3, "top5_accuracy": 0.5}

@@ -157,20 +157,24 @@ def _softmax(flat, row_stride, vocab, rows, targets, gradient, shares, measures)
     buffer, exponentials = np.empty(vocab, np.float32), np.empty(vocab, np.float32)
     r = next_row(rows, -1)
     while r >= 0:
-        row = _decoded(flat, r * row_stride, vocab, buffer)
-        target = targets[r]
-        top = _top(row)
-        _exponentials(row, top, exponentials)
-        total, distance = _totals(row, top, exponentials)
-        log_total = np.log(total)
-        measures[r, 0] = log_total + np.float64(top) - np.float64(row[target])
-        measures[r, 1] = np.float64(_rank(row, target))
-        measures[r, 2] = log_total + distance / total
-        measures[r, 3] = 1 / total
-        share = shares[0]
-        if share > 0:
-            _gradient(exponentials, np.float32(share / total), gradient[r])
-            gradient[r, target] -= np.float32(share)
+        target, share = targets[r], shares[r]
+        if 0 <= target < vocab:
+            row = _decoded(flat, r * row_stride, vocab, buffer)
+            top = _top(row)
+            _exponentials(row, top, exponentials)
+            total, distance = _totals(row, top, exponentials)
+            log_total = np.log(total)
+            measures[r, 0] = log_total + np.float64(top) - np.float64(row[target])
+            measures[r, 1] = np.float64(_rank(row, target))
+            measures[r, 2] = log_total + distance / total
+            measures[r, 3] = 1 / total
+            if share > 0:
+                _gradient(exponentials, np.float32(share / total), gradient[r])
+                gradient[r, target] -= np.float32(share)
+        else:
+            measures[r, :] = 0
+            if share > 0:
+                gradient[r, :] = 0
         r = next_row(rows, r)
 
 
@@ -179,14 +183,16 @@ def softmax_rows(logits: Tensor, targets: Tensor, gradient: Tensor | None) -> Te
 
     Args:
         logits: [positions, vocab] on the CPU, float32, float16 or bfloat16.
-        targets: int64 [positions], ids in 0 .. vocab - 1.
+        targets: int64 [positions], ids in 0 .. vocab - 1. With any other, the position does not count: its measures and
+            its gradient are zero.
         gradient: float32 [positions, vocab], or None.
 
     Returns:
         float64 [positions, 4]: loss in nats, rank of the target from 0, entropy in nats, top-1 probability.
     """
     measures = torch.empty((logits.shape[0], len(MEASURES)), dtype=torch.float64)
-    share = 0.0 if gradient is None else 1 / max(logits.shape[0], 1)
+    counted = int(((targets >= 0) & (targets < logits.shape[1])).sum())
+    share = 0.0 if gradient is None else 1 / max(counted, 1)
     shares = torch.full((logits.shape[0],), share, dtype=torch.float64)
     run(_softmax, logits, targets, torch.empty((0, 0)) if gradient is None else gradient, shares, measures)
     return measures
