@@ -16,6 +16,7 @@ import neurogen
 from neurogen import NeurogenError, ParameterError, PluginError
 from neurogen.kernels import cpu
 from neurogen.mistakes import explained
+from neurogen.testing.conformance import check
 
 SAID = {
     "attribute": ("return heavier(row, row.largest_logit)", "Row has no attribute 'largest_logit'"),
@@ -170,3 +171,20 @@ def test_a_temperature_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) 
     backend.sample, _, _ = cpu.truncation(kept, "share", temper=lambda row, share: None)
     with pytest.raises(neurogen.ContractError, match="It must return a temperature, a number"):
         Mistaken().sample(LOGITS)
+
+
+@pytest.mark.parametrize("mistake", ["attribute", "missing_branch"])
+def test_conformance_says_once_that_a_definition_cannot_be_compiled(
+    mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = ModuleType("mistaken_backend")
+    monkeypatch.setitem(sys.modules, "mistaken_backend", backend)
+    keep = mistaken_definitions.definitions(cpu)[mistake]
+    backend.sample, backend.probs, backend.support = cpu.truncation(keep, "share")
+    report = check(Mistaken, quick=True, only=["declaration", "agreement", "ids", "state", "batch"])
+    assert report.failed == ["agreement"]
+    assert [report[name].notes for name in ("ids", "batch")] == [("its kernels cannot be compiled",)] * 2
+    failure = report["agreement"].failure
+    assert failure is not None
+    assert SAID[mistake][1] in failure.got
+    assert "\n" not in failure.got

@@ -5,6 +5,7 @@ A check is a function of a kit. It yields nothing: it calls `kit.hold(cases, law
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,12 @@ RUN_ROWS = 64
 
 SHRINK_SECONDS = (5.0, 10.0)
 """For making a case small, in the quick and in the full form."""
+
+
+NOT_COMPILED = re.compile(
+    r"^PluginError: .*(it cannot be compiled|was compiled\.)|^ContractError: .*in every branch\.$", re.S
+)
+"""How samplers say so."""
 
 
 class Skip(Exception):  # noqa: N818  (it says why a check does not apply, and never leaves the kit)
@@ -237,12 +244,23 @@ def run(
     if problem is not None:
         return _undeclared(sampler, problem, chosen, Report("", "", str(where), quick, seed, ()))
     subject = Subject(sampler, where)
-    results = []
+    results: list[Result] = []
     for name in chosen:
-        results.append(run_check(CHECKS[name], subject, quick=quick, seed=seed))
+        if results and _cannot_be_compiled(results):
+            results.append(Result(name, CHECKS[name].title, "skipped", notes=("its kernels cannot be compiled",)))
+        else:
+            results.append(run_check(CHECKS[name], subject, quick=quick, seed=seed))
         if told is not None:
             told(results[-1])
     return Report(subject.label, subject.origin, str(where), quick, seed, results)
+
+
+def _cannot_be_compiled(results: Iterable[Result]) -> bool:
+    """Whether a check has found that the kernels for this device cannot be compiled, which every other would find."""
+    return any(
+        result.failure is not None and result.check != "arithmetic" and NOT_COMPILED.search(result.failure.got)
+        for result in results
+    )
 
 
 def _undeclared(cls: Any, problem: str, chosen: Iterable[str], report: Report) -> Report:
