@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["PRESETS", "Preset", "check_config", "check_preset", "model_config", "new_model"]
+__all__ = ["PRESETS", "Preset", "check_config", "check_preset", "model_config", "new_model", "read_config"]
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,24 @@ def model_config(
     )
 
 
-def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
+def read_config(file: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The architecture's name and the values of a configuration file of transformers, as they stand there.
+
+    Raises:
+        ModelError: it cannot be read, or is none.
+    """
     try:
         values = json.loads(read_text(file))
-        kind = values.pop("model_type")
+        return values.pop("model_type"), values
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{file} is no model configuration ({type(error).__name__}: {error}). Give a transformers config.json, a "
             'JSON object with "model_type".'
         ) from None
+
+
+def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
+    kind, values = read_config(file)
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:

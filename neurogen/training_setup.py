@@ -25,15 +25,11 @@ def check_run(folder: Path, options: TrainingOptions, *, resume: bool) -> None:
     Raises:
         NeurogenError: folder, data, tokenizer or configuration cannot be used.
     """
-    from neurogen.presets import PRESETS, check_config
-    from neurogen.registry import default_registry
+    from neurogen.presets import PRESETS, check_config, read_config
     from neurogen.sources import resolve
     from neurogen.tokenizer import load_tokenizer
-    from neurogen.trainer import MEASURED_BY
 
-    default_registry().load_sampler("greedy", require=MEASURED_BY)
-    if options.contrast:
-        default_registry().load_sampler("topk")
+    begins = latest_checkpoint(folder) is None
     check_folder(folder)
     for name in (METRICS_FILE, SAMPLES_FILE, OPTIONS_FILE) if folder.is_dir() else ():
         check_place(f"The training's {name}", folder / name)
@@ -45,11 +41,23 @@ def check_run(folder: Path, options: TrainingOptions, *, resume: bool) -> None:
         except DataError as error:
             moved = f" If the data have been moved, give their new place: neurogen train {name} --resume --out {folder}"
             raise DataError(f"{error}{moved}" if resume else str(error)) from None
+    if options.config is not None and begins:
+        read_config(options.config)  # what takes no torch comes first
+    _check_samplers(options)
     vocab_size = PRESETS[options.preset].vocab_size
     if options.tokenizer is not None and not resume:
         vocab_size = load_tokenizer(Path(options.tokenizer).expanduser()).vocab_size
-    if options.config is not None and latest_checkpoint(folder) is None:
+    if options.config is not None and begins:
         check_config(options.config, context=options.context, vocab_size=vocab_size)
+
+
+def _check_samplers(options: TrainingOptions) -> None:
+    from neurogen.registry import default_registry
+    from neurogen.trainer import MEASURED_BY
+
+    default_registry().load_sampler("greedy", require=MEASURED_BY)
+    if options.contrast:
+        default_registry().load_sampler("topk")
 
 
 def _refuse_remains(folder: Path) -> None:

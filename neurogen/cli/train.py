@@ -16,6 +16,7 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, 
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
 from neurogen.cli.training_tensorboard import check_tensorboard
+from neurogen.errors import ParameterError
 from neurogen.files import check_place
 
 if TYPE_CHECKING:
@@ -128,10 +129,13 @@ def _prepared(
     given = {name: ctx.params[name] for name in ctx.params if typed(ctx, name)}
     changes = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
     broken = _BrokenRows()
-    if resume:
-        run = TrainingRun(out, resume=True, changes=changes, on_broken=broken)
-    else:
-        run = TrainingRun(out, TrainingOptions(data=data, **values), on_broken=broken)
+    try:
+        options = None if resume else TrainingOptions(data=data, **values)
+        run = TrainingRun(out, options, resume=resume, changes=changes if resume else None, on_broken=broken)
+    except ParameterError as error:
+        if error.parameter == "learning_rate":  # the one that has another name here
+            raise ParameterError(f"--lr: {error}", error.parameter) from None
+        raise
     for notice in run.notices if run.is_main else ():
         tell(notice)
     display = make_display(quiet=quiet or not run.is_main, max_chunks=run.options.max_chunks)
