@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["PAGE_TOP", "command", "report", "report_page"]
 
 NEW_TOKENS = 16
+TOP = 5
 PAGE_TOP = 40
 """Candidates a step that a page shows what the sampler drew them with."""
 
@@ -55,7 +56,7 @@ PAGE_TOP = 40
     help="Explain at most so many.",
 )
 @click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="Determines every draw.")
-@click.option("--top", type=WholeNumber(1), default=5, show_default=True, help="Candidates a step.")
+@click.option("--top", type=WholeNumber(1), show_default=f"{TOP}, for a page {PAGE_TOP}", help="Candidates a step.")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
 @parse_special_option
 @device_option
@@ -95,7 +96,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
         model,
         sampler,
         values["prompt"],
-        top=max(values["top"], PAGE_TOP) if values["html"] is not None else values["top"],
+        top=values["top"] or (TOP if values["html"] is None else PAGE_TOP),
         max_new_tokens=values["max_new_tokens"],
         default_new_tokens=NEW_TOKENS,
         seed=random_seed() if values["seed"] is None else values["seed"],

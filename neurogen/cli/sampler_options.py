@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import listed
 from neurogen.errors import ParameterError, PluginError
-from neurogen.parameters import domain_of, option_of
+from neurogen.parameters import domain_of, nearest_parameter, option_of
 from neurogen.registry import Plugin, Registry
 from neurogen.sampler import Sampler
 
@@ -29,6 +29,8 @@ __all__ = [
 
 OPTION_NAME = re.compile(r"--[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*")
 DESTINATION = "sampler_parameter_"
+SHORT = len("--xyz")
+"""Options up to this length are alike by chance."""
 METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 
@@ -126,7 +128,10 @@ def unknown_option(option: str, cls: type[Sampler], registry: Registry, others: 
     owners = _owners(option, registry)
     if owners:
         return f"{message}; {option} belongs to {listed(owners)}."
-    near = parameters.get(option) or next(iter(difflib.get_close_matches(option, [*own, *others], n=1)), None)
+    alike = difflib.get_close_matches(option, [*own, *others], n=1)
+    meant = nearest_parameter(cls.Params, option.lstrip("-"))
+    of_sampler = next((spelling for spelling, name in own.items() if name == meant), None)
+    near = parameters.get(option) or next(iter(alike if len(option) > SHORT else []), of_sampler)
     return f"{message}. Did you mean {near}?" if near else f"{message}."
 
 
