@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from neurogen.errors import DataError
-from neurogen.files import decoded
+from neurogen.files import decoded, is_there
 
 __all__ = [
     "PLUGINS",
@@ -133,7 +133,7 @@ def read_configuration(chosen: str | None = None, folder: Path | None = None) ->
         ConfigurationError: one cannot be read, is no TOML, or `plugins` in it is not what it must be; `chosen` is not
             there.
     """
-    if chosen is not None and not Path(chosen).exists():
+    if chosen is not None and not is_there(chosen):
         raise ConfigurationError(f"The configuration file {chosen} does not exist. Correct --config-file.")
     found: list[ConfigurationFile] = []
     for path in files_looked_at(chosen, folder):

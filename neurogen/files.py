@@ -29,6 +29,9 @@ __all__ = [
     "decoded",
     "disk_error",
     "finite",
+    "is_file",
+    "is_folder",
+    "is_there",
     "read_text",
     "replacing",
     "to_json",
@@ -65,6 +68,30 @@ def read_text(path: str | os.PathLike[str]) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     return decoded(Path(path).read_bytes())
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; a text that can be no file's name, too long or with a NUL, names none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a folder; likewise."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is anything of this name; likewise."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def to_json(

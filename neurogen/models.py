@@ -16,6 +16,7 @@ import torch
 
 from neurogen.checkpoint import latest_checkpoint
 from neurogen.errors import DeviceError, ModelError
+from neurogen.files import is_file, is_folder
 from neurogen.kernels.cuda_extra import MissingExtraError, lacking
 from neurogen.known_models import (
     KNOWN_MODELS,
@@ -223,11 +224,11 @@ def locate_model(name: str) -> Path:
             f"No model was named. Known names: {', '.join(known_names())}; a folder or a .gguf file will do too."
         )
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         return latest_checkpoint(path) or path
-    if path.is_file() and path.suffix == ".gguf":
+    if is_file(path) and path.suffix == ".gguf":
         return path
-    if path.is_file():
+    if is_file(path):
         raise ModelError(
             PICKLE_REFUSED if path.suffix in PICKLE_SUFFIXES else f"{path} is neither a folder nor a .gguf file."
         )

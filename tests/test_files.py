@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from neurogen.errors import DataError, ModelError
-from neurogen.files import append_line, check_place, disk_error, read_text, replacing, to_json, write_text, writing
+from neurogen.files import (
+    append_line,
+    check_place,
+    disk_error,
+    is_file,
+    is_folder,
+    read_text,
+    replacing,
+    to_json,
+    write_text,
+    writing,
+)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
@@ -46,6 +57,19 @@ def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None
     assert parse_configuration(mark + b"[run]\nseed = 3\n", tmp_path / "neurogen.toml").table == {"run": {"seed": 3}}
     assert read_prompt(BytesIO(mark + b"Tom")) == "Tom"
     assert _references(mark + b'{"reference": "a"}') == ["a"]
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "x" * 100_000, "a\0b"])
+def test_a_text_that_can_be_no_name_of_a_file_names_none(text: str) -> None:
+    from neurogen.configuration import ConfigurationError, read_configuration
+    from neurogen.models import locate_model
+
+    assert not is_file(text)
+    assert not is_folder(text)
+    with pytest.raises(ModelError):
+        locate_model(text)
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        read_configuration(text)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neurogen.continuous import Column, ContinuousEngine, check_request
 from neurogen.errors import DeviceError, ModelError, ParameterError
+from neurogen.files import is_file, is_folder
 from neurogen.known_models import KNOWN_MODELS, find_gguf, known_names, suggest_known_model
 from neurogen.parameters import is_whole
 from neurogen.request import Request, Row
@@ -113,11 +114,11 @@ def find_model_file(name: str) -> Path:
         ModelError: there is none.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if is_file(path):
         if path.suffix == ".gguf":
             return path
         raise ModelError(f"The engine llamacpp reads GGUF files, and {path} is none. --engine torch reads safetensors.")
-    if path.is_dir():
+    if is_folder(path):
         return _only_file(path)
     if name in KNOWN_MODELS:
         found = find_gguf(KNOWN_MODELS[name])

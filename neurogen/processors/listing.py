@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import field_validator
 
 from neurogen.errors import ParameterError
-from neurogen.files import decoded
+from neurogen.files import decoded, is_file
 from neurogen.parameters import Param
 from neurogen.processor import Processor
 from neurogen.processors.numbers import LARGEST, LogitParams, fits
@@ -95,7 +95,7 @@ class FromText(Processor):
         """
         if value.startswith("@"):
             return self.read(parameter, value[1:])
-        return value if is_text and not _is_file(value) else self.read(parameter, value)
+        return value if is_text and not is_file(value) else self.read(parameter, value)
 
     def read(self, parameter: str, path: str) -> str:
         """The contents of the file that a parameter names.
@@ -176,13 +176,6 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         if at == len(text):
             return pairs
         at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # longer than a name may be: a text
-        return False
 
 
 def _shown(path: str) -> str:
