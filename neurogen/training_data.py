@@ -67,6 +67,11 @@ def open_data(
             held_out = PackedStream(options.val, tokenizer, **shares, repeat=False)
             data.identity["val"] = held_out.text.fingerprint
             data.validation = _measured(held_out, options.val_tokens)
+            if options.max_chunks is not None and options.max_chunks < options.val_every:
+                data.notices.append(
+                    f"The data of --val are never measured on: this is done every {options.val_every:,} chunks, and the"
+                    f" run ends after {options.max_chunks:,}. Give --val-every with a smaller number."
+                )
         elif options.hold_out:
             _hold_out(data, options, tokenizer, shares)
     _check_same(accelerator, data)

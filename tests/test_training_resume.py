@@ -117,6 +117,17 @@ def test_too_few_documents_to_hold_one_out_are_told(tmp_path: Path, options: dic
     assert "held out" not in invoke(*arguments(tmp_path / "all", {**options, "max_chunks": 1, "hold_out": 5})).stderr
 
 
+def test_held_out_data_that_are_never_measured_on_are_told(tmp_path: Path, data: Path, options: dict[str, Any]) -> None:
+    options |= {"val": (str(data),), "max_chunks": 2}
+    told = "never measured on: that is done every 50 chunks, and the run ends after 2"
+    run = TrainingRun(tmp_path / "run", TrainingOptions(**options))
+    run.close()
+    assert told in " ".join(run.notices)
+    measured = TrainingRun(tmp_path / "measured", TrainingOptions(**options, val_every=2))
+    measured.close()
+    assert measured.notices == []
+
+
 # Which data
 
 
@@ -144,7 +155,7 @@ def test_data_may_be_moved_and_not_changed(tmp_path: Path, data: Path, options: 
 def test_other_held_out_data_are_told(tmp_path: Path, data: Path, options: dict[str, Any]) -> None:
     held_out = tmp_path / "val.jsonl"
     shutil.copy(data, held_out)
-    crash_behind(tmp_path / "run", {**options, "val": (str(held_out),)}, 6)
+    crash_behind(tmp_path / "run", {**options, "val": (str(held_out),), "val_every": 4}, 6)
     held_out.write_text(data.read_text().replace("girl", "boys"))
     assert go_on(tmp_path / "run").notices == [
         "The data of --val have changed: val_loss is not comparable with that so far."
