@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from neurogen import NeurogenError
 from neurogen.bench.cells import BATCHES, DTYPES, KINDS, VOCABS, grid
+from neurogen.cli.common import unambiguous_names
 
 GRIDS = {
     "default": {"kinds": ("normal", "real"), "dtypes": DTYPES[:1], "vocabs": VOCABS[:2], "batches": BATCHES[:2]},
@@ -22,6 +24,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "sort take seconds a call).",
     )
     group.addoption("--device", default="cpu", help="Where: cpu, cuda or cuda:N.")
+    group.addoption(
+        "--sampler",
+        action="append",
+        metavar="NAME",
+        help="Measure this sampler alone, such as minp or 'topk(k=5)+topp'; repeat for several. By default every one "
+        "that is installed.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse what compares times: they are those of a machine that others use too."""
+    if config.getoption("benchmark_compare_fail", None):
+        raise pytest.UsageError(
+            "--benchmark-compare-fail compares times, which say little here. --neurogen-compare-fail TIMES compares "
+            "each sampler's ratio to one read of the logits and to plain torch, measured in the same turns."
+        )
+
+
+def samplers(config: pytest.Config) -> list[str]:
+    """Those asked for, or all that are installed and can be loaded."""
+    from neurogen.registry import default_registry
+
+    asked: list[str] = config.getoption("--sampler") or []
+    try:
+        for name in asked:
+            default_registry().load_sampler(name)
+    except NeurogenError as error:
+        raise pytest.UsageError(str(error)) from None
+    usable = [plugin for plugin in default_registry().load_all() if plugin.status == "loaded"]
+    return asked or unambiguous_names(usable)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -36,7 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = [
         (name, peer, cell)
         for cell in grid(**GRIDS[metafunc.config.getoption("--grid")])
-        for name in test_samplers.SAMPLERS
+        for name in samplers(metafunc.config)
         for peer in test_samplers.contenders(name, cell, device)
     ]
     ids = [

@@ -1,19 +1,21 @@
 """Samplers and their peers with pytest-benchmark, which keeps a history of them:
 
-    pytest benchmarks/ --benchmark-only                          the default grid
+    pytest benchmarks/ --benchmark-only                          the default grid, every sampler that is installed
+    pytest benchmarks/ --benchmark-only --sampler minp           one of them; repeat for several
     pytest benchmarks/ --benchmark-only --grid full              every kind, dtype, vocab and batch
     pytest benchmarks/ --benchmark-only -k "topk and b8"         some of it
-    pytest benchmarks/ --benchmark-only --benchmark-autosave     keep it; later add --benchmark-compare
+    pytest benchmarks/ --benchmark-only --benchmark-autosave     keep it
+    pytest benchmarks/ --benchmark-only --benchmark-compare --neurogen-compare-fail 1.5
 
 A group is one cell: the sampler (`neurogen`), one read of the logits (`floor`) and the peers, with its parameters.
-Here they run one after the other. For ratios that a noisy machine cannot move, take `neurogen bench`: there they take
-turns.
+For the times they run one after the other. The ratios that are kept and compared are those of turns, as in `neurogen
+bench`, which a noisy machine hardly moves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -23,18 +25,22 @@ from torch import Tensor
 import neurogen
 from neurogen.bench.cells import Cell
 from neurogen.bench.logits import make_logits
-from neurogen.bench.measure import draw_of
+from neurogen.bench.measure import draw_of, measure
 from neurogen.bench.peers import Draw, peers_for
 from neurogen.bench.rule import rule_of
 from neurogen.models import resolve_device
+from neurogen.pytest_plugin import ratios_held
 
-SAMPLERS: dict[str, dict[str, Any]] = {"greedy": {}, "topk": {"k": 50}, "topp": {"p": 0.9}}
+RATIO_PEERS = ("floor", "torch")
 OWN = "neurogen"
 
 
 def contenders(name: str, cell: Cell, device: torch.device) -> list[str]:
-    """The sampler, and the peers that there are for this cell."""
-    rule = rule_of(neurogen.load_sampler(name, **SAMPLERS[name]))
+    """The sampler, and the peers that there are for this cell; nobody where the sampler takes no such logits."""
+    sampler = neurogen.load_sampler(name)
+    if cell.dtype not in sampler.dtypes:
+        return []
+    rule = rule_of(sampler)
     return [OWN, *peers_for(rule, cell.batch, device)]
 
 
@@ -60,7 +66,7 @@ def waited_for(draw: Draw, logits: Tensor) -> Callable[[], Tensor]:
 def test_speed(sampler: str, contender: str, cell: Cell, benchmark: Any, request: pytest.FixtureRequest) -> None:
     device, _ = resolve_device(request.config.getoption("--device"))
     logits = logits_of(cell, device)
-    measured = neurogen.load_sampler(sampler, **SAMPLERS[sampler])
+    measured = neurogen.load_sampler(sampler)
     draw = (
         draw_of(measured, logits)
         if contender == OWN
@@ -70,7 +76,11 @@ def test_speed(sampler: str, contender: str, cell: Cell, benchmark: Any, request
     call()  # compiles
     benchmark.group = f"{sampler} {cell}"
     benchmark.extra_info.update(sampler=repr(measured), contender=contender, device=str(device))
+    if contender == OWN:
+        again = partial(measure, measured, cell, device=device, peers=RATIO_PEERS)
+        ratios_held(request.config, benchmark, again)
     ids = benchmark(call)
     assert len(ids) == cell.batch
-    if contender == OWN:
+    assert ((ids >= 0) & (ids < cell.vocab)).all()
+    if contender == OWN and not measured.stateful:
         assert measured.support(logits).gather(-1, ids[:, None]).all()

@@ -1,4 +1,4 @@
-"""The options `--engine` and `--threads`: what runs the forward pass, and what each engine cannot honour.
+"""The options `--engine`, `--engine-option`, `--threads`: what runs the forward pass, what an engine cannot honour.
 
 Whatever an engine cannot honour is refused before anything is loaded. Imports no engine before it is used.
 """
@@ -6,7 +6,7 @@ Whatever an engine cannot honour is refused before anything is loaded. Imports n
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +22,7 @@ ENGINES = ("torch", "llamacpp", "vllm")
 
 
 def engine_options(command: Command) -> Command:
-    """Accept `--engine` and `--threads`."""
+    """Accept `--engine`, `--engine-option` and `--threads`."""
     engine = click.option(
         "--engine",
         type=click.Choice(ENGINES),
@@ -36,7 +36,27 @@ def engine_options(command: Command) -> Command:
         metavar="N",
         help="Threads of the model on the CPU.  [default: PyTorch's own number]",
     )
-    return engine(threads(command))
+    options = click.option(
+        "--engine-option",
+        multiple=True,
+        callback=_named_values,
+        metavar="NAME=VALUE",
+        help="An option of vLLM's own, such as max_model_len=4096; repeat for several.",
+    )
+    return engine(options(threads(command)))
+
+
+def _named_values(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Name -> value, as texts."""
+    named: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"it must be NAME=VALUE, got {text!r}.", ctx=ctx, param=param)
+        if name in named:
+            raise click.BadParameter(f"{name} is given twice.", ctx=ctx, param=param)
+        named[name] = value
+    return named
 
 
 def check_engine(values: Mapping[str, Any], ctx: click.Context) -> None:
@@ -47,6 +67,8 @@ def check_engine(values: Mapping[str, Any], ctx: click.Context) -> None:
         ModelError: it is not here.
     """
     engine = values["engine"]
+    if engine != "vllm" and values["engine_option"]:
+        raise click.UsageError(f"--engine-option is for --engine vllm, and does not go with --engine {engine}.", ctx)
     if engine == "llamacpp" and values["dtype"] != "auto":
         raise click.UsageError(
             f"--dtype {values['dtype']} does not go with --engine llamacpp: the number format is the GGUF file's own.",
@@ -81,13 +103,16 @@ def _check_vllm(values: Mapping[str, Any], ctx: click.Context) -> None:
     check_installed()
 
 
-def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads: int | None) -> Any:
+def load_for_engine(
+    engine: str, model: str, *, device: str, dtype: str, threads: int | None, options: Mapping[str, str]
+) -> Any:
     """Load a model for an engine.
 
     Args:
         engine: one of `ENGINES` that `check_engine` has let pass.
         model, device, dtype: as `neurogen.models.load_model` takes them.
         threads: of the forward pass on the CPU; None for the default.
+        options: the engine's own, as texts.
 
     Returns:
         a `neurogen.request.DecodableModel`, or for vLLM what has a `runner`.
@@ -98,7 +123,7 @@ def load_for_engine(engine: str, model: str, *, device: str, dtype: str, threads
     if engine == "vllm":
         from neurogen.engines.vllm import load_vllm_model
 
-        return load_vllm_model(model, dtype=dtype)
+        return load_vllm_model(model, dtype=dtype, options=options)
     if engine == "llamacpp":
         from neurogen.engines.llamacpp import load_llamacpp_model
 

@@ -97,6 +97,7 @@ def _load_model(session: Session) -> Any:
             device=local_device(arguments.device),
             dtype=arguments.dtype,
             threads=arguments.threads,
+            options=arguments.engine_option or {},
         )
         slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
         # What is wrong with the sampler shows where it is used.

@@ -57,6 +57,7 @@ class Arguments:
     batch_size: int
     quiet: bool
     engine: str = "torch"
+    engine_option: dict[str, str] | None = None
     threads: int | None = None
     best_of: int = 1
     beam: BeamSettings | None = None

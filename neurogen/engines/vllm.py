@@ -5,21 +5,18 @@ Batching, memory and devices are vLLM's. Imports vLLM when a model is loaded.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neurogen.generation import Event, Failure, Prompt, RunOptions, TextDelta
-from neurogen.integrations.vllm import continued, load_engine
+from neurogen.integrations.vllm import check_installed, continued, load_engine, quieten
+from neurogen.integrations.vllm_options import typed_options
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler
 
 __all__ = ["VllmModel", "VllmRunner", "load_vllm_model"]
-
-LOGGING = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""vLLM logs on stdout, where the results go; who wants more of it sets these."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,18 @@ class VllmRunner:
                 yield ended
 
 
-def load_vllm_model(name: str, *, dtype: str) -> VllmModel:
+def load_vllm_model(name: str, *, dtype: str, options: Mapping[str, str] | None = None) -> VllmModel:
     """Load a model into vLLM.
 
     Args:
         name: as `neurogen.models.load_model` takes it, but no GGUF file.
         dtype: "auto", "float32", "bfloat16" or "float16".
+        options: of vLLM's own, as its command line takes them: {"max_model_len": "4096"}.
 
     Raises:
         NeurogenError: vLLM or the package neurogen-vllm is not installed, or refuses the model.
+        ParameterError: vLLM has no such option, or refuses its value.
     """
-    for variable, value in LOGGING.items():
-        os.environ.setdefault(variable, value)
-    return VllmModel(name, load_engine(name, dtype=dtype))
+    check_installed()
+    quieten()
+    return VllmModel(name, load_engine(name, dtype=dtype, **typed_options(options or {})))

