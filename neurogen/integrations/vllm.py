@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+import weakref
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,9 @@ NO_PROCESSORS = "Processors of neurogen's do not run in vLLM; leave them out."
 NEEDED = {"vllm": "vllm", "neurogen_vllm": "neurogen-vllm"}
 LEVEL_VARIABLE = "VLLM_LOGGING_LEVEL"
 LOGGING = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", LEVEL_VARIABLE: "WARNING"}
+_logs: dict[int, StartLog] = {}
+"""The id of a `vllm.LLM` -> what its processes write."""
+
 _is_quiet = False
 """Whether the level of the log is ours, and not the user's."""
 
@@ -79,11 +84,15 @@ def load_engine(model: str, **options: Any) -> Any:
         try:
             vllm = importlib.import_module("vllm")
             check_names(options, names_of_vllm(), "vLLM")
-            return vllm.LLM(str(path), **with_memory_of_cpu(options))
+            llm = vllm.LLM(str(path), **with_memory_of_cpu(options))
         except NeurogenError:
             raise
         except Exception as error:  # vLLM raises whatever its parts raise, down to its worker processes
             raise _failure(model, error, log) from error
+    if log is not None:
+        _logs[id(llm)] = log
+        weakref.finalize(llm, _logs.pop, id(llm), None)
+    return llm
 
 
 def quieten() -> None:
@@ -94,13 +103,18 @@ def quieten() -> None:
         os.environ.setdefault(variable, value)
 
 
-def _failure(model: str, error: Exception, log: StartLog | None) -> NeurogenError:
-    """What made vLLM fail: an exception here, or in a process of its own, which the log then tells."""
+def _reason(error: Exception, log: StartLog | None) -> str:
+    """What made vLLM fail, in a line."""
     said = f"{type(error).__name__}: {error}"
     if log is not None and any(part in said for part in GENERAL):
         said = reason_in(log.text) or said
-    reason = " ".join(said.split())[:MOST_REASON]
-    broken = next((name for name in SIDE_PACKAGES if name in said), None)
+    return " ".join(said.split())[:MOST_REASON]
+
+
+def _failure(model: str, error: Exception, log: StartLog | None) -> NeurogenError:
+    """What made vLLM fail: an exception here, or in a process of its own, which the log then tells."""
+    reason = _reason(error, log)
+    broken = next((name for name in SIDE_PACKAGES if name in reason), None)
     if broken is not None:
         return NeurogenError(
             f"vLLM cannot start, whatever the model: the package {broken} beside it cannot be used: {reason}. Install "
@@ -190,7 +204,7 @@ def continued(
         except NeurogenError as error:
             ended.append(Failure(prompt.index, error))
     started = time.perf_counter()
-    outputs = _outputs(llm, requests)
+    outputs = _answers(llm, requests)
     seconds = time.perf_counter() - started
     for request, output in zip(requests, outputs, strict=True):
         if isinstance(output, NeurogenError):
@@ -239,6 +253,25 @@ def _fitting(prompt_tokens: int, options: RunOptions, llm: Any) -> int:
             "max_new_tokens",
         )
     return min(options.default_new_tokens, limit - prompt_tokens)
+
+
+def _answers(llm: Any, requests: Sequence[_Request]) -> list[Any]:
+    """What `_outputs` gives.
+
+    Raises:
+        NeurogenError: vLLM itself has failed; with its own reason.
+    """
+    log = _logs.get(id(llm))
+    try:
+        with nullcontext() if log is None else log.watching():
+            return _outputs(llm, requests)
+    except NeurogenError:
+        raise
+    except Exception as error:  # vLLM raises whatever its parts raise, down to its worker processes
+        raise NeurogenError(
+            f"vLLM stopped while it ran the prompts: {_reason(error, log).rstrip('.')}. "
+            f"{LEVEL_VARIABLE}=INFO shows its whole log."
+        ) from error
 
 
 def _outputs(llm: Any, requests: Sequence[_Request]) -> list[Any]:

@@ -23,7 +23,7 @@ EXCEPTION = re.compile(
     r"^(?:\((?P<process>[^)]*pid=\d+)\) ?)?(?:ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
     r"(?P<said>(?:[A-Za-z_][\w.]*)?(?:Error|Exception|Failure)\w*: .+)$"
 )
-GENERAL = ("initialization failed", "in a background process", "Failed core proc")
+GENERAL = ("initialization failed", "in a background process", "Failed core proc", "encountered an issue")
 """Parts of what those processes say that only wait for the one that failed."""
 
 
@@ -33,12 +33,13 @@ class StartLog:
     Args:
         target: where it goes.
         source: the end of a pipe to read from; closed when all who write are gone.
-        hold_back: keep the report of a failure from `target`: it is told in a sentence, or passed on by `passed`.
+        hold_back: keep the report of a failure from `target`: it is told in a sentence, or passed on where all goes
+            well.
     """
 
     def __init__(self, source: int, target: int, *, hold_back: bool) -> None:
         self._source, self._target = source, target
-        self._holds = hold_back
+        self._hold_back = self._holds = hold_back
         self._held: bytearray | None = None
         self._drops = False
         self._kept = bytearray()
@@ -48,23 +49,27 @@ class StartLog:
 
     @property
     def text(self) -> str:
-        """What was written so far, its last part where it is much."""
+        """What was written since it is watched, the last part where that is much."""
         self._thread.join(timeout=1.0)  # the last words of a process come with its end
         with self._lock:
             return self._kept.decode("utf-8", "replace")
 
-    def passed(self) -> None:
-        """The start went well: pass everything on from now on."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hold a report of failure back here: it is passed on where all goes well, and dropped at an exception."""
+        with self._lock:
+            self._holds, self._kept = self._hold_back, bytearray()
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._drops = self._holds  # what the processes still write is about that failure
+            raise
         with self._lock:
             self._holds = False
             if self._held:
                 self._write(bytes(self._held))
             self._held = None
-
-    def failed(self) -> None:
-        """The start failed: what the processes still write about it is dropped."""
-        with self._lock:
-            self._drops = self._holds
 
     def _pump(self) -> None:
         while chunk := os.read(self._source, 65_536):
@@ -113,11 +118,8 @@ def watched_start(*, hold_back: bool) -> Iterator[StartLog | None]:
     os.dup2(sink, 2)
     os.close(sink)
     try:
-        yield log
-        log.passed()
-    except BaseException:
-        log.failed()
-        raise
+        with log.watching():
+            yield log
     finally:
         _flush()
         os.dup2(target, 2)
