@@ -119,7 +119,7 @@ def test_too_few_documents_to_hold_one_out_are_told(tmp_path: Path, options: dic
 
 def test_held_out_data_that_are_never_measured_on_are_told(tmp_path: Path, data: Path, options: dict[str, Any]) -> None:
     options |= {"val": (str(data),), "max_chunks": 2}
-    told = "never measured on: that is done every 50 chunks, and the run ends after 2"
+    told = "never measured on: this is done every 50 chunks, and the run ends after 2"
     run = TrainingRun(tmp_path / "run", TrainingOptions(**options))
     run.close()
     assert told in " ".join(run.notices)
