@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neurogen.generation import Event, Failure, Prompt, RunOptions, TextDelta
-from neurogen.integrations.vllm import check_installed, continued, load_engine, quieten
-from neurogen.integrations.vllm_options import typed_options
+from neurogen.integrations.vllm import continued, load_engine
 
 if TYPE_CHECKING:
     from neurogen.sampler import Sampler
@@ -79,6 +78,4 @@ def load_vllm_model(name: str, *, dtype: str, options: Mapping[str, str] | None 
         NeurogenError: vLLM or the package neurogen-vllm is not installed, or refuses the model.
         ParameterError: vLLM has no such option, or refuses its value.
     """
-    check_installed()
-    quieten()
-    return VllmModel(name, load_engine(name, dtype=dtype, **typed_options(options or {})))
+    return VllmModel(name, load_engine(name, as_texts=options, dtype=dtype))

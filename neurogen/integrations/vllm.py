@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from neurogen.errors import ModelError, NeurogenError, ParameterError
 from neurogen.generation import Failure, FinishReason, Prompt, Result, RunOptions
 from neurogen.integrations.vllm_log import GENERAL, StartLog, reason_in, watched_start
-from neurogen.integrations.vllm_options import check_names, names_of_vllm, with_memory_of_cpu
+from neurogen.integrations.vllm_options import check_names, names_of_vllm, typed_options, with_memory_of_cpu
 from neurogen.registry import load_sampler
 from neurogen.runner import prompt_ids
 from neurogen.spec import parse_spec
@@ -60,11 +60,12 @@ def check_installed() -> None:
         )
 
 
-def load_engine(model: str, **options: Any) -> Any:
+def load_engine(model: str, *, as_texts: Mapping[str, str] | None = None, **options: Any) -> Any:
     """A `vllm.LLM` for a model.
 
     Args:
         model: as `neurogen.models.load_model` takes it, but no GGUF file.
+        as_texts: more options of vLLM's, as its command line takes them: {"max_model_len": "4096"}.
         **options: vLLM's, such as dtype, max_model_len, tensor_parallel_size.
 
     Raises:
@@ -84,7 +85,8 @@ def load_engine(model: str, **options: Any) -> Any:
         try:
             vllm = importlib.import_module("vllm")
             check_names(options, names_of_vllm(), "vLLM")
-            llm = vllm.LLM(str(path), **with_memory_of_cpu(options))
+            given = {**options, **typed_options(as_texts or {})}
+            llm = vllm.LLM(str(path), **with_memory_of_cpu(given))
         except NeurogenError:
             raise
         except Exception as error:  # vLLM raises whatever its parts raise, down to its worker processes
