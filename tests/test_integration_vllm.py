@@ -200,6 +200,36 @@ def test_every_token_is_the_samplers_own_choice_from_the_same_logits(session: Se
     assert compared > 100
 
 
+TYPED = """
+from neurogen.errors import ParameterError
+from neurogen.integrations.vllm_options import typed_options, with_memory_of_cpu
+
+texts = {"max-model-len": "1k", "gpu_memory_utilization": "0.5", "enforce_eager": "True", "hf_overrides": '{"a": 1}'}
+print(typed_options(texts))
+for name, value in {"enforce_eager": "maybe", "max_model_len": "abc", "max_model_length": "4", "dtype": "half"}.items():
+    try:
+        typed_options({name: value})
+    except ParameterError as error:
+        print(error)
+print(sorted(with_memory_of_cpu({})), sorted(with_memory_of_cpu({"gpu_memory_utilization": 0.5})))
+"""
+
+
+@needs_vllm
+def test_options_are_read_as_vllm_reads_them(python: Path) -> None:
+    left_out = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"}
+    done = subprocess.run([str(python), "-c", TYPED], env=left_out, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "{'max_model_len': 1000, 'gpu_memory_utilization': 0.5, 'enforce_eager': True, 'hf_overrides': {'a': 1}}",
+        "vLLM's option 'enforce_eager' is true or false, got 'maybe'.",
+        "vLLM refuses an option: argument --max-model-len: invalid human_readable_int_or_auto value: 'abc'.",
+        "vLLM has no option 'max_model_length'. Did you mean 'max_model_len'?",
+        "vLLM's option 'dtype' is given by --dtype here.",
+        "['kv_cache_memory_bytes'] ['gpu_memory_utilization']",
+    ]
+
+
 @needs_vllm
 def test_prompts_were_read_in_parts_and_rows_moved(session: Session) -> None:
     keys = [(json.dumps(record[0]), *record[1:4]) for record in session.records]
