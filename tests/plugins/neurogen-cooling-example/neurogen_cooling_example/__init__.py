@@ -34,10 +34,20 @@ class Cooling(neurogen.Sampler):
         self, logits: Tensor, seed: Tensor, position: Tensor, params: neurogen.RowParams, *state: neurogen.State
     ) -> Tensor:
         (memory,) = state
-        rows = neurogen.RowParams(temperature=params.temperature * memory["heat"])
-        ids = super().select(logits, seed, position, rows)
+        ids = super().select(logits, seed, position, self._cooled(params, memory))
         memory["heat"] *= params.cooling
         return ids
+
+    def distribution(self, logits: Tensor, params: neurogen.RowParams, *state: neurogen.State) -> Tensor:
+        return super().distribution(logits, self._cooled(params, *state))
+
+    def survivors(self, logits: Tensor, params: neurogen.RowParams, *state: neurogen.State) -> Tensor:
+        return super().survivors(logits, self._cooled(params, *state))
+
+    def _cooled(self, params: neurogen.RowParams, *state: neurogen.State) -> neurogen.RowParams:
+        """The parameters with the temperature of the next token; without a memory, of the first."""
+        heat = state[0]["heat"] if state else 1.0
+        return neurogen.RowParams(temperature=params.temperature * heat)
 
 
 @neurogen.hookimpl
