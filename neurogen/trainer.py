@@ -8,6 +8,7 @@ model learns: accuracy stays at 0 % both when the distribution is flat and when 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from neurogen.contract import Contract
-from neurogen.errors import ParameterError
+from neurogen.document_mask import check_document_mask, positions_within_documents
+from neurogen.errors import ModelError, ParameterError
 from neurogen.foreign import check_causal_lm, logits_of
 from neurogen.health import IGNORE_INDEX, Health, HealthSums, Verdict, cross_entropy, judge, measure
 from neurogen.optimizers import learning_rate_at, make_optimizers
@@ -31,12 +33,25 @@ if TYPE_CHECKING:
 
     from neurogen.sampler import Sampler
 
-__all__ = ["MEASURED_BY", "StepResult", "Trainer", "TrainerOptions"]
+__all__ = ["MEASURED_BY", "StepResult", "Trainer", "TrainerOptions", "UnmovedWarning"]
 
 MEASURED_BY = Contract(deterministic=True, argmax=True)
 """What the sampler that measures a training step must keep."""
 
+TRAINABLE = (torch.float32, torch.float64)
+"""Number formats in which a weight can take a small update."""
+
+LOOKED_AT = 20
+"""Steps that change weights after which those that never moved are told."""
+
+NAMED = 5
+"""Parameters that a message names at most."""
+
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
+
+
+class UnmovedWarning(UserWarning):
+    """Some parameters have not changed in many steps."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +96,9 @@ class Trainer:
     """Trains a causal language model of transformers, measuring every step greedily.
 
     Args:
-        model: with float32 weights. It is put on the accelerator's device.
+        model: with float32 weights: in half precision, updates smaller than the rounding of a weight are lost. For
+            matrix products in half precision give an accelerator with `mixed_precision`. It is put on the
+            accelerator's device.
         options: how weights are changed; single ones may be given as keywords instead.
         accelerator: of `accelerate`: device, precision, processes. By default one process on the best device.
         registry: where the sampler `greedy` comes from.
@@ -95,8 +112,12 @@ class Trainer:
     Raises:
         PluginError: there is no sampler `greedy`.
         ContractError: it does not choose the argmax, whatever it declares; training does not start.
-        ModelError: the model is no causal language model.
+        ModelError: the model is no causal language model, has weights in half precision or none to train, or cannot
+            keep attention within documents where `options.document_separator` asks for it.
         ParameterError: an option outside its domain.
+
+    Warns:
+        UnmovedWarning: once, after 20 steps, if parameters that are to be trained have not changed in any.
 
     Example:
         trainer = Trainer(model, learning_rate=1e-3)
@@ -118,6 +139,7 @@ class Trainer:
             raise ParameterError("Give either options or single values, not both.", "options")
         self.options = TrainerOptions(**values) if options is None else options
         self.vocab_size = check_causal_lm(model, "Trainer")
+        _check_trainable(model)
         registry = default_registry() if registry is None else registry
         self.greedy: Sampler = registry.load_sampler("greedy", require=MEASURED_BY)
         if accelerator is None:
@@ -135,6 +157,10 @@ class Trainer:
         )
         model.train()
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        if self.options.document_separator is not None:
+            check_document_mask(accelerator.unwrap_model(self.model), self.options.document_separator, self.vocab_size)
+        self._moves = 0
+        self._marks: dict[str, Tensor] = {}
 
     def train_step(self, context_ids: Ids, target_ids: Ids, *, joint_targets: int | None = None) -> StepResult:
         """Predict, measure, and change the weights once.
@@ -156,6 +182,8 @@ class Trainer:
             raise ParameterError(
                 "target_ids must hold at least one target, got none that is not ignored.", "target_ids"
             )
+        if self._moves == 0:
+            self._marks = self._marks_now()
         rate = self._set_learning_rate()
         with seeded(self._seed_of_step(), self.accelerator.device):
             sums, predicted, drawn = self._gradients(contexts, targets, joint)
@@ -166,6 +194,7 @@ class Trainer:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._look_for_unmoved(0 if skipped else 1)
         correct = (predicted == targets).sum().item()
         shape = target_ids.shape if isinstance(target_ids, Tensor) else torch.tensor(target_ids).shape
         share = drawn.item() / max(mine, 1) if self.contrast is not None else None
@@ -213,6 +242,20 @@ class Trainer:
         assert sums is not None
         return HealthSums(sums, self.vocab_size), torch.cat(predicted), drawn
 
+    def _look_for_unmoved(self, moves: int) -> None:
+        """Warn of the parameters that no step has changed, once there have been enough of them."""
+        self._moves += moves
+        if self._moves != LOOKED_AT or not self._marks:
+            return
+        now = self._marks_now()
+        unmoved = [name for name, mark in self._marks.items() if torch.equal(mark, now[name])]
+        self._marks = {}
+        if unmoved and self.accelerator.is_main_process:
+            warnings.warn(_unmoved(unmoved, len(now)), UnmovedWarning, stacklevel=3)
+
+    def _marks_now(self) -> dict[str, Tensor]:
+        return _marks(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
     def _right_draws(self, logits: Tensor, targets: Tensor, *, first: int) -> Tensor:
         """How many tokens drawn by `contrast` are the target; every position of every step has numbers of its own."""
         assert self.contrast is not None
@@ -230,7 +273,9 @@ class Trainer:
 
     def _logits(self, contexts: Tensor) -> Tensor:
         """[batch * positions, vocab]."""
-        logits: Tensor = logits_of(self.model(input_ids=contexts, use_cache=False), self.model, "Trainer")
+        separator = self.options.document_separator
+        positions = {} if separator is None else {"position_ids": positions_within_documents(contexts, separator)}
+        logits: Tensor = logits_of(self.model(input_ids=contexts, use_cache=False, **positions), self.model, "Trainer")
         return logits.reshape(-1, logits.shape[-1])
 
     def _set_learning_rate(self) -> float:
@@ -254,6 +299,45 @@ class Trainer:
                 "target_ids",
             )
         return contexts.to(self.accelerator.device), targets.to(self.accelerator.device)
+
+
+def _check_trainable(model: torch.nn.Module) -> None:
+    """Refuse weights that training would leave as they are, without a word."""
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    if not trained:
+        raise ModelError(
+            "Trainer needs weights to train: of this model none requires a gradient. Call model.requires_grad_(True), "
+            "or leave at least one of its parameters unfrozen."
+        )
+    for name, weight in trained:
+        if weight.dtype not in TRAINABLE:
+            raise ModelError(
+                f"Trainer changes weights in float32, and {name} is {str(weight.dtype).removeprefix('torch.')}: there "
+                "an update that is small beside its weight is rounded away, and the weights of norms, which are near "
+                "1, would never move. Call model.float(), or load the model with neurogen.load_model(name, "
+                'dtype="float32"). For matrix products in half precision give Trainer an accelerator, '
+                'Accelerator(mixed_precision="bf16").'
+            )
+
+
+@torch.no_grad()
+def _marks(model: torch.nn.Module) -> dict[str, Tensor]:
+    """For each parameter to be trained a sum of the bits of its values, which another value changes."""
+    bits = {torch.float32: torch.int32, torch.float64: torch.int64}
+    return {
+        name: weight.detach().contiguous().view(bits[weight.dtype]).sum(dtype=torch.int64)
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.dtype in bits
+    }
+
+
+def _unmoved(names: Sequence[str], count: int) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"{len(names)} of {count} parameters have not changed in {LOOKED_AT} steps: {', '.join(names[:NAMED])}{more}. "
+        "Either the loss does not depend on them, or the learning rate is too small beside them. Freeze them with "
+        "requires_grad_(False) if that is meant."
+    )
 
 
 def _as_ids(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None) -> Tensor:

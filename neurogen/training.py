@@ -295,10 +295,10 @@ class TrainingRun:
     def _trainer(self, model: Any) -> Trainer:
         from neurogen.trainer import Trainer
 
-        chunks = self.options.max_chunks
+        chunks, separator = self.options.max_chunks, min(self.tokenizer.eos_ids)
         return Trainer(
             model,
-            self.options.for_trainer(None if chunks is None else chunks * self.steps_per_chunk),
+            self.options.for_trainer(None if chunks is None else chunks * self.steps_per_chunk, separator),
             accelerator=self._accelerator,
             contrast=_contrast() if self.options.contrast else None,
         )

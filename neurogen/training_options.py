@@ -53,6 +53,8 @@ class TrainerOptions:
         max_gradient_norm: to which the gradient is clipped.
         accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
         seed: of what a step draws: dropout, and the draws of a contrast. The same seed gives the same run.
+        document_separator: the id that begins a document in the sequences: attention is kept within documents. None:
+            a token attends to all before it in its sequence.
 
     Raises:
         ParameterError: a value outside its domain.
@@ -66,6 +68,7 @@ class TrainerOptions:
     max_gradient_norm: float = 1.0
     accumulation: int = 1
     seed: int = 0
+    document_separator: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_gradient_norm"):
@@ -75,7 +78,7 @@ class TrainerOptions:
             raise _wrong("optimizer", " or ".join(OPTIMIZERS), self.optimizer)
         if not (_is_finite(self.weight_decay) and self.weight_decay >= 0):
             raise _wrong("weight_decay", "a finite number >= 0", self.weight_decay)
-        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1)):
+        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1), ("document_separator", 0)):
             _check_count(self, name, least)
         if not is_whole(self.seed):
             raise _wrong("seed", "an integer of 64 bits", self.seed)
@@ -110,6 +113,8 @@ class TrainingOptions:
         seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
         parse_special: make special tokens of their spellings in the data, such as "<|endoftext|>"; as a rule they are
             ordinary text, and the only special token in the stream is the one that ends a document.
+        document_mask: keep attention within documents, of which several may be packed into a sequence; as a rule a
+            token attends to all before it in its sequence, those of earlier documents too.
 
     Raises:
         ParameterError: a value outside its domain.
@@ -144,6 +149,7 @@ class TrainingOptions:
     device: str = "auto"
     seed: int = 0
     parse_special: bool = False
+    document_mask: bool = False
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -159,8 +165,12 @@ class TrainingOptions:
         check_preset(self.preset)
         self.for_trainer(None)
 
-    def for_trainer(self, total_steps: int | None) -> TrainerOptions:
+    def for_trainer(self, total_steps: int | None, separator: int | None = None) -> TrainerOptions:
         """How the weights are changed in a run of so many steps.
+
+        Args:
+            total_steps: of the run; None: it has no end.
+            separator: the id that begins a document in the data.
 
         Raises:
             ParameterError: a value outside its domain.
@@ -175,6 +185,7 @@ class TrainingOptions:
             max_gradient_norm=self.max_gradient_norm,
             accumulation=self.accumulation,
             seed=self.seed,
+            document_separator=separator if self.document_mask else None,
         )
 
     @property

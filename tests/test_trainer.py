@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as functional
 
 import neurogen
-from neurogen import ContractError, ParameterError, PluginError, Registry, Sampler, hookimpl
+from neurogen import ContractError, ModelError, ParameterError, PluginError, Registry, Sampler, hookimpl
 from neurogen.optimizers import learning_rate_at, make_optimizers
 from neurogen.presets import PRESETS, model_config, new_model
 from neurogen.registry import ENTRY_POINT_GROUP
-from neurogen.trainer import Trainer, TrainerOptions
+from neurogen.trainer import Trainer, TrainerOptions, UnmovedWarning
 
 VOCAB = 64
 
@@ -253,3 +253,54 @@ def test_matrices_alone_decay_and_every_weight_is_in_one_group(name: Any) -> Non
     names = {id(p): n for n, p in model.named_parameters()}
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {n for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n}
+
+
+# Weights that would stay as they are
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused_with_what_to_do(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match=r"float32, and model\.embed_tokens\.weight is .*float16.*model\.float\(\)"):
+        Trainer(small_model().to(dtype))
+
+
+def test_a_single_weight_in_half_precision_is_refused_unless_it_is_frozen() -> None:
+    model = small_model()
+    model.model.norm.to(torch.bfloat16)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is bfloat16"):
+        Trainer(model)
+    model.model.norm.requires_grad_(False)
+    Trainer(model)
+
+
+def test_every_weight_of_a_model_that_was_made_float32_moves() -> None:
+    model = small_model().to(torch.bfloat16).float()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer = Trainer(model, learning_rate=1e-4, warmup_steps=0)
+    trainer.train_step(*batch())
+    assert [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])] == []
+
+
+def test_a_model_of_which_all_is_frozen_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"none requires a gradient.*requires_grad_\(True\)"):
+        Trainer(small_model().requires_grad_(False))
+
+
+def test_parameters_that_never_move_are_named_once() -> None:
+    model = small_model()
+    model.unused = torch.nn.Linear(3, 3)
+    trainer = Trainer(model, warmup_steps=0, weight_decay=0.0)
+    steps = batch(rows=1, length=4)
+    for _ in range(19):
+        trainer.train_step(*steps)
+    with pytest.warns(UnmovedWarning, match=r"2 of 22 parameters have not changed in 20 steps: unused\.weight, un"):
+        trainer.train_step(*steps)
+    trainer.train_step(*steps)
+
+
+def test_frozen_parameters_and_rows_of_tokens_that_do_not_occur_are_no_news() -> None:
+    model = small_model()
+    model.model.layers[0].requires_grad_(False)
+    trainer = Trainer(model, warmup_steps=100, weight_decay=0.0)
+    for _ in range(25):
+        trainer.train_step([5, 6], [6, 7])  # pytest makes an error of a warning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,11 @@ NOT_OPTIONS = frozenset({"out", "resume", "quiet", "as_json"})
     "--parse-special",
     is_flag=True,
     help="Make special tokens of their spellings in DATA, such as <|endoftext|>; without it they are text.",
+)
+@click.option(
+    "--document-mask",
+    is_flag=True,
+    help="Keep attention within documents; without it a token attends to earlier documents of its sequence, too.",
 )
 @click.option("--tensorboard/--no-tensorboard", default=False, help="Write events for TensorBoard to DIR/tensorboard.")
 @device_option
@@ -160,7 +166,7 @@ class _BrokenRows:
 
 def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkReport], None]]) -> int:
     """Run until the end or a signal; the exit code."""
-    with _stopping(run, display) as caught:
+    with _stopping(run, display) as caught, _unmoved_said(display):
         for report in run.chunks():
             display.show(report)
             for observer in observers:
@@ -168,6 +174,25 @@ def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkRe
     if run.stopped:  # in another process, perhaps
         return EXITS[caught[0] if caught else signal.SIGINT]
     return 0
+
+
+@contextmanager
+def _unmoved_said(display: Display) -> Iterator[None]:
+    """Show the trainer's warning as a line of ours."""
+    from neurogen.trainer import UnmovedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnmovedWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, UnmovedWarning):
+                display.say(str(message))
+            else:
+                shown(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager
