@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import suppress
 from types import FrameType
 
 from neurogen.cli.common import is_terminal
-from neurogen.cli.output import ERASE_LINE, SLOW_SECONDS
+from neurogen.cli.output import SLOW_SECONDS, status_line
 from neurogen.kernels.compiling import watch
 from neurogen.sampler import Sampler
 
@@ -33,12 +32,12 @@ class CompilingNotice:
             self._timer.cancel()
             self._timer.join()
             if self._is_shown:
-                _write(ERASE_LINE)
+                status_line("")
             self._timer, self._is_shown = None, False
 
     def _show(self, name: str) -> None:
         self._is_shown = True
-        _write(f"{ERASE_LINE}Compiling the kernels of {name} (first use after a change) ...")
+        status_line(f"Compiling the kernels of {name} (first use after a change) ...")
 
 
 def _sampler_in_use() -> str:
@@ -56,9 +55,3 @@ def watch_compiling() -> None:
     """Show on stderr, if that is a terminal that can take a line away again, when kernels are compiled."""
     if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         watch(CompilingNotice())
-
-
-def _write(text: str) -> None:
-    with suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
