@@ -36,6 +36,7 @@ from neurogen.diagnosis_weights import TensorHealth, examine
 from neurogen.errors import DeviceError, ParameterError
 from neurogen.foreign import check_loaded
 from neurogen.health import Health
+from neurogen.probabilities import Kind, LogitsAre, check_logits_are, kind_of
 
 if TYPE_CHECKING:
     from neurogen.models import LanguageModel
@@ -135,6 +136,7 @@ class Diagnosis:
             "next_steps": list(self.next_steps),
             "positions": len(self.measures),
             "vocab_size": self.measures.vocab_size,
+            "logits_are": self.measures.kind,
             "invalid_positions": {"count": len(invalid), "first": invalid[:ROWS_LISTED].tolist()},
             "loss": {
                 "mean": self.health.loss,
@@ -167,6 +169,7 @@ def diagnose_logits(
     inputs: Tensor | None = None,
     positions: Tensor | None = None,
     source: str = "logits",
+    logits_are: LogitsAre = "auto",
 ) -> Diagnosis:
     """Diagnose anyone's logits.
 
@@ -176,9 +179,11 @@ def diagnose_logits(
         inputs, positions: int64 [N], the token at which each row was computed and its index in its context, where
             known; they tell whether the model copies its input, and draw the chart by position.
         source: what to call it.
+        logits_are: `logits`, `probabilities` (what a softmax gave; their logarithms are measured), or `auto`: they
+            are probabilities where nearly all rows have no value below 0 and the sum 1. Log-probabilities are logits.
 
     Raises:
-        ParameterError: wrong shapes, dtypes or ids.
+        ParameterError: wrong shapes, dtypes or ids, or rows of both kinds.
         PluginError: greedy, topk or topp is not installed.
     """
     check_logits(logits, targets)
@@ -188,7 +193,8 @@ def diagnose_logits(
                 f"{name} must be int64 [{len(targets)}] as targets, got {known.dtype} {list(known.shape)}.", name
             )
     targets = targets.to(logits.device)
-    measures = measure(logits.detach(), targets, load_samplers(), inputs=inputs, positions=positions)
+    kind = kind_of(logits, logits_are)
+    measures = measure(logits.detach(), targets, load_samplers(), inputs=inputs, positions=positions, kind=kind)
     return _diagnosis(source, measures, None, (), "row")
 
 
@@ -201,6 +207,7 @@ def diagnose_model(
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int, int], None] | None = None,
     parse_special: bool = False,
+    logits_are: LogitsAre = "auto",
 ) -> Diagnosis:
     """Run a model over texts and diagnose its logits and weights.
 
@@ -212,17 +219,19 @@ def diagnose_model(
         batch_size: windows at a time; fewer where their logits would be too large.
         progress: is told the positions done and their total, now and then.
         parse_special: make special tokens of their spellings in the texts; see `Tokenizer.encode`.
+        logits_are: what the model's `forward` returns; see `diagnose_logits`.
 
     Raises:
         DataError: the texts have no two tokens.
         DeviceError: the device's memory is too small.
         ModelError: the model is none that `load_model` gave.
-        ParameterError: a number outside its domain.
+        ParameterError: a number outside its domain, or `forward` returns rows of both kinds.
         PluginError: greedy, topk or topp is not installed.
     """
     needed = ("name", "model", "tokenizer", "vocab_size", "context_length", "device")
     check_loaded(model, "diagnose_model", *needed, otherwise="diagnose_logits takes the logits of any program.")
     length = _context(model, context)
+    check_logits_are(logits_are)
     for name, number in (("max_tokens", max_tokens), ("batch_size", batch_size)):
         if number < 1:
             raise ParameterError(f"{name} must be an integer >= 1, got {number}.", name)
@@ -230,9 +239,11 @@ def diagnose_model(
     given = [SAMPLE_TEXT] if texts is None else texts
     pieces = windows(given, model.tokenizer, length, max_tokens, parse_special=parse_special)
     total, parts = sum(len(piece.ids) - 1 for piece in pieces), []
+    kind: Kind | None = None
     for batch in _batches(pieces, batch_size, model.vocab_size):
         logits, targets, inputs, positions = _forward(model, batch)
-        parts.append(measure(logits, targets, samplers, inputs=inputs, positions=positions))
+        kind = kind or kind_of(logits, logits_are, "position")
+        parts.append(measure(logits, targets, samplers, inputs=inputs, positions=positions, kind=kind))
         if progress is not None:
             progress(sum(map(len, parts)), total)
     measures = join(parts)

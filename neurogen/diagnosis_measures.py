@@ -6,6 +6,7 @@ renormalisation, as the installed plugin itself gives it. Knows no model, no tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neurogen.probabilities import Kind, least_probability, log_of
 from neurogen.registry import load_sampler
 from neurogen.sampler import Sampler
 
@@ -118,6 +120,8 @@ class Measures:
         mass: float64 [N, len(MASS_KS)], probability of the k most probable tokens together.
         nucleus: float64 [N, len(NUCLEUS_PS)], size of the smallest set of tokens whose mass reaches p.
         non_finite: int64 [N, 3], how many logits are NaN, +inf, -inf.
+        rounded: bool [N], probabilities were given and the target's is zero, so that `loss` is a lower bound.
+        of_probabilities: not logits were given but probabilities, whose logarithms are measured.
     """
 
     vocab_size: int
@@ -137,9 +141,16 @@ class Measures:
     mass: Floats
     nucleus: Floats
     non_finite: Ids
+    rounded: NDArray[np.bool_]
+    of_probabilities: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def kind(self) -> Kind:
+        """What was given."""
+        return "probabilities" if self.of_probabilities else "logits"
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
@@ -179,6 +190,7 @@ def measure(
     *,
     inputs: Tensor | None = None,
     positions: Tensor | None = None,
+    kind: Kind = "logits",
 ) -> Measures:
     """Measure every row, some rows at a time.
 
@@ -187,18 +199,25 @@ def measure(
         targets: int64 [N], ids in 0 .. vocab - 1, on the device of `logits`.
         samplers: what `load_samplers` gave.
         inputs, positions: int64 [N], where they are known.
+        kind: whether `logits` are logits or probabilities, whose logarithms are measured. A target's probability of
+            zero is one that was rounded away: its loss is that of the smallest number of the format, a lower bound.
     """
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
     columns: dict[str, NDArray[Any]] = {}
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        for name, values in _chunk(logits[part], targets[part], samplers).items():
+        found = logits[part] if kind == "logits" else log_of(logits[part])
+        for name, values in _chunk(found, targets[part], samplers).items():
             if name not in columns:  # made at once: small results kept between large temporaries fragment the heap
                 columns[name] = np.empty((len(logits), *values.shape[1:]), values.dtype)
             columns[name][part] = values
+    columns["rounded"] = np.isinf(columns["loss"]) & (kind == "probabilities")
+    if kind == "probabilities":
+        columns["loss"] = np.minimum(columns["loss"], -math.log(least_probability(logits.dtype)))
     unknown = torch.full_like(targets, -1)
     return Measures(
         vocab_size=logits.shape[1],
+        of_probabilities=kind == "probabilities",
         inputs=_array(unknown if inputs is None else inputs),
         positions=_array(unknown if positions is None else positions),
         **columns,
@@ -207,9 +226,9 @@ def measure(
 
 def join(parts: Sequence[Measures]) -> Measures:
     """The positions of all parts, one after another; there is at least one, and all have the same vocabulary."""
-    names = [item.name for item in fields(Measures) if item.name != "vocab_size"]
+    names = [item.name for item in fields(Measures) if item.name not in ("vocab_size", "of_probabilities")]
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Measures(vocab_size=parts[0].vocab_size, **columns)
+    return Measures(vocab_size=parts[0].vocab_size, of_probabilities=parts[0].of_probabilities, **columns)
 
 
 def accuracies(measures: Measures) -> tuple[SamplerAccuracy, ...]:

@@ -25,6 +25,7 @@ TONES: dict[Verdict, str] = {
     "diverged": "bad",
     "broken": "bad",
 }
+MEASURED_ON = {"logits": "raw logits", "probabilities": "the logarithms of probabilities"}
 CSS = """
 .ng ul{margin:.3rem 0;padding-left:1.2rem}.ng .next b{display:block;margin-top:.6rem}
 .ng .charts{grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr))}
@@ -81,7 +82,7 @@ def _head(diagnosis: Diagnosis) -> str:
     return (
         f'<h1>{escape(diagnosis.source)} <span class="pill {tone}">{diagnosis.verdict}</span></h1>'
         f'<p class="note">{len(measures):,} positions, {measures.vocab_size:,} tokens in the vocabulary; measured on '
-        "raw logits, before temperature and truncation.</p>"
+        f"{MEASURED_ON[measures.kind]}, before temperature and truncation.</p>"
         f'<div class="card">{reasons}<div class="next"><b>What to do</b><ul>{steps}</ul></div></div>'
     )
 

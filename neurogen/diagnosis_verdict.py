@@ -67,6 +67,11 @@ NEXT_STEPS: dict[Verdict, tuple[str, ...]] = {
     ),
 }
 
+RETURN_LOGITS = (
+    "Let the model's forward return logits, not probabilities: losses and samplers take the softmax themselves, and "
+    "twice is nearly uniform."
+)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -142,9 +147,11 @@ def decide(
         weights: the model's; empty where they are unknown.
         names: what a position is called: "row" of a file of logits, "position" in a text.
     """
+    given = _given(measures, names)
+    steps = (RETURN_LOGITS,) if measures.kind == "probabilities" and names == "position" else ()
     problems = [*_broken_rows(measures, names), *_broken_weights(weights)]
     if problems:
-        return Judgement("broken", tuple(problems), NEXT_STEPS["broken"])
+        return Judgement("broken", (*problems, *given), (*steps, *NEXT_STEPS["broken"]))
     health = health_of(measures)
     verdict: Verdict
     verdict, reason = judge(health)
@@ -153,9 +160,27 @@ def decide(
     if verdict == "healthy" and health.loss >= LEARNT * unigram:
         verdict = "undertrained"
         reasons = []
-    reasons += [*_numbers(verdict, health, measures, unigram), *_scores(verdict, accuracies)]
+    reasons += [*_numbers(verdict, health, measures, unigram), *given, *_scores(verdict, accuracies)]
     reasons += [*_habits(measures, verdict), *_odd_weights(weights), *_few(len(measures), names)]
-    return Judgement(verdict, tuple(reasons), NEXT_STEPS[verdict])
+    return Judgement(verdict, tuple(reasons), (*steps, *NEXT_STEPS[verdict]))
+
+
+def _given(measures: Measures, names: str) -> list[str]:
+    """That probabilities were measured, and what had been rounded away."""
+    if measures.kind == "logits":
+        return []
+    found = [
+        f"The {names}s hold probabilities (none below 0, and their sum is 1), not logits: their logarithms were "
+        "measured. If they are logits, say so with logits_are='logits' (--logits-are logits)."
+    ]
+    count = int(measures.rounded.sum())
+    if count:
+        largest = measures.loss[measures.rounded][0]
+        found.append(
+            f"At {count:,} of {len(measures):,} {names}s the right token has the probability 0, rounded from a small "
+            f"number: the loss counts as {largest:.1f} nats there and may be larger. Save logits to know it."
+        )
+    return found
 
 
 def _broken_rows(measures: Measures, names: str) -> list[str]:

@@ -61,14 +61,22 @@ def logits_of(output: Any, model: Any, who: str) -> Any:
     """The logits [batch, positions, vocab] in what a model's forward has returned.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or they are probabilities.
     """
+    from neurogen.probabilities import are_probabilities
+
     logits = getattr(output, "logits", None)
     if logits is None or logits.ndim != 3:
         found = "no logits" if logits is None else f"logits {list(logits.shape)}"
         raise ModelError(
             f"{who} needs {CAUSAL_LM}. The forward of {_named(model)} returned {found}; they must be [batch, "
             "positions, vocab]."
+        )
+    if are_probabilities(logits.flatten(0, 1)):
+        raise ModelError(
+            f"{who} needs logits, and the forward of {_named(model)} returned probabilities: each row sums to 1. The "
+            "loss takes the softmax itself, so that it would be taken twice and hardly anything be learnt. Return the "
+            "logits from before the softmax."
         )
     return logits
 

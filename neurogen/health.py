@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ParameterError
+from neurogen.probabilities import are_probabilities
 
 __all__ = [
     "FLAT_ENTROPY",
@@ -172,7 +173,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE
         none counts, as torch's; the gradient is zero then), and the sums.
 
     Raises:
-        ParameterError: wrong shapes, dtypes or devices, or a target outside the vocabulary.
+        ParameterError: wrong shapes, dtypes or devices, a target outside the vocabulary, or probabilities for logits.
     """
     targets = _checked(logits, targets, ignore_index)
     loss, sums = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
@@ -189,6 +190,12 @@ def measure(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
 def _checked(logits: Any, targets: Any, ignore_index: Any) -> Tensor:
     """The targets, with `NO_TARGET` for each that is ignored; all others are ids of the vocabulary."""
     _check_logits(logits)
+    if are_probabilities(logits):
+        raise ParameterError(
+            "logits must come from before the softmax, got probabilities: each row sums to 1. Give the logits, or "
+            "probabilities.log(). If these are logits all the same, add 1 to them, which changes no measure.",
+            "logits",
+        )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise ParameterError(f"ignore_index must be an integer, got {ignore_index!r}.", "ignore_index")
     if not isinstance(targets, Tensor):

@@ -81,6 +81,13 @@ SHOWN_MEASURES = (
     help="Tokens that the model reads at once; longer texts are cut.",
 )
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Stretches of text at a time.")
+@click.option(
+    "--logits-are",
+    type=click.Choice(["auto", "logits", "probabilities"]),
+    default="auto",
+    show_default=True,
+    help="What the rows of the file, or the model's forward, are; auto looks whether they sum to 1.",
+)
 @parse_special_option
 @device_option
 @dtype_option
@@ -100,7 +107,7 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
         from neurogen.pages import check_page
 
         check_page(html)
-    diagnosis = _of_logits(values["logits"]) if values["logits"] is not None else _of_model(values)
+    diagnosis = _of_logits(values) if values["logits"] is not None else _of_model(values)
     if html is not None:
         _write_page(diagnosis, html, quiet=values["quiet"])
     if as_json:
@@ -123,12 +130,13 @@ def _check(ctx: click.Context, values: Mapping[str, Any]) -> None:
             raise click.UsageError(f"{option} belongs to --model; with --logits nothing is run. Leave it out.", ctx)
 
 
-def _of_logits(path: str) -> Diagnosis:
+def _of_logits(values: Mapping[str, Any]) -> Diagnosis:
     from neurogen.diagnose import diagnose_logits
     from neurogen.diagnosis_input import load_logits
 
+    path = values["logits"]
     logits, targets = load_logits(path)
-    return diagnose_logits(logits, targets, source=path)
+    return diagnose_logits(logits, targets, source=path, logits_are=values["logits_are"])
 
 
 def _of_model(values: Mapping[str, Any]) -> Diagnosis:
@@ -146,6 +154,7 @@ def _of_model(values: Mapping[str, Any]) -> Diagnosis:
             batch_size=values["batch_size"],
             progress=progress,
             parse_special=values["parse_special"],
+            logits_are=values["logits_are"],
         )
 
 
