@@ -23,7 +23,7 @@ SMOOTHED = 60
 """A curve is drawn again as the mean of about so many stretches, where it has more chunks than that."""
 
 TRAIN, HELD_OUT, SAMPLED = "#3b6fb6", "#d1602b", "#8a8f98"
-TROUBLE = {"flat": "#e9b44c", "saturated": "#c0392b", "diverged": "#7d3cbe"}
+TROUBLE = {"flat": "#e9b44c", "saturated": "#c0392b", "worse than uniform": "#a0522d", "diverged": "#7d3cbe"}
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -80,7 +80,8 @@ class Diagnosis:
 
     Attributes:
         source: the model or file.
-        verdict: healthy, undertrained, flat, saturated, diverged or broken; see `diagnosis_verdict`.
+        verdict: healthy, undertrained, flat, saturated, worse than uniform, diverged or broken; see
+            `diagnosis_verdict`.
         reasons: sentences with the numbers it rests on.
         next_steps: what to do.
         accuracies: what each sampler would have reported; empty where no position is valid.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,9 @@ HEAD = 1024
 
 CHUNK_LOGITS = 1 << 21
 """Logits that are worked on at a time: 16 MiB as float64, and about eight times as much at the peak."""
+
+WHOLE = ("vocab_size", "predicted", "of_probabilities")
+"""What `Measures` holds of all positions together, not of each."""
 
 NEGLIGIBLE = -800.0
 """What -inf counts as where it is multiplied by its weight: exp(-800) is 0 in float64."""
@@ -121,6 +124,7 @@ class Measures:
         nucleus: float64 [N, len(NUCLEUS_PS)], size of the smallest set of tokens whose mass reaches p.
         non_finite: int64 [N, 3], how many logits are NaN, +inf, -inf.
         rounded: bool [N], probabilities were given and the target's is zero, so that `loss` is a lower bound.
+        predicted: float64 [vocab], sum of the predicted probabilities over the valid positions.
         of_probabilities: not logits were given but probabilities, whose logarithms are measured.
     """
 
@@ -142,6 +146,7 @@ class Measures:
     nucleus: Floats
     non_finite: Ids
     rounded: NDArray[np.bool_]
+    predicted: Floats
     of_probabilities: bool = False
 
     def __len__(self) -> int:
@@ -204,19 +209,24 @@ def measure(
     """
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
     columns: dict[str, NDArray[Any]] = {}
+    predicted: Floats | None = None
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        found = logits[part] if kind == "logits" else log_of(logits[part])
-        for name, values in _chunk(found, targets[part], samplers).items():
+        rows_of_part = logits[part] if kind == "logits" else log_of(logits[part])
+        found, mass = _chunk(rows_of_part, targets[part], samplers)
+        predicted = mass if predicted is None else predicted + mass
+        for name, values in found.items():
             if name not in columns:  # made at once: small results kept between large temporaries fragment the heap
                 columns[name] = np.empty((len(logits), *values.shape[1:]), values.dtype)
             columns[name][part] = values
     columns["rounded"] = np.isinf(columns["loss"]) & (kind == "probabilities")
     if kind == "probabilities":
         columns["loss"] = np.minimum(columns["loss"], -math.log(least_probability(logits.dtype)))
+    assert predicted is not None
     unknown = torch.full_like(targets, -1)
     return Measures(
         vocab_size=logits.shape[1],
+        predicted=predicted,
         of_probabilities=kind == "probabilities",
         inputs=_array(unknown if inputs is None else inputs),
         positions=_array(unknown if positions is None else positions),
@@ -226,9 +236,10 @@ def measure(
 
 def join(parts: Sequence[Measures]) -> Measures:
     """The positions of all parts, one after another; there is at least one, and all have the same vocabulary."""
-    names = [item.name for item in fields(Measures) if item.name not in ("vocab_size", "of_probabilities")]
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Measures(vocab_size=parts[0].vocab_size, of_probabilities=parts[0].of_probabilities, **columns)
+    names = [item.name for item in fields(Measures) if item.name not in WHOLE]
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    predicted = np.sum([part.predicted for part in parts], axis=0)
+    return replace(parts[0], predicted=predicted, **columns)
 
 
 def accuracies(measures: Measures) -> tuple[SamplerAccuracy, ...]:
@@ -247,8 +258,10 @@ def accuracies(measures: Measures) -> tuple[SamplerAccuracy, ...]:
     )
 
 
-def _chunk(logits: Tensor, targets: Tensor, samplers: Sequence[Sampler]) -> dict[str, NDArray[Any]]:
-    """All columns of some rows."""
+def _chunk(
+    logits: Tensor, targets: Tensor, samplers: Sequence[Sampler]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64]]:
+    """All columns of some rows, and the sum of what they predict."""
     greedy, sampled = _chances(logits, targets, samplers)
     x = logits.double()
     valid = x.amax(-1).isfinite()  # NaN and +inf come out as the maximum; so does -inf where nothing else is
@@ -259,10 +272,12 @@ def _chunk(logits: Tensor, targets: Tensor, samplers: Sequence[Sampler]) -> dict
         "non_finite": torch.stack([x.isnan().sum(-1), (x == torch.inf).sum(-1), (x == -torch.inf).sum(-1)], -1),
     }
     whole = bool(valid.all())
-    for name, values in _of_rows(x if whole else x[valid], targets if whole else targets[valid]).items():
+    measured = _of_rows(x if whole else x[valid], targets if whole else targets[valid])
+    predicted = _array(measured.pop("predicted"))
+    for name, values in measured.items():
         columns[name] = torch.full((len(x), *values.shape[1:]), torch.nan, dtype=torch.float64, device=x.device)
         columns[name][valid] = values
-    return {name: _array(values) for name, values in columns.items()}
+    return {name: _array(values) for name, values in columns.items()}, predicted
 
 
 def _chances(logits: Tensor, targets: Tensor, samplers: Sequence[Sampler]) -> tuple[Tensor, Tensor]:
@@ -276,7 +291,7 @@ def _chances(logits: Tensor, targets: Tensor, samplers: Sequence[Sampler]) -> tu
 
 
 def _of_rows(x: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """The measures of valid rows float64 [rows, vocab]."""
+    """The measures of valid rows float64 [rows, vocab], and `predicted`, the sum of their probabilities."""
     top = x.amax(-1, keepdim=True)
     centred = x - top
     weights = centred.exp()
@@ -292,6 +307,7 @@ def _of_rows(x: Tensor, targets: Tensor) -> dict[str, Tensor]:
         "high": top.squeeze(1),
         **_spread(x),
         **_prefixes(weights, total),
+        "predicted": torch.mv(weights.T, 1 / total),
     }
 
 

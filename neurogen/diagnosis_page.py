@@ -22,6 +22,7 @@ TONES: dict[Verdict, str] = {
     "undertrained": "warn",
     "flat": "bad",
     "saturated": "bad",
+    "worse than uniform": "bad",
     "diverged": "bad",
     "broken": "bad",
 }

@@ -3,7 +3,9 @@
 In order, the first that holds:
 
 - *broken*: rows of logits without a distribution, a target that has been masked out, or weights that are not finite;
-- *saturated*, *diverged*, *flat*: as `health.judge` tells them, with the same constants as during training;
+- *saturated*, *diverged*, *flat*, *worse than uniform*: as `health.judge` tells them, with the same constants as during
+  training. What is above a uniform guess, however far, because predictions and targets are shifted against each other
+  or the ids are not the model's, is *worse than uniform* and not diverged; see `diagnosis_causes`;
 - *undertrained*: the loss is not clearly below `unigram_loss`, that of a model which knows how frequent every token of
   this text is and nothing of what stands before it. Frequencies are the first thing a model learns; a model no better
   than them has learnt nothing from context yet, whatever else its curves do;
@@ -20,13 +22,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neurogen.diagnosis_causes import Cause, find_causes
 from neurogen.diagnosis_measures import Measures, SamplerAccuracy
 from neurogen.diagnosis_weights import TensorHealth
 from neurogen.health import Health, judge
 
 __all__ = ["Judgement", "Verdict", "decide", "health_of", "percent", "unigram_entropy", "unigram_loss"]
 
-Verdict = Literal["healthy", "undertrained", "flat", "saturated", "diverged", "broken"]
+Verdict = Literal["healthy", "undertrained", "flat", "saturated", "worse than uniform", "diverged", "broken"]
 
 LEARNT = 0.95
 """Loss, in units of the unigram's, below which a model has learnt from context. `unigram_loss` is up to 4 % above the
@@ -56,6 +59,11 @@ NEXT_STEPS: dict[Verdict, tuple[str, ...]] = {
         "Lower the learning rate, clip gradients, and look at weights and logit range: the logits are too large.",
         "Go back to the last checkpoint that was not saturated; such a model hardly recovers, its gradients vanish.",
     ),
+    "worse than uniform": (
+        "Longer training is no remedy: check that the tokenizer is the model's own, that targets are the inputs "
+        "shifted by one position, and that weights and logit range are as usual.",
+        "In the first steps of a new model it may pass: look again later, and lower the learning rate if it does not.",
+    ),
     "diverged": (
         "Go back to the last good checkpoint, and go on with a lower learning rate and clipped gradients.",
         "Check that the tokenizer is the one of training, and that targets are the inputs shifted by one position.",
@@ -71,6 +79,8 @@ RETURN_LOGITS = (
     "Let the model's forward return logits, not probabilities: losses and samplers take the softmax themselves, and "
     "twice is nearly uniform."
 )
+
+AGAIN = "Then measure again, before any longer training."
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,7 @@ def decide(
         names: what a position is called: "row" of a file of logits, "position" in a text.
     """
     given = _given(measures, names)
-    steps = (RETURN_LOGITS,) if measures.kind == "probabilities" and names == "position" else ()
+    steps: tuple[str, ...] = (RETURN_LOGITS,) if measures.kind == "probabilities" and names == "position" else ()
     problems = [*_broken_rows(measures, names), *_broken_weights(weights)]
     if problems:
         return Judgement("broken", (*problems, *given), (*steps, *NEXT_STEPS["broken"]))
@@ -159,10 +169,36 @@ def decide(
     unigram = unigram_loss(measures.targets, measures.vocab_size)
     if verdict == "healthy" and health.loss >= LEARNT * unigram:
         verdict = "undertrained"
+    causes = _causes(verdict, measures, health, weights, unigram, names)
+    if verdict in ("undertrained", "diverged") and _explains_all(causes, health):
+        verdict = "worse than uniform"
+    if verdict in ("undertrained", "worse than uniform"):
         reasons = []
-    reasons += [*_numbers(verdict, health, measures, unigram), *given, *_scores(verdict, accuracies)]
-    reasons += [*_habits(measures, verdict), *_odd_weights(weights), *_few(len(measures), names)]
-    return Judgement(verdict, tuple(reasons), (*steps, *NEXT_STEPS[verdict]))
+    steps += tuple(step for cause in causes for step in cause.steps)
+    steps += (AGAIN,) if causes and verdict == "undertrained" else NEXT_STEPS[verdict]
+    reasons += _numbers(verdict, health, measures, unigram)
+    reasons += [*(cause.reason for cause in causes if cause.reason), *_odd_weights(weights), *given]
+    reasons += [*_scores(verdict, accuracies), *_habits(measures, verdict), *_few(len(measures), names)]
+    return Judgement(verdict, tuple(reasons), steps)
+
+
+def _causes(
+    verdict: Verdict,
+    measures: Measures,
+    health: Health,
+    weights: Sequence[TensorHealth],
+    unigram: float,
+    names: str,
+) -> list[Cause]:
+    if verdict in ("healthy", "flat"):
+        return []
+    causes = find_causes(measures, health, weights, unigram, names)
+    return [cause for cause in causes if verdict != "saturated" or cause.kind in ("shift", "weights")]
+
+
+def _explains_all(causes: Sequence[Cause], health: Health) -> bool:
+    """Whether the loss is above a uniform guess, and not because of the model alone."""
+    return health.loss > math.log(health.vocab_size) and any(cause.kind in ("shift", "tokens") for cause in causes)
 
 
 def _given(measures: Measures, names: str) -> list[str]:
@@ -227,6 +263,12 @@ def _numbers(verdict: Verdict, health: Health, measures: Measures, unigram: floa
             f"{float(np.median(measures.margin)):.1f} above the second in the median."
         ]
     compared = f"{unigram:.2f} nats of a unigram model of the same text"
+    if verdict == "worse than uniform":
+        return [
+            f"The loss of {health.loss:.2f} nats is worse than the {uniform:.2f} of a uniform guess over "
+            f"{health.vocab_size:,} tokens: the model would do better by knowing nothing. The right token stands at "
+            f"rank {np.median(measures.rank):,.0f} in the median."
+        ]
     if verdict == "undertrained":
         return [
             f"The loss of {health.loss:.2f} nats is not clearly below the {compared}, which knows how frequent each "

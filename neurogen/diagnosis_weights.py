@@ -24,7 +24,8 @@ In SmolLM2-135M and in a story model of 260,000 parameters the extremes are 0.12
 
 EXPLODED_GAIN = 100.0
 """RMS times the square root of the inputs, which is about the factor by which a matrix scales a vector of independent
-entries: about 1 after the usual initialisations, at most 9.6 in SmolLM2-135M."""
+entries: about 1 after the usual initialisations, at most 9.6 in SmolLM2-135M. Of a vector, such as the
+weights of a norm, it is the RMS."""
 
 LEAST_PEERS = 3
 """Below this a median of peers says nothing."""
@@ -119,7 +120,7 @@ def _judged(tensor: TensorHealth, peers: Sequence[float]) -> TensorHealth:
             return replace(tensor, status="dead", reason=f"its RMS is {tensor.rms:.2g}, that of its peers {median:.2g}")
     if median and tensor.rms > EXPLODED_RATIO * median:
         return replace(tensor, status="exploded", reason=f"its RMS is {tensor.rms:.3g}, that of its peers {median:.2g}")
-    if len(tensor.shape) > 1 and tensor.gain > EXPLODED_GAIN:
+    if not tensor.name.endswith("bias") and tensor.gain > EXPLODED_GAIN:
         return replace(
             tensor,
             status="exploded",

@@ -38,6 +38,9 @@ SATURATED_TOP1 = 0.8
 DIVERGED_LOSS = 1.5
 """Loss, in units of log(vocab), from which a model does far worse than guessing uniformly."""
 
+WORSE_LOSS = 1.05
+"""Loss, in units of log(vocab), from which a model that is not flat does worse than guessing uniformly."""
+
 TOP = 5
 CHUNK_BYTES = 256 << 20
 """Float32 logits that are worked on at a time where torch does the work."""
@@ -53,7 +56,7 @@ NO_TARGET = -1
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-Verdict = Literal["healthy", "flat", "saturated", "diverged"]
+Verdict = Literal["healthy", "flat", "saturated", "worse than uniform", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,11 @@ def judge(health: Health, gradient_norm: float | None = None) -> tuple[Verdict, 
         return "flat", (
             f"the entropy is {health.entropy_share:.1%} of that of a uniform guess over {health.vocab_size:,} tokens: "
             "normal in the first chunks of a new model, later a sign that nothing is learnt"
+        )
+    if health.loss > WORSE_LOSS * uniform:
+        return "worse than uniform", (
+            f"loss {health.loss:.2f} is above {uniform:.2f}, that of a uniform guess: look for a wrong tokenizer, "
+            "targets that are not the inputs shifted by one position, exploded weights, or too large a learning rate"
         )
     return "healthy", (
         f"the entropy is {health.entropy_share:.1%} of that of a uniform guess, the top token holds "

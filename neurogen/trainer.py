@@ -88,7 +88,7 @@ class StepResult:
 
     @property
     def verdict(self) -> tuple[Verdict, str]:
-        """healthy, flat, saturated or diverged, and why."""
+        """healthy, flat, saturated, worse than uniform or diverged, and why."""
         return judge(self.health, self.gradient_norm)
 
 

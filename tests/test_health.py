@@ -268,6 +268,9 @@ def build(**values: float) -> Health:
         ({"loss": math.nan}, 1.0, "diverged", "not all finite"),
         ({}, math.inf, "diverged", "not all finite"),
         ({"loss": 20.0}, 1.0, "diverged", "far above 10.37"),
+        ({"loss": 11.5}, 1.0, "worse than uniform", "above 10.37, that of a uniform guess: look for a wrong tokenizer"),
+        ({"loss": 10.4}, 1.0, "healthy", "right at 30.0%"),
+        ({"entropy": 10.36, "loss": 11.5, "accuracy": 0.0, "top1_probability": 0.0001}, 1.0, "flat", "99.9%"),
     ],
 )
 def test_verdicts_name_what_they_saw(values: dict[str, float], gradient_norm: float, verdict: str, words: str) -> None:

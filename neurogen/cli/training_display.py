@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["Display", "LineDisplay", "LiveDisplay", "make_display"]
 
 LINE_SECONDS = 10.0
-COLORS = {"healthy": "green", "flat": "yellow", "saturated": "red", "diverged": "magenta"}
+COLORS = {
+    "healthy": "green",
+    "flat": "yellow",
+    "saturated": "red",
+    "worse than uniform": "red",
+    "diverged": "magenta",
+}
 
 
 class TimeLeft:
