@@ -123,7 +123,9 @@ def _check(
     """Refuse what can be refused before hours of training."""
     for name, number in (("vocab_size", vocab_size), ("max_sentences", max_sentences)):
         if not is_whole(number, COUNTS):
-            raise ParameterError(f"{name} must be an integer in [1, {COUNTS[-1]}], got {number!r}.", name)
+            raise ParameterError(
+                f"{name} must be an integer >= 1, got {number!r}. SentencePiece counts to {COUNTS[-1]:,}.", name
+            )
     if model_type not in MODEL_TYPES:
         raise ParameterError(f"model_type must be {' or '.join(MODEL_TYPES)}, got {model_type!r}.", "model_type")
     if not LEAST_COVERAGE <= character_coverage <= 1:

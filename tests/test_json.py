@@ -31,7 +31,8 @@ QUOTED = {
     "neurogen/special_tokens.py": "a tokenizer for its library",
     "neurogen/spec.py": "parameters, which are finite by their schema",
     "neurogen/diagnosis_input.py": "a line of a prompts file that is parsed again",
-    "neurogen/processors/grammar.py": "a schema for the grammar's library",
+    "neurogen/processors/grammar_source.py": "a schema for the grammar's library",
+    "neurogen/processors/schema.py": "a value of the model's in a message, and one that is parsed again",
     "integrations/neurogen-vllm/neurogen_vllm/request.py": "a key of a cache",
 }
 """Where `json.dumps` writes no output and no file, and what it does there."""

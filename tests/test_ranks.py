@@ -74,7 +74,7 @@ def test_a_launch_that_cannot_be_is_refused(rank: str, world: str) -> None:
         rank_and_world({"RANK": rank, "WORLD_SIZE": world})
 
 
-def finish(rank: int, world: int, output: Path, failed: Sequence[int] = (), told: Sequence[Any] = ()) -> None:
+def finish(rank: int, world: int, output: Path, failed: Sequence[Key] = (), told: Sequence[Any] = ()) -> None:
     other = Ranks(rank, world, output)
     other.told.extend(told)
     other.begin()
@@ -94,13 +94,13 @@ def test_rank_0_merges_all_in_order_and_removes_what_lay_beside(tmp_path: Path) 
     output.chmod(0o640)
     first = Ranks(0, 2, output)
     first.begin()
-    other = threading.Thread(target=finish, args=(1, 2, output, [5], [(5, "no"), (1, "odd")]))
+    other = threading.Thread(target=finish, args=(1, 2, output, [(5, 0)], [(5, "no"), (1, "odd")]))
     other.start()
     gathered = first.gather(identity)
     other.join(timeout=20)
     first.close()
     assert not other.is_alive()
-    assert (gathered.results, gathered.failed, gathered.told) == (6, {5}, [(1, "odd"), (5, "no")])
+    assert (gathered.results, gathered.failed, gathered.told) == (6, {(5, 0)}, [(1, "odd"), (5, "no")])
     assert keys(output) == [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0)]
     assert output.stat().st_mode & 0o777 == 0o640
     assert beside(output) == ["out.jsonl.rankings"]

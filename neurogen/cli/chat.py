@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, is_terminal, random_seed
+from neurogen.cli.common import (
+    DescribedDefault,
+    WholeNumber,
+    debug_option,
+    device_option,
+    dtype_option,
+    is_terminal,
+    random_seed,
+)
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
@@ -36,7 +44,13 @@ DEFAULT_SAMPLER = "topp"
 @click.option(
     "--max-new-tokens", type=WholeNumber(1), default=256, show_default=True, help="End an answer after so many."
 )
-@click.option("--seed", type=WholeNumber(), show_default="a random one", help="Of the first answer; /retry adds one.")
+@click.option(
+    "--seed",
+    type=WholeNumber(),
+    cls=DescribedDefault,
+    show_default="a random one",
+    help="Of the first answer; /retry adds one.",
+)
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
 @parse_special_option
 @device_option

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neurogen.cli.configured import Defaults
 
 __all__ = [
+    "DescribedDefault",
     "Settings",
     "ShownContext",
     "WholeNumber",
@@ -78,6 +79,16 @@ def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> 
     settings = ctx.find_object(Settings)
     if value and settings is not None:
         settings.debug = True
+
+
+class DescribedDefault(click.Option):
+    """An option whose default is described in words, by `show_default`; help shows the value that a file gives it."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What click writes behind the help."""
+        extra = super().get_help_extra(ctx)
+        configured = ctx.lookup_default(self.name or "", call=False)
+        return extra if configured is None else {**extra, "default": str(configured)}
 
 
 class WholeNumber(click.ParamType[int]):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import (
+    DescribedDefault,
     WholeNumber,
     counting,
     debug_option,
@@ -75,10 +76,17 @@ DEFAULT_PROMPTS = ("Once upon a time", "The little dog", "One day, a girl named 
 @click.option(
     "--max-new-tokens",
     type=WholeNumber(1),
+    cls=DescribedDefault,
     show_default=f"what fits the context, up to {NEW_TOKENS}",
     help="Length of a text.",
 )
-@click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="The same for every sampler.")
+@click.option(
+    "--seed",
+    type=WholeNumber(),
+    cls=DescribedDefault,
+    show_default="a random one, shown",
+    help="The same for every sampler.",
+)
 @click.option("--processors", metavar="SPEC", help="Change the logits first: NAME(parameter=value)+...")
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
 @click.option("--batch-size", type=WholeNumber(1), default=8, show_default=True, help="Sequences at a time.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import (
+    DescribedDefault,
     WholeNumber,
     counting,
     debug_option,
@@ -77,6 +78,7 @@ SHOWN_MEASURES = (
 @click.option(
     "--context",
     type=WholeNumber(1),
+    cls=DescribedDefault,
     show_default="512, or what the model can take",
     help="Tokens that the model reads at once; longer texts are cut.",
 )

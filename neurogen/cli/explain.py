@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import (
+    DescribedDefault,
     WholeNumber,
     debug_option,
     device_option,
@@ -52,11 +53,24 @@ PAGE_TOP = 40
 @click.option(
     "--max-new-tokens",
     type=WholeNumber(1),
+    cls=DescribedDefault,
     show_default=f"what fits the context, up to {NEW_TOKENS}",
     help="Explain at most so many.",
 )
-@click.option("--seed", type=WholeNumber(), show_default="a random one, shown", help="Determines every draw.")
-@click.option("--top", type=WholeNumber(1), show_default=f"{TOP}, for a page {PAGE_TOP}", help="Candidates a step.")
+@click.option(
+    "--seed",
+    type=WholeNumber(),
+    cls=DescribedDefault,
+    show_default="a random one, shown",
+    help="Determines every draw.",
+)
+@click.option(
+    "--top",
+    type=WholeNumber(1),
+    cls=DescribedDefault,
+    show_default=f"{TOP}, for a page {PAGE_TOP}",
+    help="Candidates a step.",
+)
 @click.option("--chat/--no-chat", default=None, help="Use the model's chat template.  [default: where there is one]")
 @parse_special_option
 @device_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.cli.common import debug_option, device_option, is_terminal, tell, write_json
+from neurogen.cli.common import DescribedDefault, debug_option, device_option, is_terminal, tell, write_json
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.output import loading, write_text
@@ -26,6 +26,7 @@ EXIT_DIFFERENT = 1
 @click.option(
     "--model",
     shell_complete=complete_model,
+    cls=DescribedDefault,
     show_default="the one recorded",
     help="Run another model: a folder, a file, a name.",
 )

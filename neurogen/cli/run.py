@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from neurogen.cli.beam_options import beam_options, check_beams, sampler_for_beams
-from neurogen.cli.common import WholeNumber, debug_option, device_option, dtype_option, prompt_text
+from neurogen.cli.common import DescribedDefault, WholeNumber, debug_option, device_option, dtype_option, prompt_text
 from neurogen.cli.completion import complete_model
 from neurogen.cli.draft_options import check_draft, draft_options
 from neurogen.cli.engine_options import check_engine, engine_options
@@ -84,12 +84,14 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--max-new-tokens",
     type=WholeNumber(1),
+    cls=DescribedDefault,
     show_default=f"what fits the context, up to {DEFAULT_NEW_TOKENS}",
     help="End a sequence after so many tokens.",
 )
 @click.option(
     "--seed",
     type=WholeNumber(),
+    cls=DescribedDefault,
     show_default="a random one, shown at the end",
     help="Sample I of line J, both from 0, uses SEED + J*N + I.",
 )
