@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 PYTHON ?= python3
 
 .PHONY: run test quick exhaustive lint docs bench bench-check setup clean
@@ -20,12 +21,12 @@ run: setup
 		--prompt "Write a three sentence story about a lighthouse keeper who finds a message in a bottle."
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow"
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadscope
+	$(PYTEST) -m "not slow"
+	$(PYTEST) -m slow
 	$(MAKE) bench-check docs
 
 quick: setup lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 exhaustive: setup
 	NEUROGEN_EXHAUSTIVE=1 $(BIN)/python -m pytest -m exhaustive
