@@ -170,7 +170,10 @@ def decide(
     if verdict == "healthy" and health.loss >= LEARNT * unigram:
         verdict = "undertrained"
     causes = _causes(verdict, measures, health, weights, unigram, names)
-    if verdict in ("undertrained", "diverged") and _explains_all(causes, health):
+    unread = bool((measures.inputs < 0).all())  # else the targets are known to be right, and the model is saturated
+    if (verdict in ("undertrained", "diverged") or (verdict == "saturated" and unread)) and _explains_all(
+        causes, health
+    ):
         verdict = "worse than uniform"
     if verdict in ("undertrained", "worse than uniform"):
         reasons = []

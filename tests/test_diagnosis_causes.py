@@ -106,6 +106,18 @@ def test_a_model_that_always_says_the_same_is_not_shifted() -> None:
         assert "mean of all predictions" not in told(diagnosis)
 
 
+def test_a_certain_model_is_not_called_saturated_where_the_targets_are_shifted() -> None:
+    ids = text_like(502, 50)
+    logits = confident(ids[1:-1], ids[1:-1], 0.99)
+    for targets in (ids[:-2], ids[2:]):
+        diagnosis = diagnose_logits(logits, targets)
+        assert diagnosis.verdict == "worse than uniform"
+        assert "shifted against each other" in diagnosis.reasons[1]
+    copying = diagnose_logits(logits, ids[2:], inputs=ids[1:-1])
+    assert copying.verdict == "saturated"
+    assert "it is the model that repeats a token it has read" in told(copying)
+
+
 def test_a_shift_in_a_vocabulary_of_two_is_seen() -> None:
     ids = torch.randint(2, (1001,), generator=torch.Generator().manual_seed(0))
     diagnosis = diagnose_logits(confident(ids[1:], ids[:-1], 0.95, vocab=2), ids[1:])
