@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.errors import DataError
 from neurogen.files import read_text, replacing, to_json, writing
+from neurogen.parameters import INT64, is_whole
 from neurogen.processes import all_or_none
 
 if TYPE_CHECKING:
@@ -119,12 +120,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(read_text(checkpoint / STATE_FILE))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(checkpoint, str(error)) from None
-    needed = {"chunk": int, "step": int, "optimizer": dict}
-    lacking = [
-        name for name, kind in needed.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)
-    ]
-    if lacking:
-        raise _unreadable(checkpoint, f"it has no {lacking[0]}")
+    if not isinstance(state, dict):
+        raise _unreadable(checkpoint, "it is no object of JSON")
+    for name, least in (("chunk", 0), ("step", 0), ("processes", 1)):
+        if name in state and not is_whole(state[name], range(least, INT64.stop)):
+            raise _unreadable(checkpoint, f"its {name} is {state[name]!r}")
+    for name in ("chunk", "step", "optimizer"):
+        if name not in state:
+            raise _unreadable(checkpoint, f"it has no {name}")
     return state
 
 

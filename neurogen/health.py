@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ParameterError
+from neurogen.parameters import is_whole
 from neurogen.probabilities import are_probabilities
 
 __all__ = [
@@ -204,8 +205,10 @@ def _checked(logits: Any, targets: Any, ignore_index: Any) -> Tensor:
             "probabilities.log(). If these are logits all the same, add 1 to them, which changes no measure.",
             "logits",
         )
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise ParameterError(f"ignore_index must be an integer, got {ignore_index!r}.", "ignore_index")
+    if not is_whole(ignore_index):
+        raise ParameterError(
+            f"ignore_index must be an integer, got {ignore_index!r}; targets have 64 bits.", "ignore_index"
+        )
     if not isinstance(targets, Tensor):
         raise ParameterError(f"targets must be a torch tensor [positions], got {type(targets).__name__}.", "targets")
     if targets.dtype != torch.int64 or targets.shape != logits.shape[:1] or targets.device != logits.device:
@@ -237,6 +240,8 @@ def _check_logits(logits: Any) -> None:
             f"{_name(logits.layout)}. Join batch and positions with logits.reshape(-1, logits.shape[-1]).",
             "logits",
         )
+    if logits.is_meta:
+        raise ParameterError("logits must hold values, got a tensor on the device meta, which has none.", "logits")
     if logits.dtype not in DTYPES:
         allowed = ", ".join(map(_name, DTYPES))
         raise ParameterError(f"logits must be {allowed}, got {_name(logits.dtype)}.", "logits")

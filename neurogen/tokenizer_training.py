@@ -19,7 +19,14 @@ from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import check_place, replacing, writing
 from neurogen.parameters import is_whole
 
-__all__ = ["DEFAULT_SENTENCES", "LEAST_COVERAGE", "MODEL_TYPES", "TrainedTokenizer", "train_tokenizer"]
+__all__ = [
+    "DEFAULT_SENTENCES",
+    "LEAST_COVERAGE",
+    "MODEL_TYPES",
+    "TrainedTokenizer",
+    "learn_tokenizer",
+    "train_tokenizer",
+]
 
 MODEL_TYPES = ("bpe", "unigram")
 SUFFIX = ".model"
@@ -32,6 +39,7 @@ LINE = 4096
 BYTES_PER_CHARACTER = 4
 COUNTS = range(1, 2**31)  # what SentencePiece counts with
 TOLD_EVERY = 10_000
+DEFAULT_COVERAGE = 0.9999
 LEAST_COVERAGE = 0.98  # SentencePiece's own bound
 
 SETTINGS = {
@@ -80,7 +88,7 @@ def train_tokenizer(
     out: str | Path,
     *,
     model_type: str = "bpe",
-    character_coverage: float = 0.9999,
+    character_coverage: float = DEFAULT_COVERAGE,
     max_sentences: int = DEFAULT_SENTENCES,
     force: bool = False,
     on_broken: Callable[[BrokenRow], None] | None = None,
@@ -108,13 +116,20 @@ def train_tokenizer(
     path = _check(out, vocab_size, model_type, character_coverage, max_sentences, force)
     stream = TextStream(sources, on_broken=on_broken)
     lines = _Lines(stream, max_sentences, on_progress or (lambda lines, whole: None))
-    options = {"vocab_size": vocab_size, "model_type": model_type, "character_coverage": character_coverage}
-    try:
-        model = _learn(lines, {**SETTINGS, **options})
-    except RuntimeError as error:
-        raise _explained(error, vocab_size) from None
+    model = _learn(lines, vocab_size, model_type, character_coverage)
     _write(path, model, force=force)
     return TrainedTokenizer(path, vocab_size, lines.count, lines.whole, stream.broken)
+
+
+def learn_tokenizer(sources: Sequence[str | Path], vocab_size: int) -> bytes:
+    """The model that `train_tokenizer` would write with its defaults, not written.
+
+    Raises:
+        DataError: there is nothing to learn from.
+        ParameterError: the vocabulary is too large or too small for the text.
+    """
+    lines = _Lines(TextStream(sources), DEFAULT_SENTENCES, lambda lines, whole: None)
+    return _learn(lines, vocab_size, MODEL_TYPES[0], DEFAULT_COVERAGE)
 
 
 def _check(
@@ -201,22 +216,23 @@ def _cut(text: str) -> Iterator[str]:
             yield line
 
 
-def _learn(lines: _Lines, options: dict[str, Any]) -> bytes:
+def _learn(lines: _Lines, vocab_size: int, model_type: str, character_coverage: float) -> bytes:
     """Return a serialized model.
 
     Raises:
-        NeurogenError: the lines cannot be read.
-        RuntimeError: SentencePiece refuses the options or the lines.
+        NeurogenError: the lines cannot be read, or SentencePiece refuses them or the options.
     """
     import sentencepiece
 
+    own = {"vocab_size": vocab_size, "model_type": model_type, "character_coverage": character_coverage}
+    options: dict[str, Any] = {**SETTINGS, **own}
     writer = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=writer, **options)
-    except RuntimeError:
+    except RuntimeError as error:
         if lines.error is not None:
             raise lines.error from None
-        raise
+        raise _explained(error, vocab_size) from None
     return writer.getvalue()
 
 

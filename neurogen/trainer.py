@@ -351,8 +351,8 @@ def _as_ids(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None)
             f"{list(tensor.shape)}.",
             name,
         )
-    checked = tensor[tensor != ignored] if ignored is not None and tensor.device.type == "cpu" else tensor
-    if tensor.device.type == "cpu" and len(checked) and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
+    checked = tensor if ignored is None else tensor[tensor != ignored]
+    if checked.numel() and not 0 <= int(checked.min()) <= int(checked.max()) < vocab_size:
         raise ParameterError(
             f"{name} must be in [0, {vocab_size - 1}], the model's vocabulary, got {int(checked.min())} to "
             f"{int(checked.max())}.",

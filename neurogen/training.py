@@ -29,6 +29,7 @@ from neurogen.training_files import (
     append_report,
     cut_behind,
     locked,
+    remove_begun,
     write_options,
 )
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions, options_in_force
@@ -88,6 +89,7 @@ class TrainingRun:
         self.stop_requested = self.stopped = False
         self.notices: list[str] = []
         self._lock: FileLock | None = None
+        self._made_folder = False
         self._begun = read_begun(self.folder) if resume else None
         check_run(self.folder, self.options, resume=resume)
         self._accelerator = _accelerator(self.options)
@@ -95,6 +97,8 @@ class TrainingRun:
             with peers_lost():
                 self._begin(on_broken)
         except BaseException:
+            if self._made_folder and not (self.folder / OPTIONS_FILE).exists():
+                remove_begun(self.folder)
             self.close()
             raise
 
@@ -105,7 +109,9 @@ class TrainingRun:
         accelerator = self._accelerator
         with all_or_none(accelerator):
             if self.is_main:
+                is_new = not self.folder.exists()
                 self._lock = locked(self.folder)
+                self._made_folder = is_new
                 remove_drafts(self.folder)
                 if self._begun is None:
                     make_tokenizer(self.options, self.folder / TOKENIZER_FOLDER)

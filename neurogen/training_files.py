@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ __all__ = [
     "check_folder",
     "cut_behind",
     "locked",
+    "remove_begun",
     "write_options",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
+LOCK_FILE = ".lock"
 IDENTITY = "identity"
 """In the options' file: names for the contents of `data` and `val`; see `sources.fingerprint`."""
 
@@ -54,13 +58,21 @@ def check_folder(folder: Path) -> None:
 def locked(folder: Path) -> FileLock:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / LOCK_FILE, timeout=0)
         lock.acquire()
     except Timeout:
         raise DataError(f"Another process is training in {folder}. Wait for it, or choose another folder.") from None
     except OSError as error:
         raise DataError(f"{folder} cannot be used for a training run: {error.strerror or error}.") from None
     return lock
+
+
+def remove_begun(folder: Path) -> None:
+    """Remove a folder that this process has made and locked for a run that could not begin; nothing else in it."""
+    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    with suppress(OSError):  # another has put something there meanwhile
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def append_report(file: Path, values: Mapping[str, Any]) -> None:

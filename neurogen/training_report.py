@@ -100,6 +100,8 @@ def sums_of(result: StepResult) -> Tensor:
         health.accuracy,
         0.0 if result.contrast_accuracy is None else result.contrast_accuracy,
     )
+    if not health.positions:  # a process without a share of the last batch, whose means are no numbers
+        return torch.zeros(len(means), dtype=torch.float64)
     return torch.tensor(means, dtype=torch.float64) * health.positions
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neurogen.checkpoint import checkpoints_of, latest_checkpoint
-from neurogen.errors import DataError
+from neurogen.errors import DataError, ParameterError
 from neurogen.files import check_place, replacing, writing
 from neurogen.training_files import METRICS_FILE, SAMPLES_FILE, check_folder
 from neurogen.training_options import OPTIONS_FILE, TrainingOptions
@@ -73,22 +73,33 @@ def _refuse_remains(folder: Path) -> None:
 
 def make_tokenizer(options: TrainingOptions, folder: Path) -> None:
     """Write the tokenizer's files, in place of what a run that failed early has left."""
-    from neurogen.presets import PRESETS
     from neurogen.tokenizer import SentencePieceTokenizer, load_tokenizer
 
     with writing("The tokenizer", folder), replacing(folder) as draft:
         draft.mkdir()
         if options.tokenizer is None:
-            from neurogen.tokenizer_training import train_tokenizer
-
             source = draft / "tokenizer.model"
-            train_tokenizer(options.data, PRESETS[options.preset].vocab_size, source, force=True)
+            source.write_bytes(_learnt_model(options))
         else:
             source = Path(options.tokenizer).expanduser()
         tokenizer = load_tokenizer(source)
         if isinstance(tokenizer, SentencePieceTokenizer):
             tokenizer.adds_bos = False  # documents are trained without a start token
         tokenizer.save(draft)
+
+
+def _learnt_model(options: TrainingOptions) -> bytes:
+    """A tokenizer for the data, with as many pieces as the preset says."""
+    from neurogen.presets import PRESETS
+    from neurogen.tokenizer_training import learn_tokenizer
+
+    try:
+        return learn_tokenizer(options.data, PRESETS[options.preset].vocab_size)
+    except ParameterError as error:
+        raise ParameterError(
+            f"{error} `neurogen tokenizer train` makes one with another --vocab-size, for --tokenizer here.",
+            error.parameter,
+        ) from None
 
 
 def load_weights(checkpoint: Path) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_the_run_goes_on(
     assert not draft.exists()
     metrics = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["chunk"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_tokenizer_that_does_not_fit_is_told_by_the_folder_it_is_for(
+    full_disk: Path, options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neurogen.tokenizer_training._learn", lambda *_: bytes(100_000))
+    fill(full_disk, leave=30_000)
+    with pytest.raises(DataError, match=r"The tokenizer cannot be written to \S*/run/tokenizer: No space left"):
+        TrainingRun(full_disk / "run", replace(options, tokenizer=None))
+    assert not (full_disk / "run").exists()
 
 
 def test_a_report_that_does_not_fit_leaves_whole_lines(full_disk: Path, options: TrainingOptions) -> None:

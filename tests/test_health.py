@@ -227,6 +227,10 @@ def test_targets_that_are_no_tensor_and_an_ignore_index_that_is_no_integer_are_r
         measure(torch.zeros(3, 5), [0, 1, 2])  # type: ignore[arg-type]
     with pytest.raises(ParameterError, match="ignore_index must be an integer, got None"):
         measure(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), ignore_index=None)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"ignore_index must be an integer, got .*; targets have 64 bits"):
+        measure(torch.zeros(3, 5), torch.zeros(3, dtype=torch.int64), ignore_index=2**63)
+    with pytest.raises(ParameterError, match="logits must hold values, got a tensor on the device meta"):
+        measure(torch.zeros(3, 5, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta"))
 
 
 def test_strides_do_not_matter() -> None:

@@ -123,3 +123,18 @@ def test_charts_that_could_not_be_drawn_are_told_before_training(base: dict[str,
     result = neurogen_command(*base["train"])
     assert result.exit_code == 1
     assert "The picture cannot be written to" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["chat", "compare", "explain", "diagnose", "bench", "tokenizer", "replay", "conformance"]
+)
+def test_what_has_one_result_is_not_done_by_each_of_several_processes(
+    command: str, base: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base |= {"replay": ["replay", "a.jsonl"], "conformance": ["conformance", "topk"]}
+    base["tokenizer"] += ["--out", str(tmp_path / "a.model")]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = neurogen_command(*base[command])
+    assert result.exit_code == 2
+    assert "2 processes run this command (WORLD_SIZE), which is for a single one" in " ".join(result.stderr.split())

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from neurogen import DataError, ModelError, ParameterError
-from neurogen.checkpoint import checkpoints_of, latest_checkpoint
+from neurogen.checkpoint import checkpoints_of, latest_checkpoint, read_state
 from neurogen.cli import main
 from neurogen.models import load_model
 from neurogen.training import TrainingOptions, TrainingRun
@@ -350,6 +350,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, options: dict[str, Any]) 
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"chunk-000012 cannot be used.*Remove that checkpoint"):
         TrainingRun(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [({"chunk": -1}, "its chunk is -1"), ({"step": True}, "its step is True"), ({"processes": "x"}, "its processes")],
+)
+def test_a_damaged_state_is_named(tmp_path: Path, change: dict[str, Any], cause: str) -> None:
+    state = {"chunk": 3, "step": 3, "optimizer": {}, "processes": 1}
+    (tmp_path / "trainer.json").write_text(json.dumps({**state, **change}))
+    with pytest.raises(DataError, match=rf"trainer.json cannot be read: {cause}.*Remove that checkpoint"):
+        read_state(tmp_path)
 
 
 @pytest.mark.parametrize(

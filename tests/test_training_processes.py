@@ -112,11 +112,13 @@ def test_a_lost_connection_is_one_sentence_and_other_errors_stay() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "rest"), [(2, BATCH * CONTEXT), (3, 2 * CONTEXT + 3)])
+@pytest.mark.parametrize(("world", "rest"), [(2, BATCH * CONTEXT), (3, 2 * CONTEXT + 3), (3, 5)])
 def test_processes_train_on_all_of_the_data_and_end_alike(
     tmp_path: Path, options: dict[str, Any], stories_dir: Path, world: int, rest: int
 ) -> None:
-    """The rest fills a batch of rank 0 and none of rank 1; or it is a sequence for all but the last, which has less."""
+    """The rest fills a batch of rank 0 and none of rank 1; or it is a sequence for all but the last, which has less; or
+    it is less than a sequence, so that two of three have no target.
+    """
     full = world * BATCH * CONTEXT
     file = document(tmp_path, load_tokenizer(stories_dir), full + rest)
     options |= {"data": (str(file),), "tokenizer": str(stories_dir / "tokenizer.model"), "tokens_per_chunk": full}

@@ -14,8 +14,11 @@ from test_training import arguments, config, data, invoke, lines, options, train
 
 from neurogen import DataError, ParameterError
 from neurogen.checkpoint import checkpoints_of, latest_checkpoint
+from neurogen.health import IGNORE_INDEX, measure
 from neurogen.optimizers import learning_rate_at
+from neurogen.trainer import StepResult
 from neurogen.training import TrainingOptions, TrainingRun
+from neurogen.training_report import means_of, sums_of
 
 __all__ = ["config", "data", "options"]  # fixtures
 
@@ -171,6 +174,7 @@ def test_a_run_that_failed_early_leaves_no_tokenizer_to_the_next(
     from neurogen import presets
 
     folder = tmp_path / "run"
+    folder.mkdir()  # one that the run makes itself it removes
     with monkeypatch.context() as patch:
         patch.setattr(presets, "new_model", lambda *_: pytest.fail("no memory"))
         with pytest.raises(pytest.fail.Exception):
@@ -180,6 +184,34 @@ def test_a_run_that_failed_early_leaves_no_tokenizer_to_the_next(
     for made in (folder / "tokenizer", latest_checkpoint(folder)):
         assert made is not None
         assert (made / "tokenizer.model").read_bytes() == (stories_dir / "tokenizer.model").read_bytes()
+
+
+def test_a_picture_that_cannot_be_written_ends_no_training(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neurogen import charts
+
+    def in_no_folder(figure: Any, picture: Path, *, dpi: int) -> None:
+        drawn(figure, picture.parent / "removed" / picture.name, dpi=dpi)
+
+    drawn = charts.save_picture
+    monkeypatch.setattr(charts, "save_picture", in_no_folder)
+    result = invoke(*arguments(tmp_path / "run", {**options, "max_chunks": 3, "chart_every": 2}))
+    during, _, after = result.stderr.partition("The training goes on.")
+    assert "charts.png: No such file or directory" in " ".join(during.split())
+    assert "Trained 3 chunks; the model is in" in " ".join(after.split())
+    assert result.exit_code == 1
+    assert latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "chunk-000003"
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path: Path, options: dict[str, Any]) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="There is no text"):
+        TrainingRun(tmp_path / "run", TrainingOptions(**{**options, "data": (str(empty),), "hold_out": 2}))
+    with pytest.raises(ParameterError, match=r"neurogen tokenizer train. makes one with another --vocab-size"):
+        TrainingRun(tmp_path / "run", TrainingOptions(**{**options, "tokenizer": None}))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("remains", ["metrics.jsonl", "checkpoints"])
@@ -268,6 +300,14 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
     targets[1, 3:] = -100
     targets[2] = -100
     return contexts, targets
+
+
+def test_a_process_without_a_target_changes_no_mean_of_a_chunk() -> None:
+    none = measure(torch.zeros(2, 5), torch.full((2,), IGNORE_INDEX)).health(0)
+    some = measure(torch.zeros(2, 5), torch.tensor([0, 4])).health(1)
+    ids = torch.zeros(2, dtype=torch.int64)
+    total = sum(sums_of(StepResult(health, ids, 1.0, 1e-3, False, 0.0)) for health in (some, none))
+    assert means_of(total.tolist(), 5) == (some, 0.0)
 
 
 def test_targets_to_ignore_count_nowhere() -> None:

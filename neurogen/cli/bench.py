@@ -17,6 +17,7 @@ from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
 from neurogen.cli.bench_options import BenchCommand, load_samplers
 from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell, write_json
 from neurogen.cli.model_options import tell_unused_gpu
+from neurogen.cli.ranks import check_single
 from neurogen.errors import ParameterError
 from neurogen.files import check_place
 from neurogen.registry import default_registry
@@ -132,6 +133,7 @@ def command(
     Without a name, all installed samplers. They and their peers take turns, each peer with the parameters of its
     sampler: read ratios, since times differ from machine to machine.
     """
+    check_single(ctx)
     loaded = load_samplers(ctx, default_registry(), samplers, rest)
     wanted = Wanted(**rest)
     if wanted.worst_cases and wanted.kind:

@@ -17,6 +17,7 @@ from neurogen.cli.common import (
     random_seed,
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option
+from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.generation import RunOptions
@@ -63,6 +64,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
 
     A model without a chat template continues your text. Lines from a pipe are turns, one each.
     """
+    check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     if values["load"] is not None:
         from neurogen.conversation import read_conversation

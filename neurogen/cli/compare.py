@@ -29,6 +29,7 @@ from neurogen.cli.common import (
     write_json,
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
+from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
 from neurogen.files import decoded
@@ -104,6 +105,7 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
 
     Every sampler continues the same prompts with the same seeds; without prompts, four beginnings of stories.
     """
+    check_single(ctx)
     samplers = _samplers(ctx, specs, sweeps)
     prompts, references = _prompts(ctx, values, samplers[0])
     if values["html"] is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, echo, write_json
+from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandOfSampler
 from neurogen.cli.sampler_options import SamplerOption, make_sampler
 from neurogen.errors import DeviceError, PluginError
@@ -108,6 +109,7 @@ def command(
     are the base of the parameters that are tried. What it does not keep is shown by the smallest case that was found,
     as a Python program. Exit code 1 when a check fails.
     """
+    check_single(ctx)
     chosen = make_sampler(default_registry(), sampler, values, ctx)
     _check_device(device)
     from neurogen.testing.conformance import check

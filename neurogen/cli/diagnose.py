@@ -25,6 +25,7 @@ from neurogen.cli.common import (
 )
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import load_shown, parse_special_option
+from neurogen.cli.ranks import check_single
 
 if TYPE_CHECKING:
     from neurogen.diagnose import Diagnosis
@@ -104,6 +105,7 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
     Measures the raw logits of a model over a text (a short built-in one, unless --prompts or --data is given), and
     shows what greedy, top-k and top-p would each have reported as accuracy on the same positions.
     """
+    check_single(ctx)
     _check(ctx, values)
     if html is not None:
         from neurogen.pages import check_page

@@ -21,6 +21,7 @@ from neurogen.cli.common import (
     write_json,
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
+from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.printable import json_printable, printable
@@ -82,6 +83,7 @@ PAGE_TOP = 40
 @click.pass_context
 def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
     """Tell why each token was chosen: candidates, what each stage removed, and the random number that decided."""
+    check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     if values["html"] is not None:
         from neurogen.pages import check_page

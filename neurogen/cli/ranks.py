@@ -1,4 +1,4 @@
-"""What `neurogen run` asks of its options where several processes run it; `neurogen.ranks` does the sharing."""
+"""What commands ask where several processes run them. `neurogen run` shares its prompts; see `neurogen.ranks`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import click
 
 from neurogen.ranks import Ranks, rank_and_world
 
-__all__ = ["launched", "local_device"]
+__all__ = ["check_single", "launched", "local_device"]
+
+
+def check_single(ctx: click.Context | None = None) -> None:
+    """Refuse to do in each of several processes what has one result.
+
+    Raises:
+        click.UsageError: several have been launched.
+        ParameterError: RANK and WORLD_SIZE contradict each other.
+    """
+    found = rank_and_world(os.environ)
+    if found is not None:
+        raise click.UsageError(
+            f"{found[1]} processes run this command (WORLD_SIZE), which is for a single one: each would do the same "
+            "work and write the same file. Start it without a launcher, or unset RANK and WORLD_SIZE.",
+            ctx,
+        )
 
 
 def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ranks | None:

@@ -12,6 +12,7 @@ from neurogen.cli.common import DescribedDefault, debug_option, device_option, i
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.output import loading, write_text
+from neurogen.cli.ranks import check_single
 
 if TYPE_CHECKING:
     from neurogen.replay import ReplayReport
@@ -39,6 +40,7 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
 
     Exits with 0 where every token is the recorded one, and with 1 where one is not.
     """
+    check_single(click.get_current_context())
     from neurogen.recording import read_recording
 
     recording = read_recording(file)

@@ -13,6 +13,7 @@ import click
 
 from neurogen.cli.common import WholeNumber, debug_option, duration, echo, is_terminal, write_json
 from neurogen.cli.output import status_line
+from neurogen.cli.ranks import check_single
 from neurogen.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def command() -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no closing line.")
 @debug_option
 def train(data: tuple[str, ...], out: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    check_single(click.get_current_context())
     shown = not quiet and is_terminal(sys.stderr)
     with _Watch(shown=shown, most=options["max_sentences"]) as watch:
         trained = train_tokenizer(data, out=out, on_broken=watch.broken, on_progress=watch.progress, **options)

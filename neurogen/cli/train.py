@@ -17,7 +17,7 @@ from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, 
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
 from neurogen.cli.training_tensorboard import check_tensorboard
-from neurogen.errors import ParameterError
+from neurogen.errors import DataError, ParameterError
 from neurogen.files import check_place
 
 if TYPE_CHECKING:
@@ -114,16 +114,16 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
         tell_unused_gpu(run.options.device)
     begun = run.chunk
     try:
-        code = _train(run, display, _observers(run))
+        code = _train(run, display, _observers(run, display))
     finally:
         display.close()
         run.close()
     if run.is_main:
-        _charts(run)
         if as_json:
             write_json(_summary(run, code, begun))
         elif not quiet:
             echo(_closing_line(run, code, begun), err=True)
+        _charts(run)  # last, since it may fail
     return code
 
 
@@ -215,7 +215,7 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
             signal.signal(number, old)
 
 
-def _observers(run: TrainingRun) -> list[Callable[[ChunkReport], None]]:
+def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport], None]]:
     from neurogen.cli.training_tensorboard import tensorboard_writer
     from neurogen.training import METRICS_FILE
 
@@ -224,7 +224,10 @@ def _observers(run: TrainingRun) -> list[Callable[[ChunkReport], None]]:
 
     def charts(report: ChunkReport) -> None:
         if report.chunk % run.options.chart_every == 0:
-            _charts(run)
+            try:
+                _charts(run)
+            except DataError as error:  # a picture is no reason to lose a training
+                display.say(f"{error} The training goes on.")
 
     if not run.options.tensorboard:
         return [charts]
