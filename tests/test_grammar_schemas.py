@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neurogen import Processor
 from neurogen.models import LanguageModel
 from neurogen.processor import Processing, prepared
 from neurogen.processors.patterns import PatternError, for_python, for_rust
+from neurogen.processors.schema import Validator, for_checking
 from neurogen.request import Request
 from neurogen.runner import Runner
 
@@ -294,3 +296,54 @@ def test_a_misspelt_keyword_is_told_once_and_other_notices_for_each(tiny_model_d
         assert "The text is incomplete" in other.stderr
     chat = cli("chat", "-s", "topk", "--model", str(tiny_model_dir), stdin=f"/processors {spec[0]!r}\nonce\n")
     assert "'maxLenght' at #" in chat.stderr
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
+    """Python's own regular expressions take more than a minute for these; the bound tells that it is not known."""
+    validator = Validator(for_checking({"anyOf": [{"pattern": "^(a+)+b$"}, {"pattern": "^(a|aa)+$"}]}))
+    started = time.monotonic()
+    assert validator.problem(json.dumps("a" * 40)) is None
+    names = Validator(for_checking({"patternProperties": {"^(a+)+b$": False}, "additionalProperties": False}))
+    assert names.problem(json.dumps({"a" * 40: 1})) == f"the property {'a' * 40!r} is not allowed, at #"
+    assert time.monotonic() - started < 10
+
+
+def test_what_could_not_be_checked_is_no_fault(stories: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(pattern: str, text: str, timeout: float) -> None:
+        raise TimeoutError("regex timed out")
+
+    (own,) = prepared([grammar(json_schema='{"type":"string","pattern":"a"}')], stories.tokenizer, stories.vocab_size)
+    text = stories.tokenizer.encode('"ba"', add_bos=False)
+    assert own.notice(text, "eos") is None
+    monkeypatch.setattr("regex.search", slow)
+    said = "Whether the text keeps the JSON schema could not be checked: a pattern of it takes longer than 2 seconds."
+    assert own.notice(text, "eos") == said
+
+
+def test_properties_are_checked_as_jsonschema_does() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"z": {}},
+        "patternProperties": {"^a": {"type": "integer"}},
+        "additionalProperties": {"type": "string", "pattern": "x"},
+    }
+    ours, theirs = Validator(for_checking(schema)), jsonschema.Draft202012Validator(schema)
+    for value in ({"a": 1, "z": None}, {"a": "1"}, {"b": "x"}, {"b": "y"}, {"b": 1}, {}, [], {"ab": 2, "b": "axa"}):
+        assert (ours.problem(json.dumps(value)) is None) == theirs.is_valid(value), value
+    assert (ours.problem("{") or "").startswith("it is no JSON")
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ('{"type": "number", "minimum": NaN}', "json_schema is no JSON: it fails with NaN, which is no number of JSON"),
+        ('{"const": -Infinity}', "-Infinity, which is no number of JSON"),
+        ('{"const": 1e999}', "1e999, a number beyond all that can be computed with"),
+        (r'{"const": "\ud800"}', r"it holds '\ud800', half of a character"),
+        ('{"pattern": "a{2,1}"}', r"{2,1} asks for at least 2 and at most 1, at character 2 of 'a{2,1}', at #/pattern"),
+        ('{"pattern": "a{99999999999}"}', "repeats more often than 1,000,000 times"),
+    ],
+)
+def test_numbers_and_characters_that_are_none_are_refused(schema: str, told: str) -> None:
+    with pytest.raises(neurogen.ParameterError, match=re.escape(told)):
+        grammar(json_schema=schema)

@@ -16,6 +16,7 @@ from neurogen.processor import History
 from neurogen.processors.grammar_errors import LibraryError
 from neurogen.processors.grammar_source import SOURCES, library, read_grammar, read_regex, read_schema, wrong
 from neurogen.processors.listing import FromText, checksum_param
+from neurogen.processors.schema import UncheckedError
 from neurogen.processors.sequences import behind, pieces_of
 
 if TYPE_CHECKING:
@@ -162,7 +163,10 @@ class Grammar(FromText):
         if self._validator is None:
             return None
         text = b"".join(self._pieces[token] for token in token_ids if token < len(self._pieces))
-        problem = self._validator.problem(text.decode("utf-8", "replace"))
+        try:
+            problem = self._validator.problem(text.decode("utf-8", "replace"))
+        except UncheckedError as error:
+            return f"Whether the text keeps the JSON schema could not be checked: {error}."
         return (
             f"The text does not keep the JSON schema: {problem}. Ask for another, with another seed."
             if problem

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,11 @@ def read_schema(processor: FromText) -> tuple[str, Validator | None, tuple[str, 
     value = processor.params.json_schema
     text = processor.text_or_file("json_schema", value, _is_json(value))
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        json.dumps(schema, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        character = error.object[error.start]
+        raise wrong("json_schema", str(error), f"it holds {character!r}, half of a character") from error
     except (ValueError, RecursionError) as error:
         where = "it" if text == value else f"the file {value!r}"
         raise ParameterError(f"grammar: json_schema is no JSON: {where} fails with {error}.", "json_schema") from None
@@ -149,6 +154,16 @@ def wrong(source: str, message: str, told: str | None = None) -> ParameterError:
     error = ParameterError(f"grammar: {source} cannot be used: {told}. {ADVICE[source]}", source)
     error.__cause__ = LibraryError(message)
     return error
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word}, which is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(float(digits)):
+        raise ValueError(f"{digits[:40]}, a number beyond all that can be computed with")
+    return float(digits)
 
 
 def _is_json(value: str) -> bool:

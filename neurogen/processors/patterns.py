@@ -34,7 +34,8 @@ CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 NOT_REPEATED = ("^", "|", "(?:", "(?i:", "(?i)")
 """Parts of a translation behind which no repetition stands."""
 
-QUANTIFIER = re.compile(r"(?:[*+?]|\{\d+(?:,\d*)?\})\??")
+QUANTIFIER = re.compile(r"(?:[*+?]|\{(?P<least>\d+)(?P<more>,(?P<most>\d*))?\})\??")
+MOST_REPEATED = 1_000_000
 HEX = re.compile(r"x([0-9A-Fa-f]{2})|u\{([0-9A-Fa-f]{1,6})\}|u([0-9A-Fa-f]{4})")
 LOW_SURROGATE = re.compile(r"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
 PROPERTY = re.compile(r"([pP])\{(\w+(?:=\w+)?)\}|([pP])([CLMNPSZ])")
@@ -91,6 +92,7 @@ class _Translator:
         if found := QUANTIFIER.match(self._pattern, self._at):
             if before in NOT_REPEATED:
                 raise self._wrong(f"there is nothing that {found[0]} could repeat")
+            self._check_bounds(found)
             self._at = found.end()
             if QUANTIFIER.match(self._pattern, self._at):
                 raise self._wrong("a repetition is repeated")
@@ -113,6 +115,13 @@ class _Translator:
         if char == "{" and re.match(r",\d+\}", self._pattern[self._at :]):
             raise self._wrong("{,n} means different things to different readers: write {0,n}", back=1)
         return char if char in "^|)" else _spelled_char(self._code(ord(char)))
+
+    def _check_bounds(self, found: re.Match[str]) -> None:
+        least, most = (int(found[name][:9] or 0) if found[name] else 0 for name in ("least", "most"))
+        if max(least, most) > MOST_REPEATED:
+            raise self._wrong(f"{found[0][:20]} repeats more often than {MOST_REPEATED:,} times")
+        if found["most"] and least > most:
+            raise self._wrong(f"{found[0]} asks for at least {least} and at most {most}")
 
     def _group(self) -> str:
         found = GROUP.match(self._pattern, self._at)

@@ -15,6 +15,7 @@ from neurogen.processors.patterns import PatternError, for_python, for_rust
 
 __all__ = [
     "SchemaError",
+    "UncheckedError",
     "Validator",
     "check_keywords",
     "for_checking",
@@ -58,6 +59,9 @@ WITHOUT_EFFECT = _words("""
     xml
 """)
 """Identifiers and annotations: of the drafts, of OpenAPI, and of common editors."""
+
+SEARCH_SECONDS = 2
+"""So long a pattern is looked for in a finished text."""
 
 Path = tuple[str, ...]
 
@@ -186,6 +190,10 @@ def _translated(pattern: str, path: Path, translate: Callable[[str], str]) -> st
         raise SchemaError(path, f"the pattern cannot be used: {error}") from None
 
 
+class UncheckedError(Exception):
+    """Whether a text keeps a schema is not known; says why."""
+
+
 class Validator:
     """Says what is wrong with a text that should keep a schema, by the library jsonschema.
 
@@ -201,20 +209,78 @@ class Validator:
 
         cls = _draft_of(schema)
         exact = cls.TYPE_CHECKER.redefine("integer", _is_integer)
-        checker = validators.extend(cls, type_checker=exact)
+        checker = validators.extend(cls, KEYWORDS_WITH_PATTERNS, type_checker=exact)
         self._validator = checker(_decimal(schema), format_checker=cls.FORMAT_CHECKER)
 
     def problem(self, text: str) -> str | None:
-        """What is wrong with a text, and where; None where it keeps the schema."""
+        """What is wrong with a text, and where; None where it keeps the schema.
+
+        Raises:
+            UncheckedError: the library cannot tell.
+        """
         doubled: list[str] = []
         try:
             value = json.loads(text, parse_float=Decimal, object_pairs_hook=lambda pairs: _object(pairs, doubled))
             found = next(iter(self._validator.iter_errors(value)), None)
-        except Exception as error:  # not JSON, numbers beyond what the library computes with, too deep
-            return f"it cannot be checked: {_first(str(error))}"
+        except json.JSONDecodeError as error:
+            return f"it is no JSON: {_first(str(error))}"
+        except TimeoutError:
+            raise UncheckedError(f"a pattern of it takes longer than {SEARCH_SECONDS} seconds") from None
+        except Exception as error:  # numbers beyond what the library computes with, too deep
+            raise UncheckedError(_first(str(error))) from None
         if found is not None:
             return f"{_first(found.message)}, at {pointer(tuple(map(str, found.absolute_path)))}"
         return f"an object has the name {doubled[0]!r} twice" if doubled else None
+
+
+def _search(pattern: str, text: str) -> bool:
+    """Whether a pattern is found in a text, by a library that gives up in time: some patterns take for ever.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    import regex
+
+    return regex.search(pattern, text, timeout=SEARCH_SECONDS) is not None
+
+
+def _check_pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """As jsonschema checks `pattern`, in bounded time."""
+    from jsonschema import ValidationError
+
+    if validator.is_type(value, "string") and not _search(pattern, value):
+        yield ValidationError(f"{value!r} does not match the pattern")
+
+
+def _check_named(validator: Any, patterns: Mapping[str, Any], value: Any, schema: Any) -> Iterator[Any]:
+    """As jsonschema checks `patternProperties`, in bounded time."""
+    if validator.is_type(value, "object"):
+        for pattern, of_these in patterns.items():
+            for name in value:
+                if _search(pattern, name):
+                    yield from validator.descend(value[name], of_these, path=name, schema_path=pattern)
+
+
+def _check_others(validator: Any, allowed: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """As jsonschema checks `additionalProperties`, in bounded time."""
+    from jsonschema import ValidationError
+
+    if not validator.is_type(value, "object"):
+        return
+    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    others = [name for name in value if name not in named and not any(_search(one, name) for one in patterns)]
+    if allowed is False and others:
+        yield ValidationError(f"the property {others[0]!r} is not allowed")
+    elif isinstance(allowed, dict):
+        for name in others:
+            yield from validator.descend(value[name], allowed, path=name)
+
+
+KEYWORDS_WITH_PATTERNS = {
+    "pattern": _check_pattern,
+    "patternProperties": _check_named,
+    "additionalProperties": _check_others,
+}
 
 
 def _draft_of(schema: Any) -> Any:
