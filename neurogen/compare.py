@@ -183,7 +183,7 @@ def compare(
         tokens = sum(sample.tokens for sample in samples)
         measures = _measures(samples, answers)
         label = repr(sampler).removesuffix("()")
-        failed = [(one.index, one.sample, str(one.error)) for one in failures]
+        failed = [(one.index, one.sample, one.error.reason) for one in failures]
         comparison.outcomes.append(Outcome(label, samples, measures, seconds, tokens / max(seconds, 1e-9), failed))
     if not any(one.samples for one in comparison.outcomes):
         raise failures[0].error

@@ -39,6 +39,16 @@ class NeurogenError(Exception):
     """
 
     results: Sequence[Any] = ()
+    _reason: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """The message without the sequence it is of, for who names that sequence beside it."""
+        return str(self) if self._reason is None else self._reason
+
+    @reason.setter
+    def reason(self, message: str) -> None:
+        self._reason = message
 
 
 class PluginError(NeurogenError):

@@ -244,18 +244,19 @@ class Selection:
                 "logits are valid. A sampler keeps at least one token of a valid row."
             )
         error = InvalidLogitsError([row], sampler.name)
-        error.args = (self._blame(row, _is_valid(logits[row])),)
+        error.args = (self._blame(row, _is_valid(logits[row]), f" for request {request.key!r}"),)
+        error.reason = self._blame(row, _is_valid(logits[row]), "")
         return Drawn(NO_TOKEN, error=error)
 
-    def _blame(self, row: int, model_is_right: bool) -> str:
+    def _blame(self, row: int, model_is_right: bool, which: str) -> str:
         request, produced, sampler = self.rows[row].request, self.rows[row].produced, self._sampler
         if model_is_right:
             return (
-                f"Nothing is left to draw for request {request.key!r} after {produced} new token(s): "
+                f"Nothing is left to draw{which} after {produced} new token(s): "
                 f"{blamed(self._culprits.get(row) or request.processors)}"
             )
         return (
-            f"The model's logits for request {request.key!r} have no valid distribution after "
+            f"The model's logits{which} have no valid distribution after "
             f"{produced} new token(s): they hold NaN or +inf, or nothing above -inf, so sampler "
             f"{sampler.name!r} cannot draw. Often the number format overflows: try dtype float32 or bfloat16."
         )

@@ -190,3 +190,13 @@ def test_the_count_of_failed_lines_is_right(tmp_path: Path, capsys: pytest.Captu
         "2 of 5 lines of p.jsonl gave no result (1 not a prompt, 1 could not be run); see above.",
         "1 of 5 lines of p.jsonl gave some results only (2 of their 3 samples could not be finished); see above.",
     ]
+
+
+def test_the_command_names_a_failed_sample_once_counted_from_one(tiny_model_dir: Path) -> None:
+    dead = ["--allow", "5, 6", "--no-allow-end", "--no-repeat-ngram", "1", "--max-new-tokens", "9", "--seed", "1"]
+    for more in (["-n", "2"], ["-n", "2", "--best-of", "2"]):
+        result = neurogen_command("run", "--model", str(tiny_model_dir), "-s", "topk", "--prompt", "once", *dead, *more)
+        assert result.exit_code == 1
+        told = result.stderr.splitlines()
+        assert [line.partition(" left")[0] for line in told[:2]] == [f"sample {n}: Nothing is" for n in (1, 2)]
+        assert not any("request" in line or "sample 0" in line for line in told)

@@ -114,7 +114,7 @@ class ChatSession:
                 self._show(self._conversation.say(text))
         except NeurogenError as error:
             self._failed = True
-            tell(str(error))
+            tell(error.reason)
 
     def _reader(self) -> Reader:
         if not self._interactive:

@@ -160,7 +160,7 @@ def _prompts(
     lines = _lines(values["prompts"])
     prompts, broken = parse_lines(lines, sampler, values["prompts"], told=tell)
     for line in broken:
-        tell(f"{line}.")
+        tell(line.sentence)
     if not prompts:
         raise DataError(f"None of the lines of {values['prompts']} holds a prompt.")
     references = [_references(lines[prompt.index]) for prompt in prompts]

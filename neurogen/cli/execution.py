@@ -24,7 +24,7 @@ from neurogen.cli.ranks import launched
 from neurogen.cli.runners import Loaded, load, make_runner
 from neurogen.cli.session import Arguments, Session, prompts_of, seed_of
 from neurogen.generation import Event, Result, RunOptions, TextDelta
-from neurogen.hints import special_stop_hints
+from neurogen.hints import tokenizer_stop_hints
 from neurogen.ranks import Ranks, adopt
 from neurogen.results import ResultsFile
 
@@ -157,7 +157,7 @@ def _stream(session: Session, loaded: Loaded, summary: Summary) -> None:
 def _tell_of_stops(session: Session, loaded: Loaded) -> None:
     """Hints about stop strings that only the model's tokenizer tells."""
     tokenizer = getattr(loaded.model, "tokenizer", None)
-    for hint in special_stop_hints(session.stops, tokenizer) if tokenizer is not None else ():
+    for hint in tokenizer_stop_hints(session.stops, tokenizer) if tokenizer is not None else ():
         tell(hint)
 
 

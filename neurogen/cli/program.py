@@ -150,7 +150,9 @@ def _trace(settings: Settings) -> None:
 
 def _in_words(error: NeurogenError | OSError) -> str:
     """The system's error in words; one that names no file and is of a full disk is of what results are printed to."""
-    if isinstance(error, NeurogenError) or error.strerror is None:
+    if isinstance(error, NeurogenError):
+        return error.reason
+    if error.strerror is None:
         return str(error)
     if error.filename is not None:
         return f"{error.filename} cannot be used: {error.strerror}."

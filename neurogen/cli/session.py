@@ -158,7 +158,7 @@ class Session:
         self.failed.update((index, one) for one in samples)
         if (index, str(failure.error)) not in self.told:
             self.told.add((index, str(failure.error)))
-            self.tell(index, f"{self.named(index, sample)}: {failure.error}")
+            self.tell(index, f"{self.named(index, sample)}: {failure.error.reason}")
 
     def named(self, index: int, sample: int | None = None) -> str:
         """What a user knows a line or a sequence by."""
@@ -302,7 +302,7 @@ def prompts_of(
     source = "standard input" if arguments.prompts == "-" else arguments.prompts
     prompts, broken = read_prompts(arguments.prompts, sampler, told=tell if told else None)
     for line in broken if told else ():
-        tell(f"{line}.")
+        tell(line.sentence)
     if not prompts:
         raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
     return {prompt.index: prompt for prompt in prompts}, source, len(broken)

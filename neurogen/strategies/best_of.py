@@ -96,7 +96,7 @@ class BestOf:
 def _told(failed: Sequence[Failure], drawn: int) -> list[str]:
     if not failed:
         return []
-    return [f"{len(failed)} of {drawn} candidates could not be finished and were left out: {failed[0].error}"]
+    return [f"{len(failed)} of {drawn} candidates could not be finished and were left out: {failed[0].error.reason}"]
 
 
 def mean_logprob(result: Result) -> float:
