@@ -173,6 +173,8 @@ def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
         spellings = {known, option_of(known, field).lstrip("-").replace("-", "_")}
         if wanted in spellings:
             return 2.0
+        if any(_names_another(wanted, spelling) for spelling in spellings):
+            return 0.0
         words = {word for spelling in spellings for word in spelling.split("_")}
         shared = len(words & set(wanted.split("_")))
         alike = max(difflib.SequenceMatcher(None, wanted, spelling).ratio() for spelling in spellings)
@@ -181,6 +183,19 @@ def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
     scores = {known: likeness(known, field) for known, field in schema.model_fields.items()}
     best = max(scores, key=lambda known: scores[known], default="")
     return best if scores.get(best, 0.0) >= ALIKE else None
+
+
+def _names_another(wanted: str, known: str) -> bool:
+    """Whether two names differ in a letter that is all that tells them apart, as top_p and top_k do."""
+    one, other = wanted.split("_"), known.split("_")
+    return one[:-1] == other[:-1] and len(one[-1]) == len(other[-1]) == 1 and one[-1] != other[-1]
+
+
+def has_parameter(schema: type[SamplerParams], name: str) -> bool:
+    """Whether a schema has a parameter that is called so, or whose option is."""
+    wanted = name.replace("-", "_").lower()
+    fields = schema.model_fields.items()
+    return any(wanted in (known, option_of(known, field).lstrip("-").replace("-", "_")) for known, field in fields)
 
 
 def _parameter_error(sampler: str, schema: type[SamplerParams], error: ValidationError) -> ParameterError:
@@ -192,7 +207,11 @@ def _parameter_error(sampler: str, schema: type[SamplerParams], error: Validatio
         return ParameterError(f"{sampler}: {first['msg']}.")
     name = str(first["loc"][0])
     field = schema.model_fields[name]
-    reason = f" ({first['msg']})" if first["type"] in ("value_error", "assertion_error") else ""
+    reason = (
+        f" ({first['msg'].removeprefix('Value error, ')})"
+        if first["type"] in ("value_error", "assertion_error")
+        else ""
+    )
     return ParameterError(f"{sampler}: {name} must be {domain_of(field)}, got {first['input']!r}{reason}.", name)
 
 

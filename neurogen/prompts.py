@@ -48,6 +48,11 @@ class BrokenLine:
     def __str__(self) -> str:
         return f"{self.source}, line {self.number}: {self.problem}"
 
+    @property
+    def sentence(self) -> str:
+        """The same with the mark that ends a sentence."""
+        return str(self) if self.problem.endswith(("?", ".")) else f"{self}."
+
 
 def read_prompts(
     path: str, sampler: Sampler, *, told: Callable[[str], None] | None = None

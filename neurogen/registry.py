@@ -23,6 +23,7 @@ from neurogen.chain import chain_class, given_in
 from neurogen.contract import Contract
 from neurogen.distributions import install_command, samplers_to_install
 from neurogen.errors import ParameterError, PluginError
+from neurogen.parameters import has_parameter, nearest_parameter
 from neurogen.plugin import (
     DISABLE_VARIABLE,
     PROCESSORS,
@@ -194,11 +195,23 @@ class Registry:
                 f"{params[twice[0]]!r}. Give it once.",
                 twice[0],
             )
-        sampler = cls(**given, **params)
+        try:
+            sampler = cls(**given, **params)
+        except ParameterError as error:
+            raise self._of_others(cls, error) from error.__cause__
         sampler.origin = plugin.origin
         if require is not None:
             require.verify(sampler)
         return sampler
+
+    def _of_others(self, cls: type[Sampler], error: ParameterError) -> ParameterError:
+        """The error of a parameter that a sampler lacks, with those that have it."""
+        name = error.parameter
+        if name is None or name in cls.Params.model_fields or nearest_parameter(cls.Params, name):
+            return error
+        classes = ((plugin.name, plugin.sampler_class) for plugin in self.load_all())
+        owners = [own for own, other in classes if other is not None and has_parameter(other.Params, name)]
+        return ParameterError(f"{error} {name!r} is a parameter of: {', '.join(owners)}.", name) if owners else error
 
     def load_processors(self, spec: str) -> list[Processor]:
         """Load processors and give them their parameters.

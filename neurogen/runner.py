@@ -26,7 +26,7 @@ from neurogen.generation import (
     check_stop_ids,
     check_stops,
 )
-from neurogen.hints import sample_hints, special_stop_hints, stop_hints
+from neurogen.hints import sample_hints, stop_hints, tokenizer_stop_hints
 from neurogen.processor import notices_of, prepared
 from neurogen.stops import StopFinder
 
@@ -97,7 +97,7 @@ class Runner:
         """What the options ask for without effect, or probably otherwise than it was meant, in sentences."""
         options = self.options
         repeated = sample_hints(self.sampler, options.n) if self._draws else ()
-        return [*repeated, *stop_hints(options.stop), *special_stop_hints(options.stop, self.model.tokenizer)]
+        return [*repeated, *stop_hints(options.stop), *tokenizer_stop_hints(options.stop, self.model.tokenizer)]
 
     def generate(self, *texts: str) -> list[Result]:
         """Continue texts and wait for all results, in the order of prompts and samples.

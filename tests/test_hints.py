@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,42 @@ def test_a_results_file_of_the_old_default_is_gone_on_with(run: Invoke, tiny_mod
     out.write_text(json.dumps(one) + "\n")
     assert neurogen_command(*fixed, "--output", str(out)).exit_code == 0
     assert [line["token_ids"] for line in lines(out.read_text())] == [one["token_ids"], two["token_ids"]]
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [
+        ("<|endoftext|>", "this model has none of that name, so it will hardly come. The tokens that end this model's"),
+        ("<end_of_turn>", "this model has none of that name"),
+        ("<0x0A>", "spells the byte 0A as some tokenizers do; a text holds the byte itself. Give the character '\\n'"),
+        ("\u2581the", "holds U+2581, which stands for a space"),
+    ],
+)
+def test_a_stop_spelled_as_tokens_are_is_told_of(tiny: LanguageModel, stop: str, told: str) -> None:
+    (hint,) = Runner(tiny, neurogen.load_sampler("topk"), stop=(stop,)).hints
+    assert told in hint
+
+
+@pytest.mark.parametrize("stop", ["</s>", "<s>", "<br>", "</div>", "[1]", "<|", "|>", "a<b>c"])
+def test_a_stop_that_can_come_is_not(tiny: LanguageModel, stop: str) -> None:
+    assert Runner(tiny, neurogen.load_sampler("topk"), stop=(stop,)).hints == []
+
+
+def test_a_parameter_of_another_sampler_is_named_with_its_owners() -> None:
+    def told(spec: str) -> str:
+        with pytest.raises(ParameterError) as caught:
+            neurogen.load_sampler(spec)
+        return str(caught.value)
+
+    for spec, owner in (("topk(p=0.9)", "topp"), ("topk(top_p=0.9)", "topp"), ("topp(k=5)", "topk")):
+        assert "Did you mean" not in told(spec)
+        assert f"is a parameter of: {owner}" in re.sub(r"of: .*?\b(topp|topk)(?=[,.])", r"of: \1", told(spec))
+    assert told("topk(top_k=3)").endswith("Did you mean 'k'?")
+    assert told("topk(nonsense=3)").endswith("it has: k, temperature.")
+
+
+def test_a_line_that_ends_with_a_question_ends_with_no_full_stop(run: Invoke, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "params": {"temprature": 1}}\n"b"\n', "utf-8")
+    told = run("topk", "--prompts", str(file)).stderr
+    assert "Did you mean 'temperature'?\n" in told
