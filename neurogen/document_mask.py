@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neurogen.errors import ModelError
+from neurogen.errors import ModelError, ParameterError
 from neurogen.foreign import logits_of
 
 __all__ = ["check_document_mask", "positions_within_documents"]
@@ -51,7 +51,13 @@ def check_document_mask(model: Any, separator: int, vocab_size: int) -> None:
 
     Raises:
         ModelError: what stands before a document changes the logits within it, or the model takes no positions.
+        ParameterError: the separator is no id of the vocabulary.
     """
+    if not 0 <= separator < vocab_size:
+        raise ParameterError(
+            f"document_separator must be in [0, {vocab_size - 1}], the model's vocabulary, got {separator}.",
+            "document_separator",
+        )
     trains = model.training
     model.eval()
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from neurogen import ModelError
+from neurogen import ModelError, ParameterError
 from neurogen.document_mask import check_document_mask, positions_within_documents
 from neurogen.trainer import Trainer
 from neurogen.training import TrainingRun
@@ -107,3 +107,10 @@ def test_a_run_keeps_attention_within_documents_and_a_resumed_one_goes_on_so(
     assert resumed.trainer.options.document_separator == min(resumed.tokenizer.eos_ids)
     assert len(list(resumed.chunks())) == 1
     resumed.close()
+
+
+@pytest.mark.parametrize("separator", [-1, 40, 2**40])
+def test_a_separator_outside_the_vocabulary_reaches_no_kernel(separator: int) -> None:
+    model = torch.nn.Linear(2, 2)  # which would fail otherwise than in the way that is asked for
+    with pytest.raises(ParameterError, match=r"document_separator must be in \[0, 39\], the model's vocabulary, got "):
+        check_document_mask(model, separator, 40)
