@@ -97,7 +97,8 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 def to_json(
     value: Any, *, indent: int | None = None, ascii_only: bool = False, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """A value as JSON that every parser reads (RFC 8259): a number that is not finite becomes null.
+    """A value as JSON that every parser reads (RFC 8259): a number that is not finite becomes null, as a name in an object
+    the text nan, inf or -inf.
 
     Args:
         value: what `json.dumps` takes.
@@ -121,12 +122,17 @@ def finite(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: finite(entry, default) for key, entry in value.items()}
+        return {_name(key): finite(entry, default) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [finite(entry, default) for entry in value]
     if default is None or value is None or isinstance(value, str | int):
         return value
     return finite(default(value), default)
+
+
+def _name(key: Any) -> Any:
+    """The name of an object's entry: a number that is not finite as text."""
+    return str(float(key)) if isinstance(key, float) and not math.isfinite(key) else key
 
 
 def disk_error(error: BaseException) -> OSError | None:

@@ -94,3 +94,8 @@ def test_readers_take_null_for_a_number_that_was_not_finite(tmp_path: Path) -> N
     step = {"index": 0, "sample": 0, "token": 3, "logits": "", "top": [[3, 1.0], [4, -math.inf]]}
     recording.write_text(to_json({"neurogen_recording": 1}) + "\n" + to_json(step) + "\n")
     assert read_recording(recording).steps[0, 0][0]["top"] == [[3, 1.0], [4, None]]
+
+
+def test_names_that_are_no_numbers_are_texts() -> None:
+    value = {math.nan: 1, math.inf: [{-math.inf: math.nan}], 2.5: 3, None: 4}
+    assert json.loads(to_json(value)) == {"nan": 1, "inf": [{"-inf": None}], "2.5": 3, "null": 4}
