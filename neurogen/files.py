@@ -97,8 +97,9 @@ def is_there(path: str | os.PathLike[str]) -> bool:
 def to_json(
     value: Any, *, indent: int | None = None, ascii_only: bool = False, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """A value as JSON that every parser reads (RFC 8259): a number that is not finite becomes null, as a name in an object
-    the text nan, inf or -inf.
+    """A value as JSON that every parser reads (RFC 8259): a number that is not finite becomes null.
+
+    As the name of an entry of an object it becomes the text nan, inf or -inf.
 
     Args:
         value: what `json.dumps` takes.
