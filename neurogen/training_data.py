@@ -67,13 +67,10 @@ def open_data(
             held_out = PackedStream(options.val, tokenizer, **shares, repeat=False)
             data.identity["val"] = held_out.text.fingerprint
             data.validation = _measured(held_out, options.val_tokens)
-            if options.max_chunks is not None and options.max_chunks < options.val_every:
-                data.notices.append(
-                    f"The data of --val are never measured on: this is done every {options.val_every:,} chunks, and the"
-                    f" run ends after {options.max_chunks:,}. Give --val-every with a smaller number."
-                )
         elif options.hold_out:
             _hold_out(data, options, tokenizer, shares)
+        if data.validation and options.max_chunks is not None and options.max_chunks < options.val_every:
+            data.notices.append(_never_measured(options, options.max_chunks))
     _check_same(accelerator, data)
     return data
 
@@ -113,6 +110,17 @@ def _hold_out(data: TrainingData, options: TrainingOptions, tokenizer: Tokenizer
             f"Nothing is held out, so that nothing is measured on unseen text: every {options.hold_out:,}-th document "
             f"would be, and there are {seen:,}. Give --val DATA, or --hold-out with a smaller number."
         )
+
+
+def _never_measured(options: TrainingOptions, chunks: int) -> str:
+    what = (
+        "data of --val" if options.val else f"held-out documents, every {options.hold_out:,}-th, are not trained on and"
+    )
+    other = "" if options.val else ", or --hold-out 0"
+    return (
+        f"The {what} are never measured on: this is done every {options.val_every:,} chunks, and the run ends after "
+        f"{chunks:,}. Give --val-every with a smaller number{other}."
+    )
 
 
 def _measured(held_out: PackedStream, tokens: int) -> list[PackedBatch]:

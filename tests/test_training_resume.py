@@ -131,6 +131,15 @@ def test_held_out_data_that_are_never_measured_on_are_told(tmp_path: Path, data:
     assert measured.notices == []
 
 
+def test_documents_that_are_held_out_and_never_measured_on_are_told(tmp_path: Path, options: dict[str, Any]) -> None:
+    run = TrainingRun(tmp_path / "run", TrainingOptions(**options | {"hold_out": 5, "max_chunks": 2}))
+    run.close()
+    assert run.notices == [
+        "The held-out documents, every 5-th, are not trained on and are never measured on: this is done every 50 "
+        "chunks, and the run ends after 2. Give --val-every with a smaller number, or --hold-out 0."
+    ]
+
+
 # Which data
 
 
