@@ -51,15 +51,15 @@ def _name_problem(cls: Any) -> str | None:
 
 
 def _missing_method(cls: type[Sampler]) -> str | None:
-    if issubclass(cls, TruncationSampler):
-        return None if cls.keep is not TruncationSampler.keep else f"{cls.__name__} does not implement keep()"
+    if issubclass(cls, TruncationSampler) and cls.keep is TruncationSampler.keep:
+        return f"{cls.__name__} does not implement keep()"
+    if cls.stateful and cls.new_state is Sampler.new_state:
+        return f"{cls.__name__} is stateful and does not implement new_state()"
     if cls.backends:
         return None
     for method in ("select", "distribution", "survivors"):
         if getattr(cls, method) is getattr(Sampler, method):
             return f"{cls.__name__} names no backends and does not implement {method}()"
-    if cls.stateful and cls.new_state is Sampler.new_state:
-        return f"{cls.__name__} is stateful and does not implement new_state()"
     return None
 
 

@@ -162,8 +162,7 @@ class _Watch:
         if not self._sampler.stateful:
             return self._sampler.stages(logits, seed=request.seed, position=position, **params)
         if self._state is None:
-            fresh = self._sampler.new_state(1)
-            self._state = {name: memory.to(logits.device) for name, memory in fresh.items()}
+            self._state = self._sampler.fresh_state(1, logits.device)
         before = {name: memory.clone() for name, memory in self._state.items()}
         self._sampler.sample(logits, seed=request.seed, position=position, state=self._state, check=False, **params)
         try:

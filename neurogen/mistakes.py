@@ -10,12 +10,13 @@ from __future__ import annotations
 import linecache
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
-__all__ = ["explained"]
+__all__ = ["explained", "plain", "where_written"]
 
 LIBRARIES = {"numba", "numba_cuda", "cuda", "torch", "numpy", "llvmlite", "pluggy", "pydantic"}
 """Packages whose lines are not the author's, as those of neurogen and of Python are not."""
@@ -30,6 +31,7 @@ PLACE = re.compile(
 CALLEE = re.compile(r"resolving callee type: \w+\(<(?:\w+[ -])*(?:function |class ')([\w.<>]+)")
 STAGE = re.compile(r"Failed in \w+ mode pipeline[^\n]*")
 REASON = re.compile(r'due to "\w+: (.+?)"|^\s*\w*Error: (?!Failed in|Cannot bind|No implementation)(.+)', re.MULTILINE)
+UNKNOWN_NAME = re.compile(r"NameError: name '(\w+)' is not defined")
 
 WORDS = (
     (r"Literal\[int\]\((-?\d+)\)", r"\1"),
@@ -53,6 +55,10 @@ WORDS = (
     ),
 )
 """What Numba says -> how people say it."""
+
+
+METHODS = {"sample": ("keep", "select"), "probs": ("keep", "distribution"), "support": ("keep", "survivors")}
+"""What users call -> what of it authors write."""
 
 
 class Place(NamedTuple):
@@ -80,14 +86,35 @@ def explained(error: Exception) -> str:
     of_arguments = _wrong_parameter(error, frames)
     if of_arguments:
         return of_arguments
+    unknown = UNKNOWN_NAME.search(str(error))
+    if unknown and (place := _naming(unknown[1], frames)):
+        return f"it cannot be compiled, {_shown(place)}: {unknown[0]}"
     if any(cls.__name__ == "NumbaError" for cls in type(error).__mro__):
-        return _of_compiler(_plain(str(error)), _compiled_place(frames), _definition(frames))
+        return _of_compiler(plain(str(error)), _compiled_place(frames), _definition(frames))
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{type(error).__name__}: {error.msg}, {_shown(Place(error.filename, error.lineno))}"
     text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
     place = _last_place(error) or _compiled_place(frames)
     if place is not None:
         return f"{text}, {_shown(place)}"
     compiling = any("numba" in Path(frame.f_code.co_filename).parts for frame in frames)
     return f"{text}, while {_definition(frames)} was compiled" if compiling and _definition(frames) else text
+
+
+def where_written(sampler: Any, call: str) -> str:
+    """Where the author wrote what is behind a call: " See keep in neurogen_mine/sampler.py, line 17."; or "".
+
+    Args:
+        sampler: one.
+        call: "sample", "probs", "support", or a method that authors write.
+    """
+    for name in METHODS.get(call, (call,)):
+        code = getattr(getattr(type(sampler), name, None), "__code__", None)
+        if code is not None and not (place := Place(code.co_filename, code.co_firstlineno)).is_foreign:
+            return f" See {name} in {place}."
+    modules = [sys.modules.get(module) for module in sampler.backends.values()]
+    made = [getattr(getattr(module, call, None), "definition", "") for module in modules]
+    return next((f" See {definition}." for definition in made if definition), "")
 
 
 def _walked(error: Exception) -> Iterator[tuple[FrameType, int]]:
@@ -122,6 +149,18 @@ def _kernel_calls(frames: list[FrameType]) -> Iterator[tuple[Any, Any]]:
 
 def _definition(frames: list[FrameType]) -> str:
     return next((called.definition for called, _ in _kernel_calls(frames) if called.definition), "")
+
+
+def _naming(name: str, frames: list[FrameType]) -> Place | None:
+    """The author's line with a name that is not defined, which compilers do not tell; by the kernel they worked on."""
+    kernels = [called.kernel for called, _ in _kernel_calls(frames)]
+    kernels += [frame.f_locals["kernel"] for frame in frames if hasattr(frame.f_locals.get("kernel"), "function")]
+    if not kernels:
+        return None
+    from neurogen.kernels.arithmetic import line_naming
+
+    places = [Place(*found) for kernel in kernels if (found := line_naming(name, kernel.function))]
+    return places[0] if places else None
 
 
 def _wrong_parameter(error: Exception, frames: list[FrameType]) -> str:
@@ -222,7 +261,7 @@ def _in_words(text: str) -> str:
     return text.strip().rstrip(".")
 
 
-def _plain(report: str) -> str:
+def plain(report: str) -> str:
     """A report without colours, and without what a row consists of."""
     text = CONTROL.sub("", report)
     for name in ("Row", "Space", "Band"):

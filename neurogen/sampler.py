@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
+from neurogen.mistakes import explained, where_written
 from neurogen.parameters import INT64, RowParams, SamplerParams, build_params, row_params
 
 if TYPE_CHECKING:
@@ -191,6 +192,26 @@ class Sampler:
         """
         raise ContractError(f"Sampler {self.name!r} ({self.origin}) has no memory (stateful is False).")
 
+    def fresh_state(self, batch: int, device: torch.device) -> State:
+        """What `new_state` gives, on a device: for an engine.
+
+        Raises:
+            ContractError: it is no dictionary of tensors with a row for each sequence.
+        """
+        import torch
+
+        state: Any = self.new_state(batch)
+        if isinstance(state, dict) and all(isinstance(memory, torch.Tensor) for memory in state.values()):
+            if all(memory.shape[:1] == (batch,) for memory in state.values()):
+                return {name: memory.to(device) for name, memory in state.items()}
+            got = ", ".join(f"{name!r}: {list(memory.shape)}" for name, memory in state.items())
+        else:
+            got = f"a {type(state).__name__}" if not isinstance(state, dict) else "other values"
+        raise ContractError(
+            f"new_state({batch}) of sampler {self.name!r} ({self.origin}) must return a dictionary of tensors whose "
+            f"first dimension is {batch}, got {got}.{where_written(self, 'new_state')}"
+        )
+
     # What authors write.
 
     def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
@@ -280,10 +301,10 @@ class Sampler:
         """Raise an error of neurogen as it is, and any other as one of the plugin."""
         if isinstance(error, NeurogenError):
             raise error
-        from neurogen.mistakes import explained
-
+        said = explained(error)
+        where = "" if ", line " in said else where_written(self, call)
         raise PluginError(
-            f"Sampler {self.name!r} ({self.origin}) failed in {call}: {explained(error)}. "
+            f"Sampler {self.name!r} ({self.origin}) failed in {call}: {said}.{where} "
             "This is an error of the plugin: update it or report it to its author, or choose another sampler."
         ) from error
 
@@ -300,7 +321,7 @@ class Sampler:
             got = f"{result.dtype} {list(result.shape)} on {result.device}"
         raise ContractError(
             f"{call} of sampler {self.name!r} ({self.origin}) must return a tensor {dtype} {list(shape)} on {device}, "
-            f"got {got}."
+            f"got {got}.{where_written(self, call)}"
         )
 
     def _check_ids(self, ids: Tensor, logits: Tensor, vocab: int) -> None:
@@ -311,7 +332,7 @@ class Sampler:
             if not NO_TOKEN <= token < vocab:
                 raise ContractError(
                     f"sample of sampler {self.name!r} ({self.origin}) returned the id {token} in row {row}; "
-                    f"ids of this vocabulary are 0 to {vocab - 1}."
+                    f"ids of this vocabulary are 0 to {vocab - 1}.{where_written(self, 'sample')}"
                 )
         self._raise_for_rows([row for row, token in enumerate(chosen) if token == NO_TOKEN], logits, "sample")
 
@@ -323,7 +344,7 @@ class Sampler:
         if wrong:
             raise ContractError(
                 f"{call} of sampler {self.name!r} ({self.origin}) kept no token in row(s) {wrong[:8]}, although their "
-                "logits are valid. A sampler keeps at least one token of a valid row."
+                f"logits are valid. A sampler keeps at least one token of a valid row.{where_written(self, call)}"
             )
         raise InvalidLogitsError(empty, self.name)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ContractError, InvalidLogitsError, ParameterError
+from neurogen.mistakes import where_written
 from neurogen.order import largest
 from neurogen.parameters import NUMBERS, build_params, clamped
 from neurogen.processor import Processing, blamed
@@ -87,7 +88,7 @@ class Selection:
     def add(self, rows: Sequence[Row]) -> None:
         """Let rows join behind those that are there."""
         if self._sampler.stateful:
-            fresh = {name: memory.to(self._device) for name, memory in self._sampler.new_state(len(rows)).items()}
+            fresh = self._sampler.fresh_state(len(rows), self._device)
             if self.rows and self._state is not None:
                 fresh = {name: torch.cat([self._state[name], new]) for name, new in fresh.items()}
             self._state = fresh
@@ -236,12 +237,13 @@ class Selection:
         if token != NO_TOKEN:
             raise ContractError(
                 f"Sampler {sampler.name!r} ({sampler.origin}) returned the id {token} for request {request.key!r}; ids "
-                f"of this vocabulary are 0 to {self._vocab_size - 1}."
+                f"of this vocabulary are 0 to {self._vocab_size - 1}.{where_written(sampler, 'sample')}"
             )
         if _is_valid(processed[row]):
             raise ContractError(
                 f"Sampler {sampler.name!r} ({sampler.origin}) kept no token for request {request.key!r}, although the "
                 "logits are valid. A sampler keeps at least one token of a valid row."
+                f"{where_written(sampler, 'sample')}"
             )
         error = InvalidLogitsError([row], sampler.name)
         error.args = (self._blame(row, _is_valid(logits[row]), f" for request {request.key!r}"),)

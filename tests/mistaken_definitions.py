@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba.extending import register_jitable
 
 SETTINGS = {"share": 0.5}
 
 
 def helper(x):
     return x / 2
+
+
+@register_jitable
+def in_compiled(x):
+    return below(x)  # noqa: F821
 
 
 def definitions(kit: Any) -> dict[str, Callable[..., Any]]:
@@ -43,6 +49,18 @@ def definitions(kit: Any) -> dict[str, Callable[..., Any]]:
 
     def returns_list(row, share):
         return [1, 2]
+
+    def returns_whole_number(row, share):
+        return 5
+
+    def returns_yes(row, share):
+        return True
+
+    def returns_more(row, share):
+        return heavier(row, share), 1
+
+    def unknown_in_helper(row, share):
+        return heavier(row, in_compiled(share))
 
     def unknown_function(row, share):
         return heavier(row, np.no_such_function(share))

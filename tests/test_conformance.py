@@ -11,16 +11,19 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import handing_samplers
 import numpy as np
 import pytest
+import remembering_reference
 import torch
 import wrong_samplers
 from scipy import stats
 
 import neurogen
 from neurogen import ParameterError, Sampler
+from neurogen.declarations import sampler_problem
 from neurogen.reference import topk_support
 from neurogen.testing import SamplerConformance
 from neurogen.testing.conformance import CHECKS, Report, check, kit
@@ -78,6 +81,7 @@ MISTAKES = {
     "StopsCounting": "state",
     "StartsLater": "state",
     "ReadsAnother": "state",
+    "FirstRowsMemory": "state",
     "WidensMemory": "state",
     "ExpInKernels": "arithmetic",
 }
@@ -245,6 +249,64 @@ def test_what_is_remembered_wrongly_is_told(name: str, expected: str, got: str) 
     assert failure is not None
     assert expected in failure.expected
     assert got in failure.got
+
+
+def reference_with(monkeypatch: pytest.MonkeyPatch, next_state: Any) -> None:
+    """Give `Remembering` and what is like it a reference of one's own, which says what can be drawn first alone."""
+    module: Any = ModuleType("own_reference")
+    module.support = lambda logits, k, temperature: topk_support(logits, k, temperature)
+    module.next_state = next_state
+    monkeypatch.setitem(sys.modules, "own_reference", module)
+    monkeypatch.setattr(wrong_samplers.Remembering, "reference", "own_reference")
+
+
+def test_memory_without_effect_is_found_beside_a_reference_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference_with(monkeypatch, remembering_reference.next_state)
+    failure = check(wrong_samplers.WithoutEffect, quick=True, only=["state"])["state"].failure
+    assert failure is not None
+    assert failure.expected == "memory that has an effect on what is drawn"
+
+
+@pytest.mark.parametrize(
+    ("next_state", "said"),
+    [
+        (lambda logits, token, state, k, temperature: None, "must give ['tokens'], as new_state does; got NoneType"),
+        (lambda logits, token, state, k, temperature: {"toks": 1}, "must give ['tokens'], as new_state does; got ['t"),
+        (lambda logits, state, k, temperature: state, "next_state raised TypeError: "),
+        (lambda logits, token, state, k, temperature: state["toks"], "next_state raised KeyError: 'toks', in "),
+    ],
+)
+def test_a_wrong_next_state_is_told_with_its_place(next_state: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference_with(monkeypatch, next_state)
+    failure = check(wrong_samplers.Remembering, quick=True, only=["state"])["state"].failure
+    assert failure is not None
+    assert said in failure.got
+    assert f"test_conformance.py, line {next_state.__code__.co_firstlineno}" in failure.got
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (lambda batch: torch.zeros(batch), "got a Tensor"),
+        (lambda batch: {"tokens": 1}, "got other values"),
+        (lambda batch: {"tokens": torch.zeros(1)}, r"got 'tokens': \[1\]"),
+    ],
+)
+def test_a_wrong_new_state_is_told_with_its_place(state: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrong_samplers.Remembering, "new_state", lambda self, batch: state(batch))
+    with pytest.raises(neurogen.ContractError, match=f"dictionary of tensors whose first dimension is 2, {said}.* See"):
+        wrong_samplers.Remembering().fresh_state(2, torch.device("cpu"))
+    assert check(wrong_samplers.Remembering, quick=True, only=["state"]).failed == ["state"]
+
+
+def test_a_sampler_that_says_it_has_memory_and_has_none_is_refused() -> None:
+    class Forgetful(neurogen.Sampler):
+        name = "forgetful"
+        api_version = 1
+        stateful = True
+        backends = {"cpu": "neurogen.kernels.temperature.cpu"}
+
+    assert sampler_problem(Forgetful) == "Forgetful is stateful and does not implement new_state()"
 
 
 # What is shown.

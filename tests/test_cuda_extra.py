@@ -56,6 +56,35 @@ def without_the_extra(program: str, *, gpu: bool = True) -> subprocess.Completed
     return done
 
 
+WITHOUT_COMPILERS = """
+import cuda.pathfinder
+
+found = cuda.pathfinder.load_nvidia_dynamic_lib
+
+
+def load(name):
+    if name in ("nvvm", MISSING):
+        raise cuda.pathfinder.DynamicLibNotFoundError(f"Failure finding lib{name}.so")
+    return found(name)
+
+
+cuda.pathfinder.load_nvidia_dynamic_lib = load
+"""
+
+
+def without_compilers(program: str, missing: str) -> subprocess.CompletedProcess[str]:
+    """Run a program where numba-cuda is installed alone, beside a GPU of torch's."""
+    start = (
+        ABSENT.partition("import importlib.abc")[0]
+        + "import sys\n"
+        + WITHOUT_COMPILERS.replace("MISSING", repr(missing))
+    )
+    rest = ABSENT[ABSENT.index("import torch") :].replace("HAS_GPU", "True")
+    done = subprocess.run([sys.executable, "-c", start + rest + program], capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
 def command(*arguments: str) -> str:
     return f"from neurogen.cli.program import main\nsys.exit(main({list(arguments)!r}))\n"
 
@@ -136,6 +165,41 @@ def test_conformance_skips_the_kernels_for_cuda_with_what_to_install(gpu: bool) 
     on_card = without_the_extra(command("conformance", "topk", "--quick", "--device", "cuda"), gpu=gpu)
     assert on_card.returncode == 1
     assert (INSTALL in on_card.stderr) == gpu
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("nvvm", "need nvidia-nvvm, which is not installed"),
+        ("nvrtc", "need nvidia-cuda-nvrtc and nvidia-nvvm, which are not installed"),
+    ],
+)
+def test_numba_cuda_without_the_compilers_is_a_missing_extra(missing: str, said: str) -> None:
+    pytest.importorskip("cuda.pathfinder", reason=f"the extra cuda is not installed ({INSTALL})")
+    program = """
+from neurogen.models import resolve_device
+
+topk = neurogen.load_sampler("topk")
+import neurogen_topk.cuda
+
+kernel = neurogen_topk.cuda.sample.kernel
+torch.cuda.is_current_stream_capturing = lambda: False
+print(refused(lambda: kernel.form(0, torch.float32, torch.int64)))
+print(refused(lambda: resolve_device("cuda")))
+print(resolve_device("auto"))
+"""
+    lines = without_compilers(program, missing).stdout.splitlines()
+    assert len(lines) == 3
+    assert all(f"{said}: {INSTALL}" in line for line in lines), lines
+    # Kernels can still be simulated, and their functions be looked at.
+    done = without_compilers(
+        "torch.cuda.is_available = lambda: False\n"
+        + command("conformance", "topk", "--quick", "--only", "cuda", "--only", "arithmetic"),
+        missing,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the code for CUDA was not looked at: the kernels for CUDA {said}: {INSTALL}" in done.stdout
+    assert "the kernels were run thread by thread on the CPU" in done.stdout
 
 
 def test_where_the_extra_is_installed_nothing_is_missing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +28,13 @@ SAID = {
     "missing_branch": ("def missing_branch", "returns nothing in one of its branches"),
     "returns_number": ("def returns_number", "returns a value of the type float64"),
     "returns_list": ("[1, 2]", "list"),
+    "returns_whole_number": ("def returns_whole_number", "returns a value of the type int64"),
+    "returns_yes": ("def returns_yes", "returns a value of the type bool"),
+    "returns_more": ("def returns_more", "returns a value of the type"),
     "unknown_function": ("np.no_such_function(share)", "has no attribute 'no_such_function'"),
     "wrong_type": ('return heavier(row, "much")', "'much'"),
-    "unknown_name": ("def unknown_name", "NameError: name 'shar' is not defined"),
+    "unknown_in_helper": ("return below(x)", "NameError: name 'below' is not defined"),
+    "unknown_name": ("return heavier(row, shar)", "NameError: name 'shar' is not defined"),
     "plain_helper": (
         "helper(share)",
         "'helper' is a plain Python function: mark it with numba.extending.register_jitab",
@@ -98,8 +103,7 @@ def test_the_compiler_for_cuda_is_explained_in_the_same_way(mistake: str) -> Non
     if mistake in ("returns_list", "wrong_type"):
         sentence = {"returns_list": "can make no list", "wrong_type": "there is no `"}[mistake]
     assert sentence.replace("there is no `heavier(Row)`: ", "").removesuffix("64") in said
-    if mistake != "unknown_name":  # the definition, which the functions of a module for CUDA know
-        assert f"mistaken_definitions.py, line {line_of(code)}" in said
+    assert f"mistaken_definitions.py, line {line_of(code)}" in said
     assert "\n" not in said
     assert len(said) < 500
 
@@ -138,6 +142,54 @@ def test_a_misspelled_parameter_in_torch_is_told_with_its_line() -> None:
     said = str(caught.value)
     assert "there is no parameter 'shar', and the sampler has share, mode, temperature, in " in said
     assert "`return logits > params.shar[:, None]`" in said
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (lambda logits: None, "keep of sampler 'kept-wrongly' .* got NoneType"),
+        (lambda logits: 5, "keep of sampler 'kept-wrongly' .* got int"),
+        (lambda logits: logits, r"keep of sampler 'kept-wrongly' .* got torch.float32 \[1, 3\] on cpu"),
+        (lambda logits: logits > 100, r"kept no token in row\(s\) \[0\].* A sampler keeps at least one token"),
+    ],
+)
+@pytest.mark.parametrize("call", ["sample", "probs", "support"])
+def test_what_a_function_returns_wrongly_is_told_with_its_place(call: str, kept: Any, said: str) -> None:
+    class KeptWrongly(neurogen.TruncationSampler):
+        name = "kept-wrongly"
+        api_version = 1
+        Params = Mistaken.Params
+
+        def keep(self, logits: Any, params: Any) -> Any:
+            return kept(logits)
+
+    place = f" See keep in .*test_mistakes.py, line {KeptWrongly.keep.__code__.co_firstlineno}\\.$"
+    with pytest.raises(neurogen.ContractError, match=f"{said}.*{place}"):
+        getattr(KeptWrongly(), call)(LOGITS)
+
+
+def test_a_function_that_takes_other_arguments_is_told_with_its_place() -> None:
+    class TakesLess(neurogen.TruncationSampler):
+        name = "takes-less"
+        api_version = 1
+        Params = Mistaken.Params
+
+        def keep(self, logits: Any) -> Any:  # type: ignore[override]
+            return logits > 0
+
+    place = f"See keep in .*test_mistakes.py, line {TakesLess.keep.__code__.co_firstlineno}\\. This is an error"
+    with pytest.raises(PluginError, match=f"takes 2 positional arguments but 3 were given. {place}"):
+        TakesLess().sample(LOGITS)
+
+
+def test_a_module_that_is_no_python_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mistaken_backend.py").write_text("def keep(row):\n    return (row\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError) as caught:
+        Mistaken().sample(LOGITS)
+    assert f"SyntaxError: '(' was never closed, in {tmp_path}/mistaken_backend.py, line 2: `return (row`." in str(
+        caught.value
+    )
 
 
 def keep_two(row: Any, k: Any, p: Any) -> Any:

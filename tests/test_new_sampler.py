@@ -110,7 +110,8 @@ def test_the_package_installs_passes_its_tests_and_runs(
     fresh.run(*PIP, "--editable", folder)
 
     tests = fresh.run("-m", "pytest", folder, "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-q").stdout
-    assert "2 skipped" in tests or "3 skipped" in tests
+    skipped = ("2 skipped", "3 skipped") if with_kernels else ("4 skipped",)  # the third where there is no extra `cuda`
+    assert any(count in tests for count in skipped), tests
     assert "failed" not in tests
 
     prompt = ("--model", tiny_model_dir, "--prompt", "once upon a time", "--max-new-tokens", "5", "--seed", "3")

@@ -523,6 +523,15 @@ class ReadsAnother(Remembered):
         return (state["tokens"] - 1).clamp(min=0)
 
 
+class FirstRowsMemory(Remembering):
+    """What it remembers follows from the parameters of the first row."""
+
+    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
+        ids = super().select(logits, seed, position, params, *state)
+        state[0]["tokens"] += params.k[0] % 3
+        return ids
+
+
 class WidensMemory(Remembering):
     """Its memory becomes a float."""
 

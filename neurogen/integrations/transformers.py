@@ -175,7 +175,7 @@ class SamplerLogitsProcessor(LogitsProcessor):
             return None
         before, self._seen = self._seen, input_ids
         if self._state is None or before is None or not _continues(before, input_ids):
-            self._state = {name: memory.to(device) for name, memory in self.sampler.new_state(rows).items()}
+            self._state = self.sampler.fresh_state(rows, device)
         return self._state
 
     def in_generate(self, input_ids: Tensor, width: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from neurogen.kernels.host import place_of
 
-__all__ = ["Inexact", "inexact_calls", "inexact_code"]
+__all__ = ["Inexact", "inexact_calls", "inexact_code", "line_naming"]
 
 OWN = ("neurogen.kernels", "numba.")
 """Modules whose functions are not looked at."""
@@ -120,6 +120,16 @@ def _reachable(function: Any, seen: set[Any]) -> Iterator[FunctionType]:
     held = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
     for value in held if is_own else (*held, *(value for _, value in _values(plain))):
         yield from _reachable(value, seen)
+
+
+def line_naming(name: str, function: Callable[..., Any]) -> tuple[str, int] | None:
+    """The file and line where the functions that a kernel is made of use a global name; None where none does."""
+    for one in _reachable(function, set()):
+        for code in _codes(one.__code__):
+            for step in dis.get_instructions(code):
+                if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval == name:
+                    return code.co_filename, _line_of(step, code)
+    return None
 
 
 def _is_filled(cell: Any) -> bool:

@@ -21,7 +21,7 @@ from numba.extending import overload, register_jitable
 from neurogen.kernels.cpu_bands import above, likelier, mix, spared, typical
 from neurogen.kernels.cpu_cuts import draw, everything, heavier, largest, mark, normalise, nucleus
 from neurogen.kernels.cpu_kernel import kernel, kernel_with
-from neurogen.kernels.cpu_rows import CHUNK, EVERYTHING, NOTHING, Row, argmax_of, at_row, first_of, open_row, scan
+from neurogen.kernels.cpu_rows import CHUNK, EVERYTHING, NOTHING, Kept, Row, argmax_of, at_row, first_of, open_row, scan
 from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
 from neurogen.kernels.host import (
@@ -89,10 +89,10 @@ def truncation(
         ContractError: when it is compiled, at the first call: what it returns is not what it must return.
     """
     check_definition(keep, names, "keep")
-    kept_of = _of_rows(keep, len(names), types.Integer, WANTED)
+    kept_of = _of_rows(keep, len(names), _is_kept, WANTED)
     if temper is not None:
         check_definition(temper, names, "temper")
-        temperature_of = _of_rows(temper, len(names), types.Number, "a temperature, a number")
+        temperature_of = _of_rows(temper, len(names), _is_number, "a temperature, a number")
         return made_of(_tempering(kept_of, temperature_of, names), keep)
     if chance is not None:
         return made_of(_by_chance(kept_of, (*names, chance, "temperature")), keep)
@@ -178,8 +178,16 @@ def _one(arrays: Any, r: Any) -> Any:
     return 1.0
 
 
-def _of_rows(definition: Callable[..., Any], count: int, kind: Any, wanted: str) -> Any:
-    """A definition as a function of (row, arrays, r); compiling refuses one that returns no value of a Numba type."""
+def _is_kept(of: Any) -> bool:
+    return getattr(of, "instance_class", None) is Kept
+
+
+def _is_number(of: Any) -> bool:
+    return isinstance(of, types.Number)
+
+
+def _of_rows(definition: Callable[..., Any], count: int, is_right: Callable[[Any], bool], wanted: str) -> Any:
+    """A definition as a function of (row, arrays, r); compiling refuses one that returns a wrong Numba type."""
     where = place_of(definition)
 
     def returned(value: Any) -> Any:
@@ -187,7 +195,7 @@ def _of_rows(definition: Callable[..., Any], count: int, kind: Any, wanted: str)
 
     @overload(returned, strict=False)
     def _returned(value: Any) -> Any:
-        check_returned(where, isinstance(value, kind), str(value), wanted)
+        check_returned(where, is_right(value), str(value), wanted)
         return lambda value: value
 
     return register_jitable(with_row_parameters(register_jitable(definition), count, returned))

@@ -13,7 +13,7 @@ from numba.extending import register_jitable
 
 from neurogen.kernels.cpu_cuts import cut_at, heavy_enough, largest
 from neurogen.kernels.cpu_lists import collect, weigh_kept, weigh_listed
-from neurogen.kernels.cpu_rows import EVERYTHING, weigh
+from neurogen.kernels.cpu_rows import EVERYTHING, Kept, weigh
 from neurogen.kernels.cpu_statistics import deviation, mean_depth
 from neurogen.kernels.depths import depth_of, distance_units, nearness
 from neurogen.kernels.numerics import NEGATIVE_INFINITY, key_of, nucleus_mass, to_float32, value_of
@@ -115,7 +115,7 @@ def _nearest(row: Any, count: Any, key: Any) -> Any:
             row.ids[kept] = row.ids[i]
             row.masses[kept] = row.masses[i]
             kept += 1
-    return kept
+    return Kept(np.int64(kept))
 
 
 @register_jitable
@@ -123,10 +123,10 @@ def mix(row: Any, kept: Any, share: Any, out: Any) -> None:
     """Turn probabilities of everything into their mixture with those of what is kept, which has this share."""
     if kept == EVERYTHING:
         return
-    total = np.float64(weigh_kept(row, kept))
+    total = np.float64(weigh_kept(row, kept.count))
     for i in range(len(out)):
         out[i] = np.float32(np.float64(out[i]) * (1.0 - share))
-    for i in range(kept):
+    for i in range(kept.count):
         own = share * np.float64(row.masses[i]) / total
         out[row.ids[i]] = np.float32(np.float64(out[row.ids[i]]) + own)
 
@@ -158,4 +158,4 @@ def spared(row: Any, threshold: Any) -> Any:
             row.keys[kept] = row.keys[i]
             row.masses[kept] = row.masses[i]
             kept += 1
-    return kept
+    return Kept(np.int64(kept))

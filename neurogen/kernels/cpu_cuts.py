@@ -2,7 +2,7 @@
 
 Every truncation here keeps a prefix in the order of tokens (logit descending, then id ascending). It lists candidates
 that hold the prefix for certain, and finds where it ends among them by their integer keys and masses. What it returns
-is how many tokens it kept, now listed in `row.ids` and `row.masses` in order of their ids; or EVERYTHING.
+is `Kept`: how many tokens, now listed in `row.ids` and `row.masses` in order of their ids; or EVERYTHING.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from neurogen.kernels.cpu_rows import (
     CHUNK,
     EVERYTHING,
     SAMPLED_CHUNKS,
+    Kept,
     Row,
     load_chunk,
     mass_at,
@@ -69,7 +70,7 @@ def largest(row: Any, k: Any) -> Any:
 
 
 @register_jitable
-def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
+def nucleus(row: Any, p: Any, kept: Any = None) -> Any:
     """Keep the smallest prefix whose mass reaches p of the row's; p >= 1 keeps all.
 
     After another truncation, `nucleus(row, p, largest(row, k))`, the prefix of what that kept, whose mass is then the
@@ -80,10 +81,26 @@ def nucleus(row: Any, p: Any, kept: Any = EVERYTHING) -> Any:
     lowered. What is listed is weighed exactly, so the mass of the row is known to some millionths of what was not.
     Rarely, that leaves open where the nucleus ends: then the row is read once more for its exact mass.
     """
+    if kept is None:
+        return _nucleus_of_row(row, p)
+    return _nucleus_of(row, p, kept)
+
+
+@register_jitable
+def _nucleus_of(row: Any, p: Any, kept: Any) -> Any:
+    """The nucleus of what another truncation keeps."""
     if p >= 1:
         return kept
-    if kept != EVERYTHING:
-        return _cut(row, kept, nucleus_mass(p, weigh_kept(row, kept)), False)
+    if kept == EVERYTHING:
+        return _nucleus_of_row(row, p)
+    return _cut(row, kept.count, nucleus_mass(p, weigh_kept(row, kept.count)), False)
+
+
+@register_jitable
+def _nucleus_of_row(row: Any, p: Any) -> Any:
+    """The nucleus of a whole row."""
+    if p >= 1:
+        return EVERYTHING
     exponent = estimate_exponent(row, SAFETY * (1.0 - p))
     threshold = logit_at(row, exponent)
     rest = skim(row, threshold)
@@ -144,7 +161,7 @@ def cut_at(row: Any, lowest: Any) -> Any:
             row.keys[kept] = row.keys[i]
             kept += 1
     weigh_listed(row, kept)
-    return kept
+    return Kept(np.int64(kept))
 
 
 # Where a prefix ends.
@@ -169,7 +186,7 @@ def _keep(row: Any, count: Any, cut: Any, left: Any, counted: Any) -> Any:
         left -= tie * (np.int64(1) if counted else mass)
     if counted:
         weigh_listed(row, kept)
-    return kept
+    return Kept(kept)
 
 
 @register_jitable
@@ -233,7 +250,7 @@ def draw(row: Any, kept: Any, random: Any) -> Any:
             i += 1
             target -= mass_at(row, i)
         return i
-    target = np.int64(mul_high(random, np.uint64(weigh_kept(row, kept))))
+    target = np.int64(mul_high(random, np.uint64(weigh_kept(row, kept.count))))
     i = 0
     target -= row.masses[0]
     while target >= 0:
@@ -250,9 +267,9 @@ def normalise(row: Any, kept: Any, out: Any) -> None:
         for i in range(len(out)):
             out[i] = np.float32(np.float64(mass_at(row, i)) / total)
         return
-    total = np.float64(weigh_kept(row, kept))
+    total = np.float64(weigh_kept(row, kept.count))
     out[:] = 0
-    for i in range(kept):
+    for i in range(kept.count):
         out[row.ids[i]] = np.float32(np.float64(row.masses[i]) / total)
 
 
@@ -264,6 +281,6 @@ def mark(row: Any, kept: Any, out: Any) -> None:
             out[i] = to_float32(row.logits[i]) > NEGATIVE_INFINITY
         return
     out[:] = False
-    weigh_kept(row, kept)
-    for i in range(kept):
+    weigh_kept(row, kept.count)
+    for i in range(kept.count):
         out[row.ids[i]] = row.masses[i] > 0

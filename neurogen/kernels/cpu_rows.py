@@ -32,6 +32,7 @@ __all__ = [
     "EVERYTHING",
     "NOTHING",
     "SAMPLED_CHUNKS",
+    "Kept",
     "Row",
     "argmax_of",
     "at_row",
@@ -54,7 +55,19 @@ CHUNK = 2 * LANES
 SAMPLED_CHUNKS = 32
 """A sample of a row has the logits of so many chunks or more, but fewer than twice as many."""
 ESTIMATES = 2 * SAMPLED_CHUNKS * CHUNK + 3 * LANES
-EVERYTHING = -1
+
+
+class Kept(NamedTuple):
+    """What a cut returns: a type of its own, so that a definition which returns another number is refused.
+
+    Attributes:
+        count: int64, how many tokens it kept, now listed in `row.ids` and `row.masses`; or that of EVERYTHING.
+    """
+
+    count: Any
+
+
+EVERYTHING = Kept(np.int64(-1))
 """What a cut returns that removes no token: then none is listed."""
 
 MAGNITUDE = np.int32(0x7FFFFFFF)

@@ -26,6 +26,7 @@ from neurogen.kernels.cuda_block import checked, device
 from neurogen.kernels.cuda_cuts import everything, heavier, largest, nucleus
 from neurogen.kernels.cuda_draw import draw, fill, mark, normalise
 from neurogen.kernels.cuda_launch import BLOCK, SPLIT_BLOCK, Kernel, Split, launch
+from neurogen.kernels.cuda_parts import CUT, Band
 from neurogen.kernels.cuda_rows import NOTHING, Row, argmax_of, at_row, first_top, open_space
 from neurogen.kernels.cuda_split import (
     RANKS,
@@ -112,10 +113,11 @@ def truncation(
         ContractError: when it is compiled, at the first launch: what it returns is not what it must return.
     """
     check_definition(keep, names, "keep")
-    cut_of = _of_rows(keep, len(names), "BaseTuple", WANTED)
+    of_chance = chance is not None and temper is None
+    cut_of = _of_rows(keep, len(names), *((_is_band, WANTED_BAND) if of_chance else (_is_kept, WANTED)))
     if temper is not None:
         check_definition(temper, names, "temper")
-        temperature_of = _of_rows(temper, len(names), "Number", "a temperature, a number")
+        temperature_of = _of_rows(temper, len(names), _is_number, "a temperature, a number")
         return made_of(_tempering(cut_of, temperature_of, names), keep)
     if chance is not None:
         return made_of(_by_chance(cut_of, (*names, chance, "temperature")), keep)
@@ -286,10 +288,32 @@ def _describing(read_at: Any, describe: Any, out: int) -> Kernel:
     return Kernel(write)
 
 
-def _of_rows(definition: Callable[..., Any], count: int, kind: str, wanted: str) -> Any:
-    """A definition as a device function of (row, arrays, r); compiling refuses one that returns no value of a type."""
+WANTED_BAND = "what `spared` or `typical` of neurogen.kernels.cuda returns, since it keeps by chance"
+
+
+def _is_band(of: Any) -> bool:
+    return getattr(of, "instance_class", None) is Band
+
+
+def _is_kept(of: Any) -> bool:
+    """Whether a type of Numba's is that of a cut, a key and an id, or of a band."""
+    parts = getattr(of, "types", ())
+    return _is_band(of) or (len(parts) == CUT and all(_is_a("Integer", part) for part in parts))
+
+
+def _is_number(of: Any) -> bool:
+    return _is_a("Number", of)
+
+
+def _is_a(kind: str, of: Any) -> bool:
+    """By the name of the class: Numba's compilers have types of their own."""
+    return any(cls.__name__ == kind for cls in type(of).__mro__)
+
+
+def _of_rows(definition: Callable[..., Any], count: int, is_right: Callable[[Any], bool], wanted: str) -> Any:
+    """A definition as a device function of (row, arrays, r); compiling refuses one that returns a wrong type."""
     compiled = definition if hasattr(definition, "py_func") else device(definition)
-    return device(with_row_parameters(compiled, count, checked(place_of(definition), kind, wanted)))
+    return device(with_row_parameters(compiled, count, checked(place_of(definition), is_right, wanted)))
 
 
 @device

@@ -94,7 +94,7 @@ if config.ENABLE_CUDASIM:
         """Add to an int64 in shared memory atomically."""
         cuda.atomic.add(values, index, amount)
 
-    def checked(where: str, kind: str, wanted: str) -> Callable[..., Any]:
+    def checked(where: str, is_right: Callable[[Any], bool], wanted: str) -> Callable[..., Any]:
         """A function that gives what it is given: the simulator compiles nothing that could be refused."""
         return lambda value: value
 
@@ -107,12 +107,12 @@ else:
         """A function called from kernels, compiled into each of them."""
         return cuda.jit(device=True, forceinline=True)(function)
 
-    def checked(where: str, kind: str, wanted: str) -> Callable[..., Any]:
-        """A function that gives what it is given, compiled only if that is of a kind of Numba's types.
+    def checked(where: str, is_right: Callable[[Any], bool], wanted: str) -> Callable[..., Any]:
+        """A function that gives what it is given, compiled only if that is of a right type.
 
         Args:
             where: the definition whose result it is given, and where that stands.
-            kind: a class of numba.types.
+            is_right: says so of a type of Numba's.
             wanted: what the definition must return, in words.
         """
 
@@ -121,7 +121,7 @@ else:
 
         @overload(returned, target="cuda", strict=False)
         def _returned(value: Any) -> Any:
-            check_returned(where, isinstance(value, getattr(types, kind)), str(value), wanted)
+            check_returned(where, is_right(value), str(value), wanted)
             return lambda value: value
 
         return returned

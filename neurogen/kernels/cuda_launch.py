@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neurogen.errors import ContractError, DeviceError, ParameterError
 from neurogen.kernels.compiling import compiling
+from neurogen.kernels.cuda_extra import require_cuda_compilers
 from neurogen.kernels.host import check_memory
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]
@@ -101,6 +102,7 @@ class Kernel:
                     f"A kernel for {', '.join(map(str, dtypes))} cannot be compiled while a CUDA graph is captured. "
                     "Call the sampler once with such logits before."
                 )
+            require_cuda_compilers()
             # Not through link-time optimisation, Numba's default: then what runs is the PTX that the tests look at.
             compiled = cuda.jit(self.signature(*dtypes), launch_bounds=self.launch_bounds, lto=False)
             with compiling(), cuda.gpus[device]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from neurogen.errors import ContractError, ParameterError
+from neurogen.mistakes import plain
 from neurogen.parameters import RowParams
 
 __all__ = [
@@ -200,7 +201,7 @@ def check_returned(where: str, is_right: bool, returned: str, wanted: str) -> No
     elif returned.startswith("Optional"):
         what = "returns nothing in one of its branches"
     else:
-        what = f"returns a value of the type {returned}"
+        what = f"returns a value of the type {plain(returned)}"
     raise ContractError(f"{where} {what}. It must return {wanted}, in every branch.")
 
 

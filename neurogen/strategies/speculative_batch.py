@@ -18,6 +18,7 @@ from neurogen.batch import Prefill
 from neurogen.continuous import Column
 from neurogen.errors import ContractError
 from neurogen.kvcache import KVBlock, new_cache
+from neurogen.mistakes import where_written
 from neurogen.request import Row
 from neurogen.sampler import NO_TOKEN
 from neurogen.selection import Selection
@@ -248,7 +249,7 @@ class SpeculativeBatch:
             wrong = least if least < NO_TOKEN else most
             raise ContractError(
                 f"Sampler {self._sampler.name!r} ({self._sampler.origin}) returned the id {wrong}; ids of this "
-                f"vocabulary are 0 to {self._vocab_size - 1}."
+                f"vocabulary are 0 to {self._vocab_size - 1}.{where_written(self._sampler, 'sample')}"
             )
 
     def _selection(self, rows: list[Row]) -> Selection:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from neurogen.kernels.cuda_extra import require_cuda_extra
+from neurogen.kernels.cuda_extra import require_cuda_compilers
 from neurogen.registry import load_sampler
 from neurogen.sampler import Sampler
 from neurogen.testing.conformance import arithmetic, declared, devices, drawing, invariance, meaning, memory
@@ -59,6 +59,6 @@ def check(
         DeviceError: what compiles kernels for CUDA is not installed.
     """
     if device != "cpu":
-        require_cuda_extra()
+        require_cuda_compilers()
     chosen = load_sampler(sampler) if isinstance(sampler, str) else sampler
     return run(chosen, device=device, quick=quick, seed=seed, only=only, told=told)

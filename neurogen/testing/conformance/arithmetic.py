@@ -10,6 +10,7 @@ import torch
 
 from neurogen.errors import NeurogenError
 from neurogen.kernels.arithmetic import inexact_calls, inexact_code
+from neurogen.kernels.cuda_extra import lacking
 from neurogen.kernels.host import Choose, kernels_in
 from neurogen.mistakes import explained
 from neurogen.testing.conformance.kit import Kit, Skip, check
@@ -68,6 +69,8 @@ def _look_at_code(kit: Kit, module: Any) -> None:
 
 def _no_compiler() -> str:
     """Why nothing can be compiled for CUDA here; empty where it can."""
+    if reason := lacking():
+        return reason
     try:
         from numba.cuda.cudadrv.nvvm import NVVM
 

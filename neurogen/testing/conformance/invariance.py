@@ -94,14 +94,16 @@ def per_row_parameters(kit: Kit) -> None:
     fields = kit.subject.cls.Params.model_fields
     if not any(field.annotation in (int, float) for field in fields.values()):
         raise Skip("it has no parameter that is a number")
-    kit.hold(_with_row_parameters(kit), per_row_law)
+    kit.hold(with_row_parameters(kit), per_row_law)
 
 
-def _with_row_parameters(kit: Kit) -> Iterator[Case]:
-    """Batches in which every number differs from row to row."""
+def with_row_parameters(
+    kit: Kit, *, quick: tuple[int, ...] = (7, 60), full: tuple[int, ...] = (2, 7, 33, 300, 3000)
+) -> Iterator[Case]:
+    """Batches in which every number differs from row to row, with vocabularies in the quick and in the full form."""
     subject, chosen = kit.subject, random.Random(kit.seed)
     fields = subject.cls.Params.model_fields
-    for case in kit.batches(quick=(7, 60), full=(2, 7, 33, 300, 3000), sets=(2, 4)):
+    for case in kit.batches(quick=quick, full=full, sets=(2, 4)):
         several = {
             name: values_of(name, field, subject.base[name])
             for name, field in fields.items()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neurogen.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, per_row_numbers, summary
+from neurogen.testing.conformance.invariance import with_row_parameters
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.trial import Difference, Trial
 
@@ -31,11 +32,12 @@ def state(kit: Kit) -> None:
     cases = [*map(per_row_numbers, kit.batches(quick=(7, 60), full=(2, 7, 33, 300), sets=(4, 8)))]
     for law in (fresh_law, alone_law, moved_law, own_law):
         kit.hold(cases, law)
+    kit.hold(with_row_parameters(kit, quick=(7,), full=(2, 33)), alone_law)
     if kit.subject.meaning.tells_next_state:
         kit.hold(kit.batches(quick=(2, 7, 60), full=(1, 2, 7, 33, 300), sets=(8, 16)), next_state_law)
     else:
         kit.notes.append("no reference says what comes next (next_state): that memory changes and matters was checked")
-        _is_used(kit, cases)
+    _is_used(kit, cases)
 
 
 def _copy(state: State) -> State:
@@ -67,6 +69,8 @@ def fresh_law(trial: Trial) -> None:
     """new_state(n) gives tensors of n rows, all alike, that share no memory with those of another call."""
     size = trial.case.batch
     one, other = trial.sampler.new_state(size), trial.sampler.new_state(size)
+    if not isinstance(one, dict):
+        raise Difference(f"a dictionary of tensors with {size} rows", f"a {type(one).__name__}")
     trial.lines.append(f"sampler.new_state({size})  # {_told(one)}")
     if not one or not all(isinstance(memory, Tensor) and len(memory) == size for memory in one.values()):
         raise Difference(f"tensors with {size} rows", _told(one))
@@ -85,7 +89,8 @@ def _step(trial: Trial, number: int, state: Shown, rows: list[int] | None = None
     code = f"logits.roll({number}, 1)" + ("" if rows is None else f"[{rows}]")
     chosen = list(range(batch)) if rows is None else rows
     logits = trial.view(code, lambda x: x.roll(number, 1)[chosen])
-    return trial.sample(logits, seed=tuple(seeds[row] for row in chosen), position=number, state=state)
+    params = {name: tuple(values[row] for row in chosen) for name, values in trial.per_row.items()}
+    return trial.sample(logits, seed=tuple(seeds[row] for row in chosen), position=number, params=params, state=state)
 
 
 def alone_law(trial: Trial) -> None:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from neurogen import reference
 from neurogen.errors import PluginError
+from neurogen.kernels.host import place_of
+from neurogen.mistakes import explained
 from neurogen.parameters import BOUNDS
 from neurogen.sampler import Sampler
 from neurogen.testing.conformance.case import Value
@@ -147,7 +149,7 @@ class Meaning:
         except PluginError:
             raise
         except Exception as error:
-            raise PluginError(f"The reference's support raised {type(error).__name__}: {error}.") from error
+            raise PluginError(f"The reference's support raised {self._told('support', error)}.") from error
         if kept.dtype != np.bool_ or kept.shape != row.shape or not kept.any():
             raise PluginError(
                 f"The reference's support must give bool [{len(row)}] with at least one True, "
@@ -186,14 +188,22 @@ class Meaning:
         found = []
         for logits, values, before in self._with_state(row, params, state):
             try:
-                found.append(dict(self.module.next_state(logits, token, before, **values)))
+                after = self.module.next_state(logits, token, before, **values)
             except Exception as error:
-                raise PluginError(f"The reference's next_state raised {type(error).__name__}: {error}.") from error
-            if found[-1].keys() != state.keys():
+                raise PluginError(f"The reference's next_state raised {self._told('next_state', error)}.") from error
+            if not isinstance(after, Mapping) or after.keys() != state.keys():
+                got = sorted(after) if isinstance(after, Mapping) else type(after).__name__
                 raise PluginError(
-                    f"The reference's next_state must give {sorted(state)}, as new_state does; got {sorted(found[-1])}."
+                    f"The reference's next_state must give {sorted(state)}, as new_state does; got {got}. "
+                    f"See {place_of(self.module.next_state)}."
                 )
+            found.append(dict(after))
         return found
+
+    def _told(self, name: str, error: Exception) -> str:
+        """What a function of the reference raised, and the author's line, or where the function stands."""
+        said = explained(error)
+        return said if ", line " in said else f"{said}, in {place_of(getattr(self.module, name))}"
 
     def _with_state(
         self, row: Row, params: Mapping[str, Value], state: Memory
@@ -217,7 +227,7 @@ class Meaning:
                 np.asarray(own(logits, **values), dtype=np.float64) for logits, values in self._nudged(row, params)
             ]
         except Exception as error:
-            raise PluginError(f"The reference's probs raised {type(error).__name__}: {error}.") from error
+            raise PluginError(f"The reference's probs raised {self._told('probs', error)}.") from error
         return None if any(np.abs(other - exact).sum() > 2 * JUMP for other in nudged) else exact
 
     def _nudged(self, row: Row, params: Mapping[str, Value]) -> list[tuple[Row, dict[str, Value]]]:
