@@ -170,8 +170,7 @@ def decide(
     if verdict == "healthy" and health.loss >= LEARNT * unigram:
         verdict = "undertrained"
     causes = _causes(verdict, measures, health, weights, unigram, names)
-    unread = bool((measures.inputs < 0).all())  # else the targets are known to be right, and the model is saturated
-    if (verdict in ("undertrained", "diverged") or (verdict == "saturated" and unread)) and _explains_all(
+    if (verdict in ("undertrained", "diverged") or _only_shifted(verdict, measures, causes)) and _explains_all(
         causes, health
     ):
         verdict = "worse than uniform"
@@ -197,6 +196,12 @@ def _causes(
         return []
     causes = find_causes(measures, health, weights, unigram, names)
     return [cause for cause in causes if verdict != "saturated" or cause.kind in ("shift", "weights")]
+
+
+def _only_shifted(verdict: str, measures: Measures, causes: Sequence[Cause]) -> bool:
+    """Whether a saturated model may be right: the targets are shifted, and no inputs show that they are not."""
+    unread = bool((measures.inputs < 0).all())
+    return verdict == "saturated" and unread and any(cause.kind == "shift" for cause in causes)
 
 
 def _explains_all(causes: Sequence[Cause], health: Health) -> bool:

@@ -118,6 +118,13 @@ def test_a_certain_model_is_not_called_saturated_where_the_targets_are_shifted()
     assert "it is the model that repeats a token it has read" in told(copying)
 
 
+def test_a_model_that_is_never_right_is_not_shifted_by_chance() -> None:
+    targets = text_like(400, 50)
+    diagnosis = diagnose_logits(confident(targets, (targets + 1) % 50, 0.998), targets)
+    assert diagnosis.verdict == "saturated"
+    assert "shifted against each other" not in told(diagnosis)
+
+
 def test_a_shift_in_a_vocabulary_of_two_is_seen() -> None:
     ids = torch.randint(2, (1001,), generator=torch.Generator().manual_seed(0))
     diagnosis = diagnose_logits(confident(ids[1:], ids[:-1], 0.95, vocab=2), ids[1:])
