@@ -195,7 +195,7 @@ def _causes(
     if verdict in ("healthy", "flat"):
         return []
     causes = find_causes(measures, health, weights, unigram, names)
-    return [cause for cause in causes if verdict != "saturated" or cause.kind in ("shift", "weights")]
+    return [cause for cause in causes if verdict != "saturated" or cause.kind != "tokens"]
 
 
 def _only_shifted(verdict: str, measures: Measures, causes: Sequence[Cause]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
@@ -123,7 +123,7 @@ class Sampler:
         logits = self._checked_logits(logits)
         (batch, vocab), device = logits.shape, logits.device
         rows = self._rows(params, batch, device)
-        self._check_state(state)
+        self._check_state(state, batch, device)
         seeds = _per_row("seed", seed, batch, device)
         positions = _per_row("position", position, batch, device)
         if batch == 0:
@@ -291,11 +291,27 @@ class Sampler:
             problem = f"Sampler {self.name!r} takes logits of {dtypes}, got {_name_of(logits.dtype)}."
         return ParameterError(problem, "logits")
 
-    def _check_state(self, state: State | None) -> None:
+    def _check_state(self, state: State | None, batch: int, device: torch.device) -> None:
+        """Refuse a memory that is not of this sampler and these rows: kernels read it by address."""
         if self.stateful and state is None:
             raise ParameterError(f"Sampler {self.name!r} has memory: pass state=sampler.new_state(batch).", "state")
-        if state is not None and not self.stateful:
+        if state is None:
+            return
+        if not self.stateful:
             raise ParameterError(f"Sampler {self.name!r} has no memory: it takes no state.", "state")
+        for name, (dtype, shape) in self._memory_form.items():
+            tensor = state.get(name) if isinstance(state, Mapping) else None
+            got = [getattr(tensor, of, None) for of in ("dtype", "shape", "device")]
+            if got != [dtype, (batch, *shape), device]:
+                raise _wrong_state(self.name, state, name, f"{_name_of(dtype)} {[batch, *shape]} on {device}")
+
+    @cached_property
+    def _memory_form(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """For each part of the memory its dtype, and the shape of one row."""
+        import torch
+
+        one = self.fresh_state(1, torch.device("cpu"))
+        return {name: (tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in one.items()}
 
     def _raise_failure(self, call: str, error: Exception) -> NoReturn:
         """Raise an error of neurogen as it is, and any other as one of the plugin."""
@@ -363,7 +379,7 @@ class Sampler:
         logits = self._checked_logits(logits)
         rows = self._rows(params, logits.shape[0], logits.device)
         if state is not None:
-            self._check_state(state)
+            self._check_state(state, logits.shape[0], logits.device)
         if logits.shape[0] == 0:
             return torch.empty(logits.shape, dtype=dtype, device=logits.device)
         try:
@@ -459,6 +475,21 @@ def _per_row(name: str, value: Any, batch: int, device: torch.device) -> Tensor:
     if not isinstance(number, int) or isinstance(number, bool) or number not in INT64:
         raise ParameterError(f"{name} must be an int of 64 bits or an int64 tensor [{batch}], got {value!r}.", name)
     return _filled(number, batch, device)
+
+
+def _wrong_state(sampler: str, state: Any, name: str, wanted: str) -> ParameterError:
+    found: Any = state.get(name) if isinstance(state, Mapping) else state
+    if isinstance(state, Mapping) and name not in state:
+        got = f"no {name!r}"
+    elif hasattr(found, "dtype") and hasattr(found, "device"):
+        got = f"{_name_of(found.dtype)} {list(found.shape)} on {found.device}"
+    else:
+        got = type(found).__name__
+    return ParameterError(
+        f"Sampler {sampler!r} remembers {name!r} of each row, {wanted}; got {got}. Pass what "
+        "sampler.new_state(batch) gave for as many rows as the logits have, on their device.",
+        "state",
+    )
 
 
 @lru_cache(maxsize=CACHED_BATCHES)

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 import neurogen
-from neurogen import Contract, ContractError, Param, PluginError, RowParams, Sampler, SamplerParams, TruncationSampler
+from neurogen import (
+    Contract,
+    ContractError,
+    Param,
+    ParameterError,
+    PluginError,
+    RowParams,
+    Sampler,
+    SamplerParams,
+    TruncationSampler,
+)
 
 GREEDY = Contract(deterministic=True, argmax=True)
 calls = [0]
@@ -237,6 +247,27 @@ def test_stateful_sampler_is_probed_with_a_state() -> None:
             return {"calls": torch.zeros(batch)}
 
     loaded(Remembers, GREEDY)
+
+
+@pytest.mark.parametrize("call", ["sample", "probs", "support"])
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [
+        ({}, "got no 'mu'"),
+        ([1.0], "got list"),
+        ({"mu": 10.0}, "got float"),
+        ({"mu": torch.zeros(1, dtype=torch.float64)}, r"got float64 \[1\] on cpu"),
+        ({"mu": torch.zeros(9, dtype=torch.float64)}, r"got float64 \[9\] on cpu"),
+        ({"mu": torch.zeros(4, 1, dtype=torch.float64)}, r"got float64 \[4, 1\] on cpu"),
+        ({"mu": torch.zeros(4, dtype=torch.int64)}, r"got int64 \[4\] on cpu"),
+        ({"mu": torch.zeros(4, dtype=torch.float64, device="meta")}, r"got float64 \[4\] on meta"),
+    ],
+)
+def test_a_memory_of_other_rows_never_reaches_a_kernel(call: str, state: Any, got: str) -> None:
+    """A row's memory is read by its address: one too few would be read behind the end, integers were rounded to 0."""
+    sampler = neurogen.load_sampler("mirostat")
+    with pytest.raises(ParameterError, match=rf"remembers 'mu' of each row, float64 \[4\] on cpu; {got}"):
+        getattr(sampler, call)(torch.randn(4, 50), state=state)
 
 
 def test_probing_leaves_torchs_random_state_alone() -> None:

@@ -204,6 +204,17 @@ def test_a_last_norm_that_is_too_large_is_told_by_its_certainty(starter: Languag
     assert diagnosis.next_steps[0].startswith("Look at what scales the logits: the last norm")
 
 
+def test_a_certain_model_that_is_often_right_has_logits_that_are_too_large(starter: LanguageModel) -> None:
+    """It is saturated, and yet its targets are the right ones: what scales the logits comes first."""
+    model = copy.deepcopy(starter)
+    with torch.no_grad():
+        model.model.get_parameter("model.norm.weight").mul_(20)
+    diagnosis = diagnose_model(model)
+    assert diagnosis.verdict == "saturated"
+    assert "of positions and yet holds 96.8% on average: the model is far too certain" in told(diagnosis)
+    assert diagnosis.next_steps[0].startswith("Look at what scales the logits: the last norm")
+
+
 def test_an_exploded_last_norm_has_no_peers_and_is_named(starter: LanguageModel) -> None:
     model = copy.copy(starter)
     model.model = copy.deepcopy(starter.model)
