@@ -38,7 +38,7 @@ def check_causal_lm(model: Any, who: str) -> int:
 
 
 def check_loaded(model: Any, who: str, *names: str, otherwise: str = "") -> None:
-    """Refuse what is no model as `neurogen.load_model` gives it.
+    """Refuse what is no model as `neurogen.models.load_model` gives it.
 
     Args:
         model: what was given.
@@ -52,8 +52,8 @@ def check_loaded(model: Any, who: str, *names: str, otherwise: str = "") -> None
     lacking = [name for name in names if not hasattr(model, name)]
     if lacking:
         raise ModelError(
-            f"{who} needs a model with its tokenizer, as neurogen.load_model(NAME) gives it. Got {_named(model)}, "
-            f"which has no {lacking[0]}.{otherwise and ' '}{otherwise}"
+            f"{who} needs a model with its tokenizer, as neurogen.models.load_model(NAME) gives it. Got "
+            f"{_named(model)}, which has no {lacking[0]}.{otherwise and ' '}{otherwise}"
         )
 
 
@@ -89,10 +89,21 @@ def _lacking(model: Any, vocab_size: Any) -> str | None:
         return "has no config with a vocab_size"
     if next(model.parameters(), None) is None:
         return "has no weights"
+    rows = _embedded_ids(model)
+    if rows is not None and rows < vocab_size:
+        return f"has a vocab_size of {vocab_size:,} in its config and embeddings of {rows:,} ids"
     parameters = inspect.signature(model.forward).parameters.values()
     if not any(one.name == "input_ids" or one.kind is one.VAR_KEYWORD for one in parameters):
         return "takes no input_ids"
     return None
+
+
+def _embedded_ids(model: Any) -> int | None:
+    """How many ids its input embeddings have, where it says so: a larger one would be read outside memory on CUDA."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
 def _is_module(model: Any) -> bool:

@@ -174,6 +174,7 @@ class Trainer:
 
         Raises:
             ParameterError: shapes that differ, no position or no target, or an id outside the vocabulary.
+            ModelError: the logits are probabilities, or no gradient can come from them.
         """
         contexts, targets = self._checked(context_ids, target_ids)
         mine, processes = int((targets != IGNORE_INDEX).sum()), int(self.accelerator.num_processes)
@@ -231,6 +232,7 @@ class Trainer:
         for number, part in enumerate(parts):
             with self._synchronised(number == len(parts) - 1):
                 logits, wanted, places = _where_targets(self._logits(contexts[part]), targets[part].reshape(-1))
+                _check_differentiable(logits)
                 loss, measured = cross_entropy(logits, wanted)
                 share = len(wanted) * int(self.accelerator.num_processes) / joint
                 self.accelerator.backward(loss if share == 1 else loss * share)
@@ -314,10 +316,19 @@ def _check_trainable(model: torch.nn.Module) -> None:
             raise ModelError(
                 f"Trainer changes weights in float32, and {name} is {str(weight.dtype).removeprefix('torch.')}: there "
                 "an update that is small beside its weight is rounded away, and the weights of norms, which are near "
-                "1, would never move. Call model.float(), or load the model with neurogen.load_model(name, "
+                "1, would never move. Call model.float(), or load the model with neurogen.models.load_model(name, "
                 'dtype="float32"). For matrix products in half precision give Trainer an accelerator, '
                 'Accelerator(mixed_precision="bf16").'
             )
+
+
+def _check_differentiable(logits: Tensor) -> None:
+    """Refuse logits that no gradient can come from."""
+    if not logits.requires_grad:
+        raise ModelError(
+            "The logits depend on no weight that is trained, so that there is no gradient. Call train_step outside "
+            "torch.no_grad() and torch.inference_mode(), and look for detach() or no_grad() in the model's forward."
+        )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from neurogen.conversation import Conversation
 from neurogen.diagnose import diagnose_model
 from neurogen.explain import explain
 from neurogen.generation import Prompt
-from neurogen.models import LanguageModel
+from neurogen.models import LanguageModel, load_model
 from neurogen.runner import Runner
 from neurogen.trainer import Trainer
 
@@ -82,7 +83,40 @@ def test_what_decodes_or_diagnoses_says_what_it_needs(model: Any) -> None:
         "compare": lambda: compare(model, [greedy], [Prompt(0, "a")]),
         "Conversation": lambda: Conversation(model, greedy),
     }.items():
-        with pytest.raises(ModelError, match=rf"^{who} needs a model with its tokenizer, as neurogen.load_model"):
+        with pytest.raises(
+            ModelError, match=rf"^{who} needs a model with its tokenizer, as neurogen\.models\.load_model"
+        ):
             call()  # type: ignore[no-untyped-call]
     with pytest.raises(ModelError, match="which has no"):
         explain(model, greedy, "a")
+
+
+class Wrapped(nn.Module):
+    """A model whose logits are changed on their way out."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach) -> None:
+        super().__init__()
+        self.model: Any = load_model("starter", device="cpu", dtype="float32").model
+        self.config = self.model.config
+        self.change = change
+
+    def forward(self, input_ids: Any, **arguments: Any) -> Any:
+        return SimpleNamespace(logits=self.change(self.model(input_ids=input_ids, **arguments).logits))
+
+
+def test_logits_that_no_gradient_can_come_from_are_refused() -> None:
+    trainer = Trainer(Wrapped())
+    with pytest.raises(ModelError, match=r"The logits depend on no weight .*detach\(\)"):
+        trainer.train_step([5, 17, 3], [17, 3, 9])
+    trainer = Trainer(Wrapped(lambda logits: logits))
+    with torch.no_grad(), pytest.raises(ModelError, match=r"outside torch\.no_grad\(\)"):
+        trainer.train_step([5, 17, 3], [17, 3, 9])
+    assert trainer.train_step([5, 17, 3], [17, 3, 9]).gradient_norm > 0
+
+
+def test_a_config_of_more_ids_than_there_are_embeddings_is_refused() -> None:
+    """Ids in between would be read outside the embeddings, which on CUDA ends the process's use of the card."""
+    model = load_model("starter", device="cpu", dtype="float32").model
+    model.config.vocab_size = 5000
+    with pytest.raises(ModelError, match=r"a vocab_size of 5,000 in its config and embeddings of 2,048 ids"):
+        Trainer(model)
