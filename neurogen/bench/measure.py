@@ -116,7 +116,7 @@ def draw_of(sampler: Sampler, logits: Tensor) -> Draw:
         "check": device.type != "cuda",
     }
     if sampler.stateful:
-        arguments["state"] = sampler.new_state(batch)
+        arguments["state"] = sampler.fresh_state(batch, device)
     return partial(sampler.sample, **arguments)
 
 

@@ -116,7 +116,7 @@ def _warm(sampler: Sampler, model: Any) -> None:
 
     vocab = min(model.vocab_size, model.tokenizer.vocab_size)
     logits = torch.zeros((1, model.vocab_size), dtype=model.dtype, device=model.device)[:, :vocab]
-    state = sampler.new_state(1) if sampler.stateful else None
+    state = sampler.fresh_state(1, logits.device) if sampler.stateful else None
     sampler.sample(logits, state=state)
 
 

@@ -122,7 +122,7 @@ def _expect_refusal(kit: Kit, logits: torch.Tensor, name: str, field: FieldInfo,
     domain = "a finite number >= 0" if name == "temperature" else domain_of(field)
     _expect_refusal_of(kit, f"when it is made with {written}", lambda: subject.cls(**{name: value}), domain)
     sampler = subject.make({})
-    state: dict[str, Any] = {"state": sampler.new_state(1)} if subject.cls.stateful else {}
+    state: dict[str, Any] = {"state": sampler.fresh_state(1, logits.device)} if subject.cls.stateful else {}
 
     def call(given: Any) -> Callable[[], Any]:
         return lambda: sampler.sample(logits, **state, **{name: given})

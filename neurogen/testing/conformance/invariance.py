@@ -294,7 +294,7 @@ def threads_law(trial: Trial) -> None:
 
     def call(number: int) -> list[list[int]]:
         rows = logits.roll(number, 1)
-        state: dict[str, Any] = {"state": sampler.new_state(len(rows))} if sampler.stateful else {}
+        state: dict[str, Any] = {"state": sampler.fresh_state(len(rows), rows.device)} if sampler.stateful else {}
         return [sampler.sample(rows, seed=seed, check=False, **state).tolist() for seed in range(CALLS_A_THREAD)]
 
     expected = [call(number) for number in range(THREADS)]
