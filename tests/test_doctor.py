@@ -177,7 +177,7 @@ def test_a_sampler_that_breaks_its_contract_or_the_process_is_told(site: Site) -
     assert "see `neurogen conformance neurogen-liar:liar`" in liar.problems[0].remedy
     assert killer.conformance == "exit code 77"
     assert "ended with exit code 77" in killer.problems[0].what
-    assert found["topk"].conformance == "23 passed"
+    assert found["topk"].conformance == "24 passed"
 
 
 def test_the_command_prints_problems_and_fails(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
