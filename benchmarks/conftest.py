@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def samplers(config: pytest.Config) -> list[str]:
     """Those asked for, or all that are installed and can be loaded."""
-    from neurogen.registry import default_registry
+    from neurogen.registry.registry import default_registry
 
     asked: list[str] = config.getoption("--sampler") or []
     try:
@@ -62,7 +62,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     import test_samplers
 
-    from neurogen.models import resolve_device
+    from neurogen.models.language_model import resolve_device
 
     device, _ = resolve_device(metafunc.config.getoption("--device"))
     chosen = [

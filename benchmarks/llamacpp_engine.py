@@ -18,10 +18,10 @@ from collections.abc import Callable
 import llama_cpp
 
 import neurogen
-from neurogen.engines.llamacpp import LlamaCppModel, load_llamacpp_model
-from neurogen.models import load_model
-from neurogen.request import Request
-from neurogen.runner import Runner
+from neurogen.decoding.request import Request
+from neurogen.integrations.llamacpp import LlamaCppModel, load_llamacpp_model
+from neurogen.models.language_model import load_model
+from neurogen.text.runner import Runner
 
 NAME, PROMPT, K, TEMPERATURE, SEED = "smollm2-135m", "Tell me a story about a dog and a river.", 40, 0.8, 7
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import neurogen
-from neurogen.engine import Engine, Request
-from neurogen.models import LanguageModel, load_model
+from neurogen.decoding.engine import Engine, Request
+from neurogen.models.language_model import LanguageModel, load_model
 
 SAMPLERS: dict[str, dict[str, Any]] = {"greedy": {}, "topk": {"k": 50}, "topp": {"p": 0.9}}
 

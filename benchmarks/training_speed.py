@@ -25,8 +25,8 @@ import torch.nn.functional as functional
 from transformers import Trainer as HFTrainer
 from transformers import TrainerCallback, TrainingArguments
 
-from neurogen.presets import PRESETS, model_config, new_model
-from neurogen.trainer import Trainer
+from neurogen.training.presets import PRESETS, model_config, new_model
+from neurogen.training.trainer import Trainer
 
 CONTEXT = 256
 

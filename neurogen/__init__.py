@@ -6,11 +6,17 @@ is ready for Ctrl-C at once, and using them loads neither torch nor numba.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
+
+from neurogen._lazy import MovedModules, names_of
 
 if TYPE_CHECKING:
-    from neurogen.contract import Contract
+    from neurogen.contract.hookspecs import hookimpl
+    from neurogen.contract.parameters import Param, RowParams, SamplerParams
+    from neurogen.contract.processor import History, Processor
+    from neurogen.contract.requirements import Contract
+    from neurogen.contract.sampler import API_VERSION, Sampler, State, TruncationSampler
     from neurogen.errors import (
         ContractError,
         DataError,
@@ -21,11 +27,7 @@ if TYPE_CHECKING:
         ParameterError,
         PluginError,
     )
-    from neurogen.hookspecs import hookimpl
-    from neurogen.parameters import Param, RowParams, SamplerParams
-    from neurogen.processor import History, Processor
-    from neurogen.registry import Registry, load_processors, load_sampler
-    from neurogen.sampler import API_VERSION, Sampler, State, TruncationSampler
+    from neurogen.registry.registry import Registry, load_processors, load_sampler
 
 __version__ = "0.1.0"
 
@@ -54,17 +56,18 @@ __all__ = [
     "load_sampler",
 ]
 
-_MODULES = ("errors", "hookspecs", "parameters", "sampler", "processor", "contract", "registry")
-"""Where the public names are; each of these modules lists its own."""
+__getattr__ = names_of(
+    __name__,
+    "errors",
+    "contract.hookspecs",
+    "contract.parameters",
+    "contract.sampler",
+    "contract.processor",
+    "contract.requirements",
+    "registry.registry",
+)
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in (importlib.import_module(f"{__name__}.{module}") for module in _MODULES):
-            if name in module.__all__:
-                globals()[name] = getattr(module, name)
-                return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+sys.meta_path.append(MovedModules())
 
 
 def __dir__() -> list[str]:

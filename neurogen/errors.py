@@ -35,7 +35,7 @@ class NeurogenError(Exception):
     """Base class of all errors that neurogen raises on purpose.
 
     Attributes:
-        results: what went well beside it; see `neurogen.runner.Runner.generate`.
+        results: what went well beside it; see `neurogen.text.runner.Runner.generate`.
     """
 
     results: Sequence[Any] = ()

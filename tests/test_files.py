@@ -36,12 +36,12 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
 
 def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     """Each reader by itself: they all read by `read_text` or `decoded`."""
-    from neurogen.charts import read_metrics
     from neurogen.cli.compare import _references
-    from neurogen.configuration import parse_configuration
-    from neurogen.conversation import _read
-    from neurogen.prompts import read_text as read_prompt
-    from neurogen.recording import read_recording
+    from neurogen.cli.configuration import parse_configuration
+    from neurogen.diagnosis.recording import read_recording
+    from neurogen.pages.training_charts import read_metrics
+    from neurogen.text.conversation import _read
+    from neurogen.text.prompts import read_text as read_prompt
 
     mark = "\ufeff".encode()
     kept = {"neurogen_conversation": 1, "sampler": "greedy", "params": {}, "seed": 1, "retries": 0, "messages": []}
@@ -61,8 +61,8 @@ def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["x" * 300, "x" * 100_000, "a\0b"])
 def test_a_text_that_can_be_no_name_of_a_file_names_none(text: str) -> None:
-    from neurogen.configuration import ConfigurationError, read_configuration
-    from neurogen.models import locate_model
+    from neurogen.cli.configuration import ConfigurationError, read_configuration
+    from neurogen.models.language_model import locate_model
 
     assert not is_file(text)
     assert not is_folder(text)

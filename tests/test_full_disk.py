@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 import neurogen
-from neurogen import DataError, ModelError, pages
-from neurogen.checkpoint import checkpoints_of
-from neurogen.known_models import CONVERTED_FILES, KnownModel, resolve_known_model
-from neurogen.results import ResultsFile
-from neurogen.scaffold import new_sampler
-from neurogen.training import TrainingOptions, TrainingRun
+from neurogen import DataError, ModelError
+from neurogen.cli.results import ResultsFile
+from neurogen.models.known import CONVERTED_FILES, KnownModel, resolve_known_model
+from neurogen.pages import page as pages
+from neurogen.registry.scaffold import new_sampler
+from neurogen.training.checkpoint import checkpoints_of
+from neurogen.training.run import TrainingOptions, TrainingRun
 
 LARGE = "x" * 3_000_000
 
@@ -73,7 +74,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_the_run_goes_on(
 def test_a_tokenizer_that_does_not_fit_is_told_by_the_folder_it_is_for(
     full_disk: Path, options: TrainingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurogen.tokenizer_training._learn", lambda *_: bytes(100_000))
+    monkeypatch.setattr("neurogen.data.tokenizer_training._learn", lambda *_: bytes(100_000))
     fill(full_disk, leave=30_000)
     with pytest.raises(DataError, match=r"The tokenizer cannot be written to \S*/run/tokenizer: No space left"):
         TrainingRun(full_disk / "run", replace(options, tokenizer=None))
@@ -124,10 +125,10 @@ def test_a_conversion_that_does_not_fit_is_told_and_leaves_nothing(
 def test_a_conversion_is_refused_before_it_begins_where_there_is_no_room(
     full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neurogen.known_models import KNOWN_MODELS
+    from neurogen.models.known import KNOWN_MODELS
 
     monkeypatch.setenv("NEUROGEN_CACHE", str(full_disk))
-    monkeypatch.setattr("neurogen.known_models.find_gguf", lambda known: Path("weights.gguf"))
+    monkeypatch.setattr("neurogen.models.known.find_gguf", lambda known: Path("weights.gguf"))
     with pytest.raises(ModelError, match=r"about 273\.0 MB are needed"):
         resolve_known_model(KNOWN_MODELS["smollm2-135m"], fetch=lambda name: Path(name), convert=lambda gguf, to: None)
 
@@ -143,7 +144,7 @@ def _results(path: Path) -> None:
 
 
 def _tokenizer(path: Path) -> None:
-    from neurogen.tokenizer_training import _write
+    from neurogen.data.tokenizer_training import _write
 
     _write(path, LARGE.encode(), force=True)
 
@@ -151,7 +152,7 @@ def _tokenizer(path: Path) -> None:
 def _picture(path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from neurogen.charts import save_picture
+    from neurogen.pages.training_charts import save_picture
 
     figure = Figure(figsize=(20, 20))
     figure.figimage(torch.rand(2000, 2000, generator=torch.Generator().manual_seed(0)).numpy())

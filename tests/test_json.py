@@ -15,22 +15,22 @@ from cli_helpers import neurogen_command
 from model_helpers import ROOT
 
 from neurogen.bench.results import Quartiles
-from neurogen.charts import read_metrics
+from neurogen.diagnosis.recording import read_recording
+from neurogen.diagnosis.replay import _distance
 from neurogen.files import finite, to_json
-from neurogen.recording import read_recording
-from neurogen.replay import _distance
+from neurogen.pages.training_charts import read_metrics
 
 QUOTED = {
     "neurogen/files.py": "the one writer",
-    "neurogen/documents.py": "a value of the user's in a message",
-    "neurogen/results.py": "a value of the user's in a message",
-    "neurogen/prompts.py": "a value of the user's in a message",
+    "neurogen/data/documents.py": "a value of the user's in a message",
+    "neurogen/cli/results.py": "a value of the user's in a message",
+    "neurogen/text/prompts.py": "a value of the user's in a message",
     "neurogen/processors/listing.py": "a text in quotes",
     "neurogen/cli/explain.py": "a text in quotes",
     "neurogen/cli/config.py": "a value in a table",
-    "neurogen/special_tokens.py": "a tokenizer for its library",
-    "neurogen/spec.py": "parameters, which are finite by their schema",
-    "neurogen/diagnosis_input.py": "a line of a prompts file that is parsed again",
+    "neurogen/models/special_tokens.py": "a tokenizer for its library",
+    "neurogen/contract/spec.py": "parameters, which are finite by their schema",
+    "neurogen/diagnosis/input.py": "a line of a prompts file that is parsed again",
     "neurogen/processors/grammar_source.py": "a schema for the grammar's library",
     "neurogen/processors/schema.py": "a value of the model's in a message, and one that is parsed again",
     "integrations/neurogen-vllm/neurogen_vllm/request.py": "a key of a cache",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_helpers import neurogen_command
 
-from neurogen.checkpoint import checkpoints_of
+from neurogen.training.checkpoint import checkpoints_of
 
 NUL = "\0"
 
@@ -22,8 +22,9 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("the work was begun")
 
     for name in (
-        "neurogen.models.load_model", "neurogen.tokenizer_training._learn", "neurogen.bench.measure.measure_all",
-        "neurogen.training.locked",
+        "neurogen.models.language_model.load_model", "neurogen.data.tokenizer_training._learn",
+        "neurogen.bench.measure.measure_all",
+        "neurogen.training.run.locked",
     ):  # fmt: skip
         monkeypatch.setattr(name, fail)
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from neurogen import NeurogenError, Registry
 from neurogen.cli import main
-from neurogen.prompts import parse_lines
-from neurogen.registry import ENTRY_POINT_GROUP, load_sampler
-from neurogen.results import ResultsFile
-from neurogen.spec import parse_spec, spelled
+from neurogen.cli.results import ResultsFile
+from neurogen.contract.spec import parse_spec, spelled
+from neurogen.registry.registry import ENTRY_POINT_GROUP, load_sampler
+from neurogen.text.prompts import parse_lines
 
 PROMPT = ("--prompt", "once upon a time")
 FEW = ("--max-new-tokens", "2")
@@ -140,7 +140,7 @@ def test_a_chat_template_cannot_leave_its_sandbox(template: str, stories_dir: Pa
     from transformers import AutoTokenizer
 
     from neurogen.errors import ModelError
-    from neurogen.tokenizer import HFTokenizer
+    from neurogen.models.tokenizer import HFTokenizer
 
     source = next((path.parent for path in stories_dir.parent.glob("*/tokenizer.json")), None)
     if source is None:
@@ -373,7 +373,7 @@ def registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> Regi
     monkeypatch.delitem(sys.modules, "marking_plugin", raising=False)
     first = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name in ("greedy", "topk", "topp")]
     own = Registry([*first, EntryPoint("marking", "marking_plugin", ENTRY_POINT_GROUP)])
-    monkeypatch.setattr("neurogen.registry._default", own)
+    monkeypatch.setattr("neurogen.registry.registry._default", own)
     return own
 
 

@@ -59,7 +59,7 @@ class Target:
 
 
 def spec_parser(folder: Path) -> Parser:
-    from neurogen.spec import parse_spec, spelled
+    from neurogen.contract.spec import parse_spec, spelled
 
     def parse(data: bytes) -> None:
         links = parse_spec(data.decode("utf-8", "surrogateescape"))
@@ -69,8 +69,8 @@ def spec_parser(folder: Path) -> Parser:
 
 
 def prompts_parser(folder: Path) -> Parser:
-    from neurogen.prompts import parse_lines
-    from neurogen.registry import load_sampler
+    from neurogen.registry.registry import load_sampler
+    from neurogen.text.prompts import parse_lines
 
     sampler = load_sampler("topk")
 
@@ -94,7 +94,7 @@ def in_file(folder: Path, name: str, read: Callable[[Path], object]) -> Parser:
 
 
 def results_parser(folder: Path) -> Parser:
-    from neurogen.results import ResultsFile
+    from neurogen.cli.results import ResultsFile
 
     def read(path: Path) -> None:
         with ResultsFile(path) as file:
@@ -105,7 +105,7 @@ def results_parser(folder: Path) -> Parser:
 
 
 def configuration_parser(folder: Path) -> Parser:
-    from neurogen.configuration import parse_configuration
+    from neurogen.cli.configuration import parse_configuration
 
     def parse(data: bytes) -> None:
         for within in ((), ("tool", "neurogen")):
@@ -115,32 +115,32 @@ def configuration_parser(folder: Path) -> Parser:
 
 
 def safetensors_parser(folder: Path) -> Parser:
-    from neurogen.weights import safetensors_header
+    from neurogen.models.weights import safetensors_header
 
     return in_file(folder, "model.safetensors", safetensors_header)
 
 
 def logits_parser(folder: Path) -> Parser:
-    from neurogen.diagnosis_input import load_logits
+    from neurogen.diagnosis.input import load_logits
 
     return in_file(folder, "logits.safetensors", load_logits)
 
 
 def recording_parser(folder: Path) -> Parser:
-    from neurogen.recording import read_recording
+    from neurogen.diagnosis.recording import read_recording
 
     return in_file(folder, "recording.jsonl", read_recording)
 
 
 def state_parser(folder: Path) -> Parser:
-    from neurogen.checkpoint import STATE_FILE, read_state
+    from neurogen.training.checkpoint import STATE_FILE, read_state
 
     return in_file(folder, STATE_FILE, lambda path: read_state(path.parent))
 
 
 def gguf_parser(folder: Path) -> Parser:
-    from neurogen.tokenizer import load_tokenizer
-    from neurogen.weights import quiet_transformers
+    from neurogen.models.tokenizer import load_tokenizer
+    from neurogen.models.weights import quiet_transformers
 
     def read(path: Path) -> None:
         with quiet_transformers():
@@ -183,7 +183,7 @@ TARGETS = {
             b'bias(bias="[12: -1.5, \\"a b\\"]", x=true)',
         ],
         6,
-        ["neurogen.spec"],
+        ["neurogen.contract.spec"],
     ),
     "prompts": Target(
         prompts_parser,
@@ -192,9 +192,11 @@ TARGETS = {
             b'{"prompt": "a", "stop": ["x", "y"], "processors": "no-repeat-ngram(size=3)"}\n',
         ],
         5,
-        ["neurogen.prompts", "neurogen.spec", "neurogen.parameters"],
+        ["neurogen.text.prompts", "neurogen.contract.spec", "neurogen.contract.parameters"],
     ),
-    "results": Target(results_parser, [RESULT + b"\n", RESULT + b"\n" + RESULT[:40], RESULT], 2, ["neurogen.results"]),
+    "results": Target(
+        results_parser, [RESULT + b"\n", RESULT + b"\n" + RESULT[:40], RESULT], 2, ["neurogen.cli.results"]
+    ),
     "configuration": Target(
         configuration_parser,
         [
@@ -202,13 +204,13 @@ TARGETS = {
             b'[tool.neurogen.plugins]\nallow = ["a"]\ndisable = []\n',
         ],
         5,
-        ["neurogen.configuration"],
+        ["neurogen.cli.configuration"],
     ),
     "safetensors": Target(
         safetensors_parser,
         [safetensors({"a": TENSOR, "__metadata__": {"format": "pt"}}, bytes(8)), safetensors({})],
         3,
-        ["neurogen.weights"],
+        ["neurogen.models.weights"],
     ),
     "logits": Target(
         logits_parser,
@@ -218,7 +220,7 @@ TARGETS = {
             )
         ],
         1,
-        ["neurogen.diagnosis_input"],
+        ["neurogen.diagnosis.input"],
     ),
     "recording": Target(
         recording_parser,
@@ -227,15 +229,15 @@ TARGETS = {
             b'{"index": 0, "sample": 0, "token": 3, "logits": {}, "top": []}\n{"end": true}\n'
         ],
         2,
-        ["neurogen.recording"],
+        ["neurogen.diagnosis.recording"],
     ),
     "state": Target(
         state_parser,
         [b'{"chunk": 1, "step": 2, "optimizer": {"state": {}, "param_groups": []}}'],
         2,
-        ["neurogen.checkpoint"],
+        ["neurogen.training.checkpoint"],
     ),
-    "gguf": Target(gguf_parser, [], 0, ["neurogen.tokenizer"]),
+    "gguf": Target(gguf_parser, [], 0, ["neurogen.models.tokenizer"]),
 }
 GGUF_INPUTS = 20_000
 """Each of them takes transformers milliseconds."""

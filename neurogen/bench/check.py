@@ -21,7 +21,7 @@ from neurogen.bench.machine import Machine
 from neurogen.bench.results import FLOOR, Number, Result
 from neurogen.errors import DataError, NeurogenError
 from neurogen.files import to_json, write_text
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
 
 __all__ = ["CELLS", "Figure", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
 

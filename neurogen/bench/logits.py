@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from neurogen.bench.cells import Cell
-from neurogen.diagnosis_input import SAMPLE_TEXT
+from neurogen.diagnosis.input import SAMPLE_TEXT
 from neurogen.errors import ModelError
-from neurogen.known_models import KNOWN_MODELS, STARTER, find_gguf
-from neurogen.models import load_model
-from neurogen.weights import DTYPES
+from neurogen.models.known import KNOWN_MODELS, STARTER, find_gguf
+from neurogen.models.language_model import load_model
+from neurogen.models.weights import DTYPES
 
 __all__ = ["make_logits", "widened"]
 

@@ -17,8 +17,8 @@ from neurogen.bench.machine import Machine, this_machine
 from neurogen.bench.peers import Draw, peers_for
 from neurogen.bench.results import Quartiles, Result, Timing
 from neurogen.bench.rule import rule_of
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import DeviceError
-from neurogen.sampler import Sampler
 
 __all__ = ["SECONDS", "describe_machine", "draw_of", "measure", "measure_all", "set_threads"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from neurogen.bench.results import Report, Result
-from neurogen.charts import save_picture
+from neurogen.pages.training_charts import save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neurogen.sampler import Sampler
+from neurogen.contract.sampler import Sampler
 
 __all__ = ["Rule", "rule_of"]
 

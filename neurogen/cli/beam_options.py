@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from neurogen.cli.common import WholeNumber, typed
+from neurogen.decoding.beam_settings import BeamSettings
 from neurogen.errors import ParameterError
-from neurogen.strategies.beam_settings import BeamSettings
 
 __all__ = ["beam_options", "check_beams", "sampler_for_beams"]
 

@@ -20,11 +20,11 @@ from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.ranks import check_single
 from neurogen.errors import ParameterError
 from neurogen.files import check_place
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
 
 if TYPE_CHECKING:
     from neurogen.bench.results import Report
-    from neurogen.sampler import Sampler
+    from neurogen.contract.sampler import Sampler
 
 __all__ = ["command"]
 
@@ -210,7 +210,7 @@ def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> Repo
     from neurogen.bench.measure import describe_machine, measure_all, set_threads
     from neurogen.bench.results import Report
     from neurogen.cli.bench_output import warn_if_disturbed, watched
-    from neurogen.models import resolve_device
+    from neurogen.models.language_model import resolve_device
 
     target, _ = resolve_device(device)
     with set_threads(wanted.threads):

@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 from neurogen.cli.common import listed, tell, unambiguous_names, write_sections
 from neurogen.cli.configured import variable_of
 from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
+from neurogen.contract.parameters import option_of
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import ParameterError, PluginError
-from neurogen.parameters import option_of
-from neurogen.registry import SAMPLERS, Plugin, Registry, default_registry
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import SAMPLERS, Plugin, Registry, default_registry
 
 __all__ = ["BenchCommand", "SharedOption", "load_samplers"]
 

@@ -20,8 +20,8 @@ from neurogen.cli.model_options import load_shown, model_option, parse_special_o
 from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
-from neurogen.generation import RunOptions
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
+from neurogen.text.generation import RunOptions
 
 __all__ = ["command"]
 
@@ -67,13 +67,13 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     if values["load"] is not None:
-        from neurogen.conversation import read_conversation
+        from neurogen.text.conversation import read_conversation
 
         read_conversation(values["load"])  # first, since a misspelt path should not wait for the model
     interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     model = load_shown(values, shown=interactive and not values["quiet"])
     from neurogen.cli.chat_session import ChatSession
-    from neurogen.conversation import Conversation
+    from neurogen.text.conversation import Conversation
 
     seed = random_seed() if values["seed"] is None else values["seed"]
     options = RunOptions(

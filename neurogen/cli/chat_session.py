@@ -14,14 +14,14 @@ from neurogen.cli.common import listed, tell
 from neurogen.cli.explain import PAGE_TOP, report, report_page
 from neurogen.cli.output import write_stdout, write_text
 from neurogen.cli.sampler_command import sampler_names
+from neurogen.contract.parameters import INT64, domain_of, is_whole, unknown_parameter
 from neurogen.errors import NeurogenError, ParameterError
-from neurogen.generation import Result, TextDelta
-from neurogen.parameters import INT64, domain_of, is_whole, unknown_parameter
-from neurogen.printable import printable
-from neurogen.registry import default_registry, load_processors
+from neurogen.registry.registry import default_registry, load_processors
+from neurogen.text.generation import Result, TextDelta
+from neurogen.text.printable import printable
 
 if TYPE_CHECKING:
-    from neurogen.conversation import Conversation
+    from neurogen.text.conversation import Conversation
 
 __all__ = ["ChatSession"]
 
@@ -230,7 +230,7 @@ class ChatSession:
     def _explain(self, rest: str) -> None:
         explanation = self._conversation.explain(top=PAGE_TOP if rest else TOP)
         if rest:
-            from neurogen.pages import check_page
+            from neurogen.pages.page import check_page
 
             check_page(rest)
             report_page(explanation, rest)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from neurogen.contract.parameters import INT64
 from neurogen.errors import DataError
 from neurogen.files import to_json
-from neurogen.parameters import INT64
-from neurogen.printable import json_printable, printable
-from neurogen.prompts import check_text
-from neurogen.registry import Plugin
+from neurogen.registry.registry import Plugin
+from neurogen.text.printable import json_printable, printable
+from neurogen.text.prompts import check_text
 
 if TYPE_CHECKING:
     from neurogen.cli.configured import Defaults

@@ -33,13 +33,13 @@ from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
 from neurogen.files import decoded
-from neurogen.generation import Prompt
-from neurogen.prompts import parse_lines
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
+from neurogen.text.generation import Prompt
+from neurogen.text.prompts import parse_lines
 
 if TYPE_CHECKING:
-    from neurogen.compare import Comparison
-    from neurogen.sampler import Sampler
+    from neurogen.contract.sampler import Sampler
+    from neurogen.diagnosis.compare import Comparison
 
 __all__ = ["command"]
 
@@ -109,13 +109,13 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
     samplers = _samplers(ctx, specs, sweeps)
     prompts, references = _prompts(ctx, values, samplers[0])
     if values["html"] is not None:
-        from neurogen.pages import check_page
+        from neurogen.pages.page import check_page
 
         check_page(values["html"])
     comparison = _compare(samplers, prompts, references, values)
     _tell_notices(comparison)
     if values["html"] is not None:
-        from neurogen.compare_page import write_page
+        from neurogen.pages.compare import write_page
 
         write_page(comparison, values["html"])
         if not values["quiet"]:
@@ -136,7 +136,7 @@ def _tell_failures(comparison: Comparison) -> int:
 
 
 def _samplers(ctx: click.Context, specs: Sequence[str], sweeps: Sequence[str]) -> list[Sampler]:
-    from neurogen.compare import sweep  # imports torch
+    from neurogen.diagnosis.compare import sweep  # imports torch
 
     everything = list(dict.fromkeys([*specs, *(spec for one in sweeps for spec in sweep(one))]))
     if len(everything) < FEWEST:
@@ -196,7 +196,7 @@ def _compare(
     model = load_shown(values, shown=shown)
     if not values["parse_special"] and not values["quiet"]:
         tell_of_special(model, (prompt.text for prompt in prompts))
-    from neurogen.compare import compare
+    from neurogen.diagnosis.compare import compare
 
     with counting("texts", shown=shown) as progress:
         return compare(
@@ -226,7 +226,7 @@ def _tell_notices(comparison: Comparison) -> None:
 
 def _report(comparison: Comparison, show: int) -> None:
     """The measures, a column a measure, then texts side by side."""
-    from neurogen.compare_page import measured, shown
+    from neurogen.pages.compare import measured, shown
 
     names = measured(comparison)
     header = ("SAMPLER", *(name.replace("_", " ").upper() for name in names), "TOKENS/S")

@@ -9,8 +9,8 @@ from types import FrameType
 
 from neurogen.cli.common import is_terminal
 from neurogen.cli.output import SLOW_SECONDS, status_line
+from neurogen.contract.sampler import Sampler
 from neurogen.kernels.compiling import watch
-from neurogen.sampler import Sampler
 
 __all__ = ["CompilingNotice", "watch_compiling"]
 

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from neurogen.cli.common import debug_option
-from neurogen.known_models import known_names
+from neurogen.models.known import known_names
 
 __all__ = ["command", "complete_model"]
 

@@ -12,9 +12,9 @@ import click
 from click.core import ParameterSource
 
 from neurogen.cli.common import Settings, debug_option, echo_table, tell, write_json
+from neurogen.cli.configuration import files_looked_at
 from neurogen.cli.configured import Defaults, key_of
 from neurogen.cli.sampler_options import SamplerOption
-from neurogen.configuration import files_looked_at
 
 __all__ = ["command"]
 

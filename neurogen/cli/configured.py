@@ -16,12 +16,20 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from neurogen.chain import given_in
 from neurogen.cli.common import Settings
-from neurogen.configuration import PLUGIN_LISTS, PLUGINS, ConfigurationError, ConfigurationFile, Kind, nearest, shown
+from neurogen.cli.configuration import (
+    PLUGIN_LISTS,
+    PLUGINS,
+    ConfigurationError,
+    ConfigurationFile,
+    Kind,
+    nearest,
+    shown,
+)
+from neurogen.contract.chain import given_in
+from neurogen.contract.spec import parse_spec
 from neurogen.errors import NeurogenError
-from neurogen.registry import Plugin, default_registry
-from neurogen.spec import parse_spec
+from neurogen.registry.registry import Plugin, default_registry
 
 __all__ = [
     "Defaults",

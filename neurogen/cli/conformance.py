@@ -15,10 +15,10 @@ from neurogen.cli.common import WholeNumber, debug_option, echo, write_json
 from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandOfSampler
 from neurogen.cli.sampler_options import SamplerOption, make_sampler
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import DeviceError, PluginError
-from neurogen.printable import printable
-from neurogen.registry import default_registry
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import default_registry
+from neurogen.text.printable import printable
 
 if TYPE_CHECKING:
     from neurogen.testing.conformance import Report, Result

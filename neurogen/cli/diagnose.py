@@ -1,4 +1,4 @@
-"""`neurogen diagnose`: its options, what it reads, and what it prints. The measuring is in `neurogen.diagnose`."""
+"""`neurogen diagnose`: its options, what it reads, and what it prints. Measures nothing: see `neurogen.diagnosis`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from neurogen.cli.model_options import load_shown, parse_special_option
 from neurogen.cli.ranks import check_single
 
 if TYPE_CHECKING:
-    from neurogen.diagnose import Diagnosis
-    from neurogen.diagnosis_measures import SamplerAccuracy
-    from neurogen.diagnosis_weights import TensorHealth
+    from neurogen.diagnosis.diagnose import Diagnosis
+    from neurogen.diagnosis.measures import SamplerAccuracy
+    from neurogen.diagnosis.weights import TensorHealth
 
 __all__ = ["command"]
 
@@ -108,7 +108,7 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
     check_single(ctx)
     _check(ctx, values)
     if html is not None:
-        from neurogen.pages import check_page
+        from neurogen.pages.page import check_page
 
         check_page(html)
     diagnosis = _of_logits(values) if values["logits"] is not None else _of_model(values)
@@ -135,8 +135,8 @@ def _check(ctx: click.Context, values: Mapping[str, Any]) -> None:
 
 
 def _of_logits(values: Mapping[str, Any]) -> Diagnosis:
-    from neurogen.diagnose import diagnose_logits
-    from neurogen.diagnosis_input import load_logits
+    from neurogen.diagnosis.diagnose import diagnose_logits
+    from neurogen.diagnosis.input import load_logits
 
     path = values["logits"]
     logits, targets = load_logits(path)
@@ -147,7 +147,7 @@ def _of_model(values: Mapping[str, Any]) -> Diagnosis:
     texts = _texts(values)  # first, since a misspelt path should not wait for the model
     bar = is_terminal(sys.stderr) and not values["quiet"]
     model = load_shown(values, shown=bar)
-    from neurogen.diagnose import diagnose_model
+    from neurogen.diagnosis.diagnose import diagnose_model
 
     with counting("positions", shown=bar) as progress:
         return diagnose_model(
@@ -165,21 +165,21 @@ def _of_model(values: Mapping[str, Any]) -> Diagnosis:
 def _texts(values: Mapping[str, Any]) -> Iterable[str] | None:
     """What to measure on; None is the built-in text. Lines that hold none are told on stderr."""
     if values["prompts"] is not None:
-        from neurogen.diagnosis_input import read_texts
+        from neurogen.diagnosis.input import read_texts
 
         texts, broken = read_texts(values["prompts"])
         for line in broken:
             echo(f"{line}.", err=True)
         return texts
     if values["data"]:
-        from neurogen.documents import TextStream
+        from neurogen.data.documents import TextStream
 
         return TextStream(values["data"], on_broken=lambda row: echo(f"{row}.", err=True))
     return None
 
 
 def _write_page(diagnosis: Diagnosis, path: str, *, quiet: bool) -> None:
-    from neurogen.diagnosis_page import write_page
+    from neurogen.pages.diagnosis import write_page
 
     write_page(diagnosis, path)
     if not quiet:
@@ -214,7 +214,7 @@ def _report_weights(weights: Sequence[TensorHealth]) -> None:
 
 
 def _accuracy_row(score: SamplerAccuracy) -> Sequence[str]:
-    from neurogen.diagnosis_verdict import percent
+    from neurogen.diagnosis.verdict import percent
 
     temperature = score.setting.params.get("temperature")
     accuracy, role = percent(score.accuracy), score.setting.role

@@ -14,10 +14,10 @@ from neurogen.cli.common import WholeNumber
 from neurogen.cli.completion import complete_model
 
 if TYPE_CHECKING:
-    from neurogen.models import LanguageModel
-    from neurogen.processor import Processor
-    from neurogen.sampler import Sampler
-    from neurogen.strategies.speculative import SpeculativeEngine
+    from neurogen.contract.processor import Processor
+    from neurogen.contract.sampler import Sampler
+    from neurogen.decoding.speculative import SpeculativeEngine
+    from neurogen.models.language_model import LanguageModel
 
 __all__ = ["check_draft", "draft_engine", "draft_identity", "draft_options", "told_of_draft"]
 
@@ -89,10 +89,10 @@ def draft_engine(
     """Load a draft where the model is, and make the engine that decodes with both.
 
     Raises:
-        NeurogenError: see `neurogen.models.load_model` and `neurogen.strategies.speculative.SpeculativeEngine`.
+        NeurogenError: see `neurogen.models.load_model` and `neurogen.decoding.speculative.SpeculativeEngine`.
     """
-    from neurogen.models import load_model
-    from neurogen.strategies.speculative import SpeculativeEngine
+    from neurogen.decoding.speculative import SpeculativeEngine
+    from neurogen.models.language_model import load_model
 
     loaded = load_model(draft, device=str(model.device), dtype=dtype)
     return SpeculativeEngine(model, loaded, sampler, draft_tokens=_count(draft_tokens), batch_size=batch_size)

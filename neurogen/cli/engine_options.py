@@ -115,23 +115,23 @@ def load_for_engine(
         options: the engine's own, as texts.
 
     Returns:
-        a `neurogen.request.DecodableModel`, or for vLLM what has a `runner`.
+        a `neurogen.decoding.request.DecodableModel`, or for vLLM what has a `runner`.
 
     Raises:
-        NeurogenError: see `neurogen.models.load_model` and `neurogen.engines.llamacpp.load_llamacpp_model`.
+        NeurogenError: see `neurogen.models.load_model` and `neurogen.integrations.llamacpp.load_llamacpp_model`.
     """
     if engine == "vllm":
-        from neurogen.engines.vllm import load_vllm_model
+        from neurogen.integrations.vllm_engine import load_vllm_model
 
         return load_vllm_model(model, dtype=dtype, options=options)
     if engine == "llamacpp":
-        from neurogen.engines.llamacpp import load_llamacpp_model
+        from neurogen.integrations.llamacpp import load_llamacpp_model
 
         ctx = click.get_current_context(silent=True)
         settings = ctx.find_object(Settings) if ctx is not None else None
         verbose = settings is not None and settings.debug
         return load_llamacpp_model(model, device=device, threads=threads, verbose=verbose)
-    from neurogen.models import load_model
+    from neurogen.models.language_model import load_model
 
     if threads is not None:
         import torch

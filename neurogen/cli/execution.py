@@ -20,18 +20,18 @@ from neurogen.cli.common import is_terminal, tell
 from neurogen.cli.draft_options import told_of_draft
 from neurogen.cli.model_options import tell_of_special
 from neurogen.cli.output import JsonOutput, Output, Summary, TextOutput, Watch
+from neurogen.cli.prompt_sharing import Ranks, adopt
 from neurogen.cli.ranks import launched
+from neurogen.cli.results import ResultsFile
 from neurogen.cli.runners import Loaded, load, make_runner
 from neurogen.cli.session import Arguments, Session, prompts_of, seed_of
-from neurogen.generation import Event, Result, RunOptions, TextDelta
-from neurogen.hints import tokenizer_stop_hints
-from neurogen.ranks import Ranks, adopt
-from neurogen.results import ResultsFile
+from neurogen.text.generation import Event, Result, RunOptions, TextDelta
+from neurogen.text.hints import tokenizer_stop_hints
 
 if TYPE_CHECKING:
-    from neurogen.processor import Processor
-    from neurogen.recording import Recorder
-    from neurogen.sampler import Sampler
+    from neurogen.contract.processor import Processor
+    from neurogen.contract.sampler import Sampler
+    from neurogen.diagnosis.recording import Recorder
 
 __all__ = ["execute"]
 
@@ -91,7 +91,7 @@ def _begin(arguments: Arguments, sampler: Sampler, processors: Sequence[Processo
 def _begin_share(
     arguments: Arguments, sampler: Sampler, processors: Sequence[Processor], ranks: Ranks, stack: ExitStack
 ) -> Session:
-    """The same as one of several processes: it has a file of its own; see `neurogen.ranks`."""
+    """The same as one of several processes: it has a file of its own; see `neurogen.cli.prompt_sharing`."""
     arguments = replace(arguments, quiet=arguments.quiet or ranks.rank > 0)
     prompts, source, broken = prompts_of(arguments, sampler, told=ranks.rank == 0)
     assert arguments.output is not None
@@ -211,7 +211,7 @@ def _closer(output: Output) -> Callable[[type[BaseException] | None, BaseExcepti
 @contextmanager
 def _recorder(session: Session, loaded: Loaded, options: RunOptions) -> Iterator[Recorder]:
     """The recording of the run; marked as complete where nothing has stopped it."""
-    from neurogen.recording import Recorder
+    from neurogen.diagnosis.recording import Recorder
 
     prompts = [prompt for index, prompt in session.prompts.items() if not session.has_failed(index)]
     assert session.arguments.record is not None

@@ -24,14 +24,14 @@ from neurogen.cli.model_options import load_shown, model_option, parse_special_o
 from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
-from neurogen.printable import json_printable, printable
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
+from neurogen.text.printable import json_printable, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from neurogen.explanation import Candidate, ExplainedStep, Explanation
-    from neurogen.sampler import Sampler
+    from neurogen.contract.sampler import Sampler
+    from neurogen.diagnosis.explanation import Candidate, ExplainedStep, Explanation
 
 __all__ = ["PAGE_TOP", "command", "report", "report_page"]
 
@@ -86,7 +86,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
     check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     if values["html"] is not None:
-        from neurogen.pages import check_page
+        from neurogen.pages.page import check_page
 
         check_page(values["html"])
     explanation = _explain(made, values)
@@ -106,7 +106,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
     model = load_shown(values, shown=shown)
     if not values["parse_special"] and not values["quiet"]:
         tell_of_special(model, [values["prompt"]])
-    from neurogen.explain import explain
+    from neurogen.diagnosis.explain import explain
 
     return explain(
         model,
@@ -124,7 +124,7 @@ def _explain(sampler: Sampler, values: dict[str, Any]) -> Explanation:
 
 def report_page(explanation: Explanation, path: str, *, quiet: bool = False) -> None:
     """Write the page, and say where it is unless `quiet`."""
-    from neurogen.explain_page import write_page
+    from neurogen.pages.explain import write_page
 
     write_page(explanation, path)
     if not quiet:

@@ -16,7 +16,7 @@ from neurogen.cli.completion import complete_model
 from neurogen.cli.output import loading
 
 if TYPE_CHECKING:
-    from neurogen.models import LanguageModel
+    from neurogen.models.language_model import LanguageModel
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -74,7 +74,7 @@ def load_shown(values: Mapping[str, Any], *, shown: bool) -> LanguageModel:
         NeurogenError: see `neurogen.models.load_model`.
     """
     with loading(values["model"], shown=shown):
-        from neurogen.models import load_model
+        from neurogen.models.language_model import load_model
 
         model = load_model(values["model"], device=values["device"], dtype=values["dtype"])
     tell_unused_gpu(values["device"])
@@ -87,7 +87,7 @@ def why_gpu_unused(device: str) -> str | None:
         return None
     import torch
 
-    from neurogen.models import resolve_device
+    from neurogen.models.language_model import resolve_device
 
     chosen, reason = resolve_device(device)
     has_gpu = torch.cuda.is_available() or any(Path(sign).exists() for sign in GPU_SIGNS)

@@ -9,7 +9,7 @@ import click
 
 from neurogen.cli.common import debug_option, echo
 from neurogen.errors import ParameterError
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
 
 __all__ = ["command"]
 
@@ -32,7 +32,7 @@ def command(ctx: click.Context, name: str, with_kernel: bool, out: Path) -> None
     It can be installed and works at once: a rule to be replaced by yours. NAME is what users will call it. Nothing that
     exists is overwritten.
     """
-    from neurogen.scaffold import new_sampler
+    from neurogen.registry.scaffold import new_sampler
 
     try:
         files = new_sampler(name, out, default_registry(), with_kernels=with_kernel)

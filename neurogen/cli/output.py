@@ -16,13 +16,13 @@ import click
 from neurogen.cli.common import is_terminal, needs_escapes
 from neurogen.errors import DataError
 from neurogen.files import to_json
-from neurogen.printable import json_printable, printable
+from neurogen.text.printable import json_printable, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from neurogen.generation import Failure, Result, TextDelta
-    from neurogen.results import Key
+    from neurogen.cli.results import Key
+    from neurogen.text.generation import Failure, Result, TextDelta
 
 __all__ = [
     "JsonOutput",

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import echo, echo_table, write_json
-from neurogen.parameters import BOUNDS, domain_of
-from neurogen.registry import Plugin
+from neurogen.contract.parameters import BOUNDS, domain_of
+from neurogen.registry.registry import Plugin
 
 __all__ = ["first_paragraph", "origin_of", "parameter_entry", "plugin_entry", "print_entries", "print_parameters"]
 

@@ -11,10 +11,10 @@ from click.core import ParameterSource
 
 from neurogen.cli.common import debug_option, echo, echo_table, listed, tell, write_json
 from neurogen.cli.samplers import NONE_INSTALLED
-from neurogen.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
+from neurogen.registry.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
 
 if TYPE_CHECKING:
-    from neurogen.doctor import Examined
+    from neurogen.registry.doctor import Examined
 
 __all__ = ["command"]
 
@@ -88,7 +88,7 @@ def doctor(conformance: bool, as_json: bool, quiet: bool) -> int:
     With --conformance also whether samplers keep their contract; Ctrl-C ends that, and what is known so far is printed.
     Exit code 1 when there is a problem.
     """
-    from neurogen.doctor import examine
+    from neurogen.registry.doctor import examine
 
     found = examine(default_registry(), conformance=False)
     stopped = conformance and not _checked(found, quiet=quiet)
@@ -106,7 +106,7 @@ def doctor(conformance: bool, as_json: bool, quiet: bool) -> int:
 
 def _checked(found: Sequence[Examined], *, quiet: bool) -> bool:
     """Run the conformance checks and say how far they are; False where Ctrl-C has ended them."""
-    from neurogen.doctor import check_conformance, to_check
+    from neurogen.registry.doctor import check_conformance, to_check
 
     total, done = len(to_check(found)), 0
     checks = check_conformance(found)

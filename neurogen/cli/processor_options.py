@@ -13,12 +13,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from neurogen.cli.sampler_options import METAVARS, FieldType, negated
+from neurogen.contract.parameters import domain_of, option_of
+from neurogen.contract.processor import Processor
 from neurogen.errors import ParameterError
-from neurogen.parameters import domain_of, option_of
-from neurogen.processor import Processor
 from neurogen.processors import FIRST_PARTY
 from neurogen.processors.listing import quoted
-from neurogen.registry import PROCESSORS, Registry, default_registry
+from neurogen.registry.registry import PROCESSORS, Registry, default_registry
 
 __all__ = ["OfProcessors", "direct_option", "make_processors", "processor_options"]
 

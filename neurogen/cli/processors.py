@@ -17,7 +17,7 @@ from neurogen.cli.plugin_tables import (
     print_parameters,
 )
 from neurogen.cli.processor_options import direct_option
-from neurogen.registry import PROCESSORS, Plugin, default_registry
+from neurogen.registry.registry import PROCESSORS, Plugin, default_registry
 
 __all__ = ["command"]
 

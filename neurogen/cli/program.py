@@ -21,11 +21,11 @@ import click
 from neurogen import __version__
 from neurogen.cli.common import Settings, ShownContext, debug_option, show_printable_help, tell
 from neurogen.cli.compiling_notice import watch_compiling
+from neurogen.cli.configuration import ConfigurationError, read_configuration
 from neurogen.cli.configured import Defaults, check_variables, name_variables
-from neurogen.configuration import ConfigurationError, read_configuration
 from neurogen.errors import NeurogenError
 from neurogen.files import NO_ROOM
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
 
 __all__ = ["main"]
 

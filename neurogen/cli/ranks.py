@@ -1,4 +1,4 @@
-"""What commands ask where several processes run them. `neurogen run` shares its prompts; see `neurogen.ranks`."""
+"""What commands ask where several processes run them. `neurogen run` shares its prompts, by `prompt_sharing`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from neurogen.ranks import Ranks, rank_and_world
+from neurogen.cli.prompt_sharing import Ranks, rank_and_world
 
 __all__ = ["check_single", "launched", "local_device"]
 
@@ -64,7 +64,7 @@ def local_device(device: str) -> str:
         return device
     import torch
 
-    from neurogen.models import resolve_device
+    from neurogen.models.language_model import resolve_device
 
     if resolve_device("auto")[0].type == "cpu":  # no GPU, or none that can be used: what was asked for says which
         return device

@@ -15,7 +15,7 @@ from neurogen.cli.output import loading, write_text
 from neurogen.cli.ranks import check_single
 
 if TYPE_CHECKING:
-    from neurogen.replay import ReplayReport
+    from neurogen.diagnosis.replay import ReplayReport
 
 __all__ = ["command"]
 
@@ -41,13 +41,13 @@ def command(file: str, model: str | None, device: str, as_json: bool, quiet: boo
     Exits with 0 where every token is the recorded one, and with 1 where one is not.
     """
     check_single(click.get_current_context())
-    from neurogen.recording import read_recording
+    from neurogen.diagnosis.recording import read_recording
 
     recording = read_recording(file)
     shown = is_terminal(sys.stderr) and not quiet
     with loading(str(recording.head.get("model")) if model is None else model, shown=shown):
-        from neurogen.models import load_model
-        from neurogen.replay import replay
+        from neurogen.diagnosis.replay import replay
+        from neurogen.models.language_model import load_model
 
         dtype = str(recording.head.get("environment", {}).get("number format") or "auto")
         report = replay(

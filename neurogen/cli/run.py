@@ -23,8 +23,8 @@ from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, p
 from neurogen.cli.sampler_options import make_sampler
 from neurogen.cli.session import Arguments
 from neurogen.files import check_place
-from neurogen.generation import DEFAULT_NEW_TOKENS
-from neurogen.registry import default_registry
+from neurogen.registry.registry import default_registry
+from neurogen.text.generation import DEFAULT_NEW_TOKENS
 
 __all__ = ["command"]
 

@@ -15,16 +15,16 @@ from neurogen.cli.model_options import why_gpu_unused
 from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
 from neurogen.errors import NeurogenError
-from neurogen.generation import RunOptions
 from neurogen.kernels.compiling import unwatched
-from neurogen.runner import Runner
+from neurogen.text.generation import RunOptions
+from neurogen.text.runner import Runner
 
 if TYPE_CHECKING:
     from neurogen.cli.session import Arguments, Session
-    from neurogen.recording import Recorder
-    from neurogen.request import DecodingEngine
-    from neurogen.sampler import Sampler
-    from neurogen.strategies.speculative import SpeculativeEngine
+    from neurogen.contract.sampler import Sampler
+    from neurogen.decoding.request import DecodingEngine
+    from neurogen.decoding.speculative import SpeculativeEngine
+    from neurogen.diagnosis.recording import Recorder
 
 __all__ = ["Loaded", "load", "make_runner"]
 
@@ -34,7 +34,7 @@ class Loaded:
     """What has been loaded for a run.
 
     Attributes:
-        model: a `neurogen.request.DecodableModel`, or for vLLM what has a `runner`.
+        model: a `neurogen.decoding.request.DecodableModel`, or for vLLM what has a `runner`.
         speculative: decodes, where there is a draft.
     """
 
@@ -49,7 +49,7 @@ def load(session: Session) -> Loaded:
         NeurogenError: see `load_for_engine` and `draft_engine`.
     """
     if session.arguments.draft is not None:
-        from neurogen.models import locate_model
+        from neurogen.models.language_model import locate_model
 
         locate_model(session.arguments.draft)  # a misspelt name should not wait for the model
     model = _load_model(session)
@@ -66,7 +66,7 @@ def make_runner(loaded: Loaded, session: Session, options: RunOptions, observer:
         observer: sees every step, where the run is recorded.
 
     Returns:
-        what has `run`, as `neurogen.runner.Runner` has it.
+        what has `run`, as `neurogen.text.runner.Runner` has it.
 
     Raises:
         NeurogenError: sampler, options and model do not go together.
@@ -75,14 +75,14 @@ def make_runner(loaded: Loaded, session: Session, options: RunOptions, observer:
     if arguments.engine == "vllm":
         return model.runner(sampler, options)
     if arguments.beam is not None:
-        from neurogen.strategies.beam import BeamEngine, BeamSearch
+        from neurogen.decoding.beam import BeamEngine, BeamSearch
 
         return Runner(model, sampler, options, engine=BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler))
     engine: DecodingEngine
     engine = loaded.speculative or model.engine(sampler, batch_size=options.batch_size, observer=observer)
     if arguments.best_of == 1:
         return Runner(model, sampler, options, engine=engine)
-    from neurogen.strategies.best_of import BestOf
+    from neurogen.text.best_of import BestOf
 
     return BestOf(model, sampler, options, candidates=arguments.best_of, engine=engine)
 

@@ -16,9 +16,9 @@ from neurogen.cli.common import ShownContext, listed, write_sections
 from neurogen.cli.configured import sampler_defaults
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import NeurogenError
-from neurogen.registry import SAMPLERS, Plugin, default_registry
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import SAMPLERS, Plugin, default_registry
 
 __all__ = [
     "CommandOfSampler",

@@ -11,10 +11,10 @@ import click
 from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import listed
+from neurogen.contract.parameters import domain_of, nearest_parameter, option_of
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import ParameterError, PluginError
-from neurogen.parameters import domain_of, nearest_parameter, option_of
-from neurogen.registry import Plugin, Registry
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import Plugin, Registry
 
 __all__ = [
     "METAVARS",

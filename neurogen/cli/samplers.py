@@ -16,8 +16,8 @@ from neurogen.cli.plugin_tables import (
     print_entries,
     print_parameters,
 )
-from neurogen.parameters import option_of
-from neurogen.registry import SAMPLERS, Plugin, default_registry
+from neurogen.contract.parameters import option_of
+from neurogen.registry.registry import SAMPLERS, Plugin, default_registry
 
 __all__ = ["command"]
 

@@ -14,19 +14,19 @@ import click
 
 from neurogen.cli.common import is_terminal, random_seed, tell
 from neurogen.cli.draft_options import draft_identity
+from neurogen.contract.parameters import INT64, is_whole
 from neurogen.errors import DataError, ParameterError
-from neurogen.generation import DEFAULT_NEW_TOKENS, Failure, Prompt, Result, RunOptions
-from neurogen.hints import sample_hints, stop_hints
-from neurogen.parameters import INT64, is_whole
-from neurogen.prompts import read_prompts, read_text
-from neurogen.registry import load_processors
+from neurogen.registry.registry import load_processors
+from neurogen.text.generation import DEFAULT_NEW_TOKENS, Failure, Prompt, Result, RunOptions
+from neurogen.text.hints import sample_hints, stop_hints
+from neurogen.text.prompts import read_prompts, read_text
 
 if TYPE_CHECKING:
-    from neurogen.processor import Processor
-    from neurogen.ranks import Ranks
-    from neurogen.results import Key, ResultsFile
-    from neurogen.sampler import Sampler
-    from neurogen.strategies.beam_settings import BeamSettings
+    from neurogen.cli.prompt_sharing import Ranks
+    from neurogen.cli.results import Key, ResultsFile
+    from neurogen.contract.processor import Processor
+    from neurogen.contract.sampler import Sampler
+    from neurogen.decoding.beam_settings import BeamSettings
 
 __all__ = ["Arguments", "Session", "prompts_of", "seed_of"]
 

@@ -1,4 +1,4 @@
-"""`neurogen train`: its options, signals, and what it says. The training is in `neurogen.training`."""
+"""`neurogen train`: its options, signals, and what it says. The training is in `neurogen.training.run`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from neurogen.errors import DataError, ParameterError
 from neurogen.files import check_place
 
 if TYPE_CHECKING:
-    from neurogen.training import ChunkReport, TrainingRun
+    from neurogen.training.run import ChunkReport, TrainingRun
 
 __all__ = ["command"]
 
@@ -130,7 +130,7 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
 def _prepared(
     ctx: click.Context, data: tuple[str, ...], out: Path, resume: bool, values: dict[str, Any], quiet: bool
 ) -> tuple[TrainingRun, Display]:
-    from neurogen.training import TrainingOptions, TrainingRun
+    from neurogen.training.run import TrainingOptions, TrainingRun
 
     given = {name: ctx.params[name] for name in ctx.params if typed(ctx, name)}
     changes = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
@@ -179,7 +179,7 @@ def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkRe
 @contextmanager
 def _unmoved_said(display: Display) -> Iterator[None]:
     """Show the trainer's warning as a line of ours."""
-    from neurogen.trainer import UnmovedWarning
+    from neurogen.training.trainer import UnmovedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnmovedWarning)
@@ -217,7 +217,7 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
 
 def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport], None]]:
     from neurogen.cli.training_tensorboard import tensorboard_writer
-    from neurogen.training import METRICS_FILE
+    from neurogen.training.run import METRICS_FILE
 
     if not run.is_main:
         return []
@@ -235,8 +235,8 @@ def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport
 
 
 def _charts(run: TrainingRun) -> None:
-    from neurogen.charts import draw_charts
-    from neurogen.training import METRICS_FILE
+    from neurogen.pages.training_charts import draw_charts
+    from neurogen.training.run import METRICS_FILE
 
     metrics = run.folder / METRICS_FILE
     if run.chunk and metrics.is_file():
@@ -253,8 +253,8 @@ def _check_reports(folder: Path, *, tensorboard: bool) -> None:
 
 def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
     """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
-    from neurogen.checkpoint import latest_checkpoint
-    from neurogen.training import METRICS_FILE
+    from neurogen.training.checkpoint import latest_checkpoint
+    from neurogen.training.run import METRICS_FILE
 
     checkpoint = latest_checkpoint(run.folder)
     return {
@@ -275,7 +275,7 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
         code: the exit code.
         begun: the chunk that it went on from.
     """
-    from neurogen.checkpoint import kept_of, latest_checkpoint
+    from neurogen.training.checkpoint import kept_of, latest_checkpoint
 
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
     ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING
 
 from neurogen.cli.common import duration, echo
-from neurogen.printable import printable
+from neurogen.text.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from neurogen.training_report import ChunkReport
+    from neurogen.training.report import ChunkReport
 
 __all__ = ["Display", "LineDisplay", "LiveDisplay", "make_display"]
 

@@ -13,7 +13,7 @@ import click
 from neurogen.files import writing
 
 if TYPE_CHECKING:
-    from neurogen.training_report import ChunkReport
+    from neurogen.training.report import ChunkReport
 
 __all__ = ["check_tensorboard", "tensorboard_writer"]
 
@@ -65,7 +65,7 @@ def tensorboard_writer(run: Path, metrics: Path) -> Callable[[ChunkReport], None
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:
-    from neurogen.charts import read_metrics
+    from neurogen.pages.training_charts import read_metrics
 
     return read_metrics(metrics) if metrics.is_file() and metrics.stat().st_size else []
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList, generation
 
+from neurogen.contract.parameters import is_whole
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import ParameterError
-from neurogen.parameters import is_whole
-from neurogen.registry import default_registry, load_sampler
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import default_registry, load_sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
-    from neurogen.sampler import State
+    from neurogen.contract.sampler import State
 
 __all__ = ["SamplerLogitsProcessor", "custom_generate", "sampler"]
 

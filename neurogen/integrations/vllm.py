@@ -1,4 +1,4 @@
-"""Prompts through vLLM with a sampler of neurogen's, in this process: the results are those of `neurogen.runner`.
+"""Prompts through vLLM with a sampler of neurogen's, in this process: the results are those of `neurogen.text.runner`.
 
 vLLM and the package neurogen-vllm are imported when they are needed; without them there is a clear error. Batching,
 memory and devices are vLLM's.
@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neurogen.contract.spec import parse_spec
 from neurogen.errors import ModelError, NeurogenError, ParameterError
-from neurogen.generation import Failure, FinishReason, Prompt, Result, RunOptions
 from neurogen.integrations.vllm_log import GENERAL, StartLog, reason_in, watched_start
 from neurogen.integrations.vllm_options import check_names, names_of_vllm, typed_options, with_memory_of_cpu
-from neurogen.registry import load_sampler
-from neurogen.runner import prompt_ids
-from neurogen.spec import parse_spec
+from neurogen.registry.registry import load_sampler
+from neurogen.text.generation import Failure, FinishReason, Prompt, Result, RunOptions
+from neurogen.text.runner import prompt_ids
 
 if TYPE_CHECKING:
-    from neurogen.sampler import Sampler
-    from neurogen.tokenizer import Tokenizer
+    from neurogen.contract.sampler import Sampler
+    from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["check_installed", "continued", "generate", "load_engine", "quieten"]
 
@@ -74,7 +74,7 @@ def load_engine(model: str, *, as_texts: Mapping[str, str] | None = None, **opti
         ModelError: there is no such model.
     """
     check_installed()
-    from neurogen.models import locate_model
+    from neurogen.models.language_model import locate_model
 
     path = locate_model(model)
     if not path.is_dir():
@@ -143,7 +143,7 @@ def generate(
         model: a name or folder, see `load_engine`, or what that returned, to be used again.
         prompts: texts, or prompts with seeds, parameters and lengths of their own.
         sampler: a name or a chain, such as "topk(k=50)".
-        options: as for `neurogen.runner.Runner`; `batch_size` is vLLM's matter.
+        options: as for `neurogen.text.runner.Runner`; `batch_size` is vLLM's matter.
         params: values for the sampler's parameters.
         **engine: options of vLLM, where `model` is a name.
 
@@ -193,7 +193,7 @@ def continued(
     Raises:
         ParameterError: processors for the whole run, which vLLM has its own of.
     """
-    from neurogen.tokenizer import load_tokenizer
+    from neurogen.models.tokenizer import load_tokenizer
 
     if options.processors:
         raise ParameterError(NO_PROCESSORS, "processors")
@@ -246,7 +246,7 @@ def _requests_of(
 
 
 def _fitting(prompt_tokens: int, options: RunOptions, llm: Any) -> int:
-    """The most new tokens where none are asked for, as `neurogen.runner` counts them."""
+    """The most new tokens where none are asked for, as `neurogen.text.runner` counts them."""
     limit = int(llm.llm_engine.model_config.max_model_len)
     if prompt_tokens >= limit:
         raise ParameterError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from neurogen.distributions import install_command
 from neurogen.errors import DeviceError
+from neurogen.registry.distributions import install_command
 
 __all__ = ["INSTALL", "MissingExtraError", "lacking", "require_cuda_compilers", "require_cuda_extra"]
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neurogen.contract.mistakes import plain
+from neurogen.contract.parameters import RowParams
 from neurogen.errors import ContractError, ParameterError
-from neurogen.mistakes import plain
-from neurogen.parameters import RowParams
 
 __all__ = [
     "WANTED",

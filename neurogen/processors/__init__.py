@@ -5,8 +5,8 @@ Importing this package imports neither torch nor the libraries that single proce
 
 from __future__ import annotations
 
-from neurogen.hookspecs import hookimpl
-from neurogen.processor import Processor
+from neurogen.contract.hookspecs import hookimpl
+from neurogen.contract.processor import Processor
 from neurogen.processors.dry import Dry
 from neurogen.processors.grammar import Grammar
 from neurogen.processors.penalties import FrequencyPenalty, PresencePenalty, RepetitionPenalty

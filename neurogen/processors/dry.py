@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neurogen.parameters import Param
-from neurogen.processor import History
+from neurogen.contract.parameters import Param
+from neurogen.contract.processor import History
 from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_list
 from neurogen.processors.sequences import behind, checked_id, pieces_of
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from neurogen.tokenizer import Tokenizer
+    from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["Breakers", "Dry", "Repeats"]
 

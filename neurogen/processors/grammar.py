@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from neurogen.contract.parameters import Param, SamplerParams
+from neurogen.contract.processor import History
 from neurogen.errors import ParameterError
-from neurogen.parameters import Param, SamplerParams
-from neurogen.processor import History
 from neurogen.processors.grammar_errors import LibraryError
 from neurogen.processors.grammar_source import SOURCES, library, read_grammar, read_regex, read_schema, wrong
 from neurogen.processors.listing import FromText, checksum_param
@@ -22,8 +22,8 @@ from neurogen.processors.sequences import behind, pieces_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neurogen.models.tokenizer import Tokenizer
     from neurogen.processors.schema import Validator
-    from neurogen.tokenizer import Tokenizer
 
 __all__ = ["Grammar"]
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import field_validator
 
+from neurogen.contract.parameters import Param
+from neurogen.contract.processor import Processor
+from neurogen.contract.spec import Link, spelled
 from neurogen.errors import ParameterError
 from neurogen.files import decoded, is_file
-from neurogen.parameters import Param
-from neurogen.processor import Processor
 from neurogen.processors.numbers import LARGEST, LogitParams, fits
-from neurogen.spec import Link, spelled
 
 __all__ = ["FromText", "Item", "TextParams", "checksum_param", "parse_biases", "parse_list", "quoted", "text_of"]
 

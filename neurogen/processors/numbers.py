@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from neurogen.parameters import SamplerParams
+from neurogen.contract.parameters import SamplerParams
 
 __all__ = ["LARGEST", "LogitParams", "fits"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neurogen.parameters import Param
-from neurogen.processor import History, Processor
+from neurogen.contract.parameters import Param
+from neurogen.contract.processor import History, Processor
 from neurogen.processors.counts import TokenCounts
 from neurogen.processors.numbers import LogitParams
 

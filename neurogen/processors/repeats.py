@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neurogen.parameters import Param, SamplerParams
-from neurogen.processor import History, Processor
+from neurogen.contract.parameters import Param, SamplerParams
+from neurogen.contract.processor import History, Processor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from neurogen.contract.parameters import Param
+from neurogen.contract.processor import History
 from neurogen.errors import ParameterError
-from neurogen.parameters import Param
-from neurogen.processor import History
 from neurogen.processors.constants import Constant
 from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_list
 from neurogen.processors.sequences import pieces_of
@@ -19,7 +19,7 @@ from neurogen.processors.sequences import pieces_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.tokenizer import Tokenizer
+    from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["Automaton", "BannedTexts", "Pieces"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neurogen.parameters import Param, SamplerParams
-from neurogen.processor import History, Processor
+from neurogen.contract.parameters import Param, SamplerParams
+from neurogen.contract.processor import History, Processor
 from neurogen.processors.constants import Constant
 from neurogen.processors.listing import FromText, TextParams, checksum_param, parse_biases, parse_list
 from neurogen.processors.sequences import SequenceTable, spellings_of
@@ -14,7 +14,7 @@ from neurogen.processors.sequences import SequenceTable, spellings_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.tokenizer import Tokenizer
+    from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["AllowedTokens", "BannedTokens", "LogitBias", "MinNewTokens"]
 

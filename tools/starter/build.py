@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).parent
-TARGET = TOOLS.parent.parent / "neurogen" / "starter"
+TARGET = TOOLS.parent.parent / "neurogen" / "models" / "starter"
 VOCAB = 2048
 LEAST_WORDS = 20
 
@@ -60,7 +60,7 @@ def publish(run: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from neurogen.checkpoint import latest_checkpoint
+    from neurogen.training.checkpoint import latest_checkpoint
 
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from neurogen.contract.sampler import Sampler
 from neurogen.kernels.cuda_extra import require_cuda_compilers
-from neurogen.registry import load_sampler
-from neurogen.sampler import Sampler
+from neurogen.registry.registry import load_sampler
 from neurogen.testing.conformance import arithmetic, declared, devices, drawing, invariance, meaning, memory
 from neurogen.testing.conformance.kit import CHECKS, Check, run
 from neurogen.testing.conformance.report import Failure, Report, Result

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
 
+from neurogen.contract.parameters import BOUNDS
 from neurogen.errors import NeurogenError
-from neurogen.parameters import BOUNDS
 from neurogen.testing import recorded
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.subject import Subject

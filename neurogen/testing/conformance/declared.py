@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from pydantic.fields import FieldInfo
 
-from neurogen.declarations import sampler_problem
+from neurogen.contract.declarations import sampler_problem
+from neurogen.contract.parameters import domain_of, option_of
 from neurogen.errors import NeurogenError, ParameterError
-from neurogen.parameters import domain_of, option_of
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.cases import batch_of, bounds_of
 from neurogen.testing.conformance.kit import Kit, check

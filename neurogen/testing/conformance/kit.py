@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from neurogen.declarations import sampler_problem
+from neurogen.contract.declarations import sampler_problem
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import NeurogenError, ParameterError
-from neurogen.sampler import Sampler
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.cases import KINDS, batch_of, param_sets
 from neurogen.testing.conformance.report import Failure, Report, Result

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurogen.sampler import State
+from neurogen.contract.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, per_row_numbers, summary
 from neurogen.testing.conformance.invariance import with_row_parameters
 from neurogen.testing.conformance.kit import Kit, Skip, check

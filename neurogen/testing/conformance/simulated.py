@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import NeurogenError
 from neurogen.kernels.host import Path, kernels_in
-from neurogen.sampler import Sampler
 
 __all__ = ["Simulation", "SimulationError", "simulation"]
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from neurogen import reference
+from neurogen.contract.mistakes import explained
+from neurogen.contract.parameters import BOUNDS
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import PluginError
 from neurogen.kernels.host import place_of
-from neurogen.mistakes import explained
-from neurogen.parameters import BOUNDS
-from neurogen.sampler import Sampler
 from neurogen.testing.conformance.case import Value
 
 __all__ = ["Meaning", "Subject"]

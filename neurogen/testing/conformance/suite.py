@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import PluginError
-from neurogen.sampler import Sampler
 from neurogen.testing.conformance import CHECKS, Check, check
 
 __all__ = ["SamplerConformance"]

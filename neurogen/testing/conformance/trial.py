@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurogen.sampler import State
+from neurogen.contract.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, is_valid, summary
 from neurogen.testing.conformance.subject import Subject
 

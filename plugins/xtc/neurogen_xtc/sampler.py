@@ -9,7 +9,7 @@ from neurogen import Param, Sampler, SamplerParams, State
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.stages import SamplerStage
+    from neurogen.contract.stages import SamplerStage
 
 
 class XTC(Sampler):

@@ -1,0 +1,144 @@
+"""Public names that are imported when they are first used, and modules under the names they had in version 0.1."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {
+    "batch": "decoding.batch",
+    "chain": "contract.chain",
+    "charts": "pages.training_charts",
+    "checkpoint": "training.checkpoint",
+    "compare": "diagnosis.compare",
+    "compare_page": "pages.compare",
+    "configuration": "cli.configuration",
+    "continuous": "decoding.continuous",
+    "conversation": "text.conversation",
+    "declarations": "contract.declarations",
+    "diagnose": "diagnosis.diagnose",
+    "diagnosis_causes": "diagnosis.causes",
+    "diagnosis_charts": "pages.diagnosis_charts",
+    "diagnosis_input": "diagnosis.input",
+    "diagnosis_measures": "diagnosis.measures",
+    "diagnosis_page": "pages.diagnosis",
+    "diagnosis_verdict": "diagnosis.verdict",
+    "diagnosis_weights": "diagnosis.weights",
+    "distributions": "registry.distributions",
+    "doctor": "registry.doctor",
+    "document_mask": "training.document_mask",
+    "documents": "data.documents",
+    "encoding": "data.encoding",
+    "engine": "decoding.engine",
+    "engines.llama_context": "integrations.llama_context",
+    "engines.llamacpp": "integrations.llamacpp",
+    "engines.vllm": "integrations.vllm_engine",
+    "explain": "diagnosis.explain",
+    "explain_page": "pages.explain",
+    "explanation": "diagnosis.explanation",
+    "foreign": "models.foreign",
+    "generation": "text.generation",
+    "health": "diagnosis.health",
+    "hints": "text.hints",
+    "hookspecs": "contract.hookspecs",
+    "known_models": "models.known",
+    "kvcache": "models.kvcache",
+    "mistakes": "contract.mistakes",
+    "near_misses": "text.near_misses",
+    "notebook": "pages.notebook",
+    "optimizers": "training.optimizers",
+    "order": "decoding.order",
+    "pages": "pages.page",
+    "parameters": "contract.parameters",
+    "plugin": "registry.plugin",
+    "prefix_engine": "decoding.prefix_engine",
+    "presets": "training.presets",
+    "printable": "text.printable",
+    "probabilities": "models.probabilities",
+    "processes": "training.processes",
+    "processor": "contract.processor",
+    "profiles": "integrations.profiles",
+    "prompts": "text.prompts",
+    "pytest_plugin": "testing.pytest_plugin",
+    "randomness": "training.randomness",
+    "ranks": "cli.prompt_sharing",
+    "recording": "diagnosis.recording",
+    "replay": "diagnosis.replay",
+    "request": "decoding.request",
+    "results": "cli.results",
+    "rows": "data.rows",
+    "runner": "text.runner",
+    "sampler": "contract.sampler",
+    "scaffold": "registry.scaffold",
+    "scores": "text.scores",
+    "selection": "decoding.selection",
+    "sources": "data.sources",
+    "spec": "contract.spec",
+    "special_tokens": "models.special_tokens",
+    "stages": "contract.stages",
+    "stops": "text.stops",
+    "strategies.beam": "decoding.beam",
+    "strategies.beam_settings": "decoding.beam_settings",
+    "strategies.best_of": "text.best_of",
+    "strategies.feed": "decoding.feed",
+    "strategies.rejection": "decoding.rejection",
+    "strategies.speculative": "decoding.speculative",
+    "strategies.speculative_batch": "decoding.speculative_batch",
+    "stream_decoder": "text.stream_decoder",
+    "text_metrics": "diagnosis.text_metrics",
+    "tokenizer": "models.tokenizer",
+    "tokenizer_training": "data.tokenizer_training",
+    "trainer": "training.trainer",
+    "training_data": "training.texts",
+    "training_files": "training.files",
+    "training_options": "training.options",
+    "training_report": "training.report",
+    "training_resume": "training.resume",
+    "training_setup": "training.setup",
+    "weights": "models.weights",
+}
+"""Where a module of version 0.1 is now. These names go with version 0.3."""
+
+
+def names_of(package: str, *modules: str) -> Callable[[str], Any]:
+    """The function `__getattr__` of a package whose public names are those of some of its modules, in this order.
+
+    Args:
+        package: the package's `__name__`.
+        modules: its modules, relative to it; each lists its public names in `__all__`.
+    """
+
+    def attribute(name: str) -> Any:
+        if not name.startswith("_"):
+            for module in (importlib.import_module(f"{package}.{module}") for module in modules):
+                if name in module.__all__:
+                    value = getattr(module, name)
+                    setattr(sys.modules[package], name, value)
+                    return value
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return attribute
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds modules under the names they had in version 0.1, with a DeprecationWarning that says what to write."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `MetaPathFinder.find_spec`."""
+        package, _, old = name.partition(".")
+        return ModuleSpec(name, self) if package == "neurogen" and old in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the module of today in the place of the empty one that the import system has made."""
+        old = module.__name__
+        new = f"neurogen.{MOVED[old.partition('.')[2]]}"
+        warnings.warn(f"{old} is now {new}. The old name goes with version 0.3.", DeprecationWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)

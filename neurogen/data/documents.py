@@ -1,0 +1,326 @@
+"""Training data as a stream of texts that can be left and taken up again at any document. Knows no tokens.
+
+Rows come from `sources`; this module decides which of them hold a text. What does not is counted, reported and skipped,
+since among millions of rows from the web some are always broken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from neurogen.data.rows import FIELD, PIECE, Row
+from neurogen.data.sources import Source, fingerprint, names_and_sizes, resolve
+from neurogen.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset  # type: ignore[import-untyped]
+
+__all__ = ["BrokenRow", "Piece", "TextStream"]
+
+STATE_VERSION = 2
+NAMES_AND_SIZES = 1
+"""The version of states that know files by name and size alone."""
+
+SHOWN = 40
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that holds no text.
+
+    Attributes:
+        file: the file, or the data set on the hub.
+        line: the line, or in a table the row, counted from 1.
+        reason: what is wrong with it.
+    """
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason}"
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one.
+
+    Attributes:
+        text: may be empty where it only ends a document.
+        ends: whether the document ends here; if not, the next piece continues it.
+    """
+
+    text: str
+    ends: bool
+
+
+class TextStream:
+    """Iterates the texts of training data, from where it stands to the end; the next iteration starts over.
+
+    A row of a `.jsonl`, `.jsonl.zst` or `.parquet` file or of a data set on the hub is one document: its field `text`.
+    In a `.txt` file documents are separated by lines `<|endoftext|>`. A long document comes in several pieces (of about
+    64 KiB, cut at line ends), which `pieces` can tell from documents. Files are streamed and never held whole.
+
+    Use it from one thread at a time; `state_dict` between two documents.
+
+    Attributes:
+        broken: rows without a text so far. They are reported and counted the first time the data are read, and only
+            passed over in later epochs.
+        epoch: how many times the data have been read whole.
+        piece_start: where the piece that was given out last begins, as `start_at` takes it.
+    """
+
+    _part: int  # which source
+    _position: dict[str, Any] | None  # where to start in it, once it is opened
+    _dataset: IterableDataset | None  # the source that is open, and knows the position itself
+    _row: int  # rows of it that are behind us
+    _offset: int  # where to start in the next row, in characters
+    _within: dict[str, Any] | None  # where the next piece begins, within a row that has been read
+    _documents: int  # given out since the beginning of the data
+    _open: bool  # within a document
+    _seen: tuple[int, int]  # source and row up to which broken rows have been reported
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        select: Callable[[int], bool] | None = None,
+        on_broken: Callable[[BrokenRow], None] | None = None,
+    ) -> None:
+        """Find the data.
+
+        Args:
+            sources: files, folders (read recursively, in the order of their names), or names on the Hugging Face hub,
+                `organisation/name` or `organisation/name:config`.
+            select: whether to give out the document of this number, counted from 1 in every epoch; None: all.
+            on_broken: called for each row without a text.
+
+        Raises:
+            DataError: a source does not exist, is of an unknown kind, or holds nothing to read.
+        """
+        self._sources = resolve(sources)
+        self._select = select
+        self._named = ", ".join(map(str, [sources] if isinstance(sources, str | Path) else sources))
+        self._on_broken = on_broken
+        self.broken = 0
+        self.epoch = 0
+        self._begin()
+        self.piece_start = self.position()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short name for exactly these data, wherever they lie; samples of the files are read for it, once."""
+        return fingerprint(self._sources)
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts from here to the end of the data: rows are given out whole, long documents of `.txt` in pieces.
+
+        Raises:
+            DataError: there is no text at all in the data, or a data set on the hub cannot be read any further.
+        """
+        parts: list[str] = []
+        for piece in self.pieces():
+            parts.append(piece.text)
+            if self._within is None:
+                text, parts = "".join(parts), []
+                if text:
+                    yield text
+
+    def pieces(self) -> Iterator[Piece]:
+        """As `__iter__`, but in pieces, and tells where documents end, for which an empty piece may follow the text."""
+        self.start_at(self.position())
+        while self._part < len(self._sources):
+            yield from self._pieces_of(self._sources[self._part])
+            self._part, self._row, self._offset, self._position, self._dataset = self._part + 1, 0, 0, None, None
+        if not self._documents:
+            raise DataError(
+                f"There is no text to train on in {self._named}: {self._tally()}. A row needs a field {FIELD!r} that "
+                "holds some text."
+            )
+        self.epoch += 1
+        self._begin()
+
+    def position(self) -> dict[str, Any]:
+        """Where the next piece begins, as what JSON can hold."""
+        return self._within or self._row_start()
+
+    def start_at(self, position: Mapping[str, Any]) -> None:
+        """Go to a position, of `position` or `piece_start`, in the epoch that is being read."""
+        self._part, self._position, self._row = position["part"], position["position"], position["row"]
+        self._documents, self._open, self._offset = position["documents"], position["open"], position.get("offset", 0)
+        self._dataset = self._within = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the last piece that was given out, as what JSON can hold."""
+        known = {"version": STATE_VERSION, "sources": self.fingerprint, "epoch": self.epoch, "broken": self.broken}
+        return {**known, "seen": list(self._seen), **self.position()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state_dict` was called; what lies before is not parsed, counted or reported again.
+
+        Raises:
+            DataError: it is no such state, or one of other data.
+        """
+        version = state.get("version")
+        needed = self.state_dict().keys() - ({"seen", "offset"} if version == NAMES_AND_SIZES else set())
+        if version not in (NAMES_AND_SIZES, STATE_VERSION) or not state.keys() >= needed:
+            raise DataError(
+                "The saved position in the training data cannot be read: it is damaged, or was saved by another "
+                "version of neurogen. Start from another checkpoint, or without one."
+            )
+        known = names_and_sizes(self._sources) if version == NAMES_AND_SIZES else self.fingerprint
+        if state["sources"] != known:
+            raise DataError(
+                f"The saved position in the training data is one in other data than {self._named}: a file was added, "
+                "removed, renamed, or has another content. Give the data that training began with, in the same order, "
+                "or start without the checkpoint."
+            )
+        self.epoch, self.broken = state["epoch"], state["broken"]
+        self.start_at(state)
+        self._seen = tuple(state["seen"]) if "seen" in state else (self._part, self._row)
+        self.piece_start = self.position()
+
+    def _begin(self) -> None:
+        """Stand at the beginning of the data."""
+        self._part, self._row, self._offset, self._documents = 0, 0, 0, 0
+        self._position = self._dataset = self._within = None
+        self._open = False
+        self._seen = (0, 0)
+
+    def _row_start(self) -> dict[str, Any]:
+        """Where the next row begins, or what is left of it."""
+        return {
+            "part": self._part,
+            "position": self._position if self._dataset is None else self._dataset.state_dict(),
+            "row": self._row,
+            "offset": self._offset,
+            "documents": self._documents,
+            "open": self._open,
+        }
+
+    def _pieces_of(self, source: Source) -> Iterator[Piece]:
+        dataset = source.dataset()
+        if self._position is not None:
+            dataset.load_state_dict(self._position)
+        rows = source.rows(dataset, self._row)
+        while True:
+            start = self._row_start()
+            row = next(rows, None)
+            if row is None:
+                return
+            self._dataset = dataset  # which only knows its position once it has been read from
+            self._row, self._offset = self._row + 1, 0
+            text = self._text(row)
+            self._seen = max(self._seen, (self._part, self._row))
+            if text or (self._open and row.ends):
+                self._documents += not self._open
+                self._open = not row.ends
+                if self._select is None or self._select(self._documents):
+                    yield from self._pieces_of_row(text, row.ends, start)
+
+    def _pieces_of_row(self, text: str, ends: bool, start: Mapping[str, Any]) -> Iterator[Piece]:
+        """What is left of a row's text behind `start`, cut where it is long."""
+        begin = start["offset"]
+        while True:
+            end = _cut(text, begin)
+            self.piece_start = {**start, "offset": begin}
+            self._within = {**start, "offset": end} if end < len(text) else None
+            yield Piece(text[begin:end], ends and end == len(text))
+            if end == len(text):
+                return
+            begin = end
+
+    def _text(self, row: Row) -> str:
+        """The row's text; empty where it has none, which has then been reported."""
+        try:
+            if row.kind == "text":
+                text = self._decode_lines(row)
+                return text if self._open or not text.isspace() else ""
+            return _text_of(row)
+        except _NoTextError as error:
+            self._report(row, 0, error)
+            return ""
+
+    def _decode_lines(self, row: Row) -> str:
+        """The text of a piece of a `.txt` file, less the lines that are not UTF-8."""
+        try:
+            return str(row.data, "utf-8")
+        except UnicodeDecodeError:
+            pass
+        kept = []
+        for offset, line in enumerate(row.data.split(b"\n")):
+            try:
+                kept.append(_decode(line))
+            except _NoTextError as error:
+                self._report(row, offset, error)
+        return "\n".join(kept)
+
+    def _report(self, row: Row, offset: int, error: _NoTextError) -> None:
+        if self.epoch or (self._part, self._row) <= self._seen:
+            return
+        self.broken += 1
+        if self._on_broken is not None:
+            self._on_broken(BrokenRow(row.file, row.line + offset, str(error)))
+
+    def _tally(self) -> str:
+        return f"{self.broken:,} broken rows and no other" if self.broken else "it is empty"
+
+
+def _cut(text: str, begin: int) -> int:
+    """Where the piece of a text ends that begins at `begin`: behind a line, else before a space, else anywhere."""
+    longest = begin + PIECE
+    if len(text) <= longest:
+        return len(text)
+    behind_line = text.rfind("\n", begin + PIECE // 2, longest) + 1
+    return behind_line or max(text.rfind(" ", begin + PIECE // 2, longest), 0) or longest
+
+
+class _NoTextError(Exception):
+    """A row holds no text; the message says why."""
+
+
+def _text_of(row: Row) -> str:
+    if row.kind == "problem":
+        raise _NoTextError(row.data)
+    value = _field(row.data) if row.kind == "json" else row.data
+    if isinstance(value, bytes):
+        value = _decode(value)
+    if not isinstance(value, str):
+        raise _NoTextError(f"{FIELD!r} must be a text, got {_shown(value)}")
+    if not value or value.isspace():
+        raise _NoTextError("the text is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _NoTextError(f"the text holds {value[error.start]!r}, half of a character, at {error.start}") from None
+    return value
+
+
+def _field(line: bytes) -> Any:
+    try:
+        fields = json.loads(_decode(line))
+    except (ValueError, RecursionError) as error:
+        raise _NoTextError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise _NoTextError(f"a row must be a JSON object with a field {FIELD!r}, got {_shown(fields)}")
+    if FIELD not in fields:
+        has = f"it has {', '.join(map(repr, list(fields)[:8]))}" if fields else "it has no field"
+        raise _NoTextError(f"there is no field {FIELD!r}; {has}")
+    return fields[FIELD]
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise _NoTextError(f"not UTF-8: byte {data[error.start]:#04x} at offset {error.start}") from None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

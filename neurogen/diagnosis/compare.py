@@ -1,0 +1,367 @@
+"""Several samplers on the same model and prompts: texts side by side, and what they are like, with intervals.
+
+Tokens are those of the engine; log-probabilities, entropies and agreement with greedy are of the model's own
+distribution, before processors, temperature and truncation. Knows no terminal and no page.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal, InvalidOperation
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurogen.decoding.request import Drawn, Row
+from neurogen.diagnosis.text_metrics import distinct, is_right, repeated, self_bleu
+from neurogen.errors import ParameterError
+from neurogen.models.foreign import check_loaded
+from neurogen.text.generation import Failure, Prompt, Result, RunOptions
+from neurogen.text.runner import Runner
+from neurogen.text.scores import sequence_score
+
+if TYPE_CHECKING:
+    from neurogen.contract.sampler import Sampler
+    from neurogen.decoding.request import DecodableModel
+
+__all__ = ["METRICS", "Comparison", "Estimate", "Outcome", "Sample", "compare", "sweep"]
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+LONGEST_SWEEP = 1000
+
+METRICS: dict[str, str] = {
+    "perplexity": "of the tokens chosen, under the model",
+    "entropy": "mean of the model's, in nats",
+    "agreement": "share of tokens that greedy would have chosen",
+    "distinct_1": "share of tokens that differ, among the samples of a prompt",
+    "distinct_2": "the same for pairs of tokens",
+    "repetition": "share of runs of four tokens that occurred before in their text",
+    "self_bleu": "likeness of the samples of a prompt, 0 to 100; needs two of them",
+    "length": "tokens a text",
+    "accuracy": "share of texts that hold a reference of their prompt; needs references",
+}
+"""Measure -> what it is."""
+
+Groups = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""A measure is a ratio: numerators and denominators, one a prompt."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure and its interval.
+
+    Attributes:
+        value: over all prompts.
+        low, high: 95 % bootstrap interval over prompts (percentiles of 1,000 resamples); None for fewer than two.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text, and sums over its tokens (end of sequence included).
+
+    Attributes:
+        index, sample: which prompt, which of its samples.
+        text, token_ids: as the runner gave them.
+        tokens: how many tokens were chosen.
+        loss: sum of their negative log-probabilities under the model, in nats.
+        entropy: sum of the model's entropies, in nats.
+        agreed: how many are the model's most probable token.
+        notices: what processors say about the text; None where they say nothing.
+    """
+
+    index: int
+    sample: int
+    text: str
+    token_ids: list[int]
+    tokens: int
+    loss: float
+    entropy: float
+    agreed: int
+    notices: list[str] | None = None
+
+    @property
+    def score(self) -> float:
+        """The mean log-probability of its tokens, in nats; see `neurogen.text.scores`."""
+        return sequence_score(-self.loss, self.tokens)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one sampler did.
+
+    Attributes:
+        label: the sampler with its parameters.
+        samples: all its texts, by prompt and sample, save those that failed.
+        measures: name of a measure of `METRICS` -> estimate; those that do not apply are left out.
+        seconds: wall time; tokens_per_second: tokens over it.
+        failures: what went wrong, by the numbers of prompt and sample (None: all of them); these are not measured.
+    """
+
+    label: str
+    samples: list[Sample]
+    measures: dict[str, Estimate]
+    seconds: float
+    tokens_per_second: float
+    failures: list[tuple[int, int | None, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samplers side by side.
+
+    Attributes:
+        model: its name.
+        prompts: their texts.
+        options: of every run.
+        outcomes: one for each sampler, in the order given.
+    """
+
+    model: str
+    prompts: list[str]
+    options: dict[str, Any]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def _repr_html_(self) -> str:
+        from neurogen.pages.compare import fragment
+
+        return fragment(self)
+
+
+def compare(
+    model: DecodableModel,
+    samplers: Sequence[Sampler],
+    prompts: Sequence[Prompt],
+    *,
+    references: Sequence[Sequence[str]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Run every sampler over the same prompts.
+
+    Args:
+        model: gives the logits.
+        samplers: at least one.
+        prompts: at least one; sample i of prompt j has the same seed with every sampler.
+        references: for each prompt the right answers, for accuracy.
+        progress: is told texts done and their total.
+        **options: as for `RunOptions`: n, max_new_tokens, seed, stop, chat, batch_size, processors, parse_special.
+
+    Raises:
+        ParameterError: nothing to compare, or an option outside its domain.
+        NeurogenError: no text at all could be finished. Otherwise see `Outcome.failures`.
+    """
+    if not samplers or not prompts:
+        raise ParameterError("There is nothing to compare: give at least one sampler and one prompt.", "samplers")
+    check_loaded(model, "compare", "name", "tokenizer", "engine")
+    run = RunOptions(**options)
+    said = {name: value for name, value in vars(run).items() if name != "processors"}
+    said["processors"] = list(map(repr, run.processors))
+    comparison = Comparison(model.name, [prompt.text for prompt in prompts], said)
+    answers = {one.index: given for one, given in zip(prompts, references or (), strict=references is not None)}
+    total = len(samplers) * len(prompts) * run.n
+    for number, sampler in enumerate(samplers):
+        done = number * len(prompts) * run.n
+        told = partial(_tell, progress, done, total)
+        samples, failures, seconds = _run(model, sampler, prompts, run, told)
+        tokens = sum(sample.tokens for sample in samples)
+        measures = _measures(samples, answers)
+        label = repr(sampler).removesuffix("()")
+        failed = [(one.index, one.sample, one.error.reason) for one in failures]
+        comparison.outcomes.append(Outcome(label, samples, measures, seconds, tokens / max(seconds, 1e-9), failed))
+    if not any(one.samples for one in comparison.outcomes):
+        raise failures[0].error
+    return comparison
+
+
+def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, count: int) -> None:
+    if progress is not None:
+        progress(before + count, total)
+
+
+def sweep(text: str) -> list[str]:
+    """The samplers of a sweep.
+
+    Args:
+        text: `SPEC.PARAMETER=START:STOP:STEP`, both ends included, such as "topp.p=0.5:1.0:0.1".
+
+    Returns:
+        a spec each, such as "topp(p=0.5)".
+
+    Raises:
+        ParameterError: it is none.
+    """
+    left, equals, right = text.partition("=") if "(" not in text else text.rpartition("=")
+    spec, dot, parameter = left.rpartition(".")
+    try:
+        start, stop, step = map(Decimal, right.split(":"))
+        count = int((stop - start) / step) + 1
+    except (ValueError, InvalidOperation, ArithmeticError):
+        count = 0
+    if not (equals and dot and spec and parameter.isidentifier() and 1 <= count <= LONGEST_SWEEP):
+        raise ParameterError(
+            f"{text!r} is no sweep. It is written SAMPLER.PARAMETER=START:STOP:STEP, such as topp.p=0.5:1.0:0.1, and "
+            f"has at most {LONGEST_SWEEP} values.",
+            "sweep",
+        )
+    return [_with(spec, parameter, start + i * step) for i in range(count)]
+
+
+def _with(spec: str, parameter: str, value: Decimal) -> str:
+    """A spec whose last link has one more parameter."""
+    plain = f"{parameter}={value:f}"
+    if spec.endswith(")"):
+        return f"{spec[:-1]}{'' if spec.endswith('()') else ', '}{plain})"
+    return f"{spec}({plain})"
+
+
+class _Sums:
+    """Is shown the steps of an engine and adds up what is measured, by sequence."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0])
+
+    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+        logs = torch.log_softmax(logits.float(), dim=-1)
+        entropies = torch.special.entr(logs.exp()).sum(-1).tolist()
+        best = logits.argmax(-1).tolist()
+        for i, (row, one) in enumerate(zip(rows, drawn, strict=True)):
+            if row.finished or one.error is not None:
+                continue
+            sums = self.of[row.request.key.prompt.index, row.request.key.sample]
+            sums[0] += 1
+            sums[1] -= float(logs[i, one.token_id])
+            sums[2] += entropies[i]
+            sums[3] += one.token_id == best[i]
+
+
+def _run(
+    model: DecodableModel,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    options: RunOptions,
+    progress: Callable[[int], Any],
+) -> tuple[list[Sample], list[Failure], float]:
+    sums = _Sums()
+    engine = model.engine(sampler, batch_size=options.batch_size, observer=sums)
+    results: list[Result] = []
+    failures: list[Failure] = []
+    started = time.perf_counter()
+    for event in Runner(model, sampler, options, engine=engine).run(iter(prompts)):
+        if isinstance(event, Failure):
+            failures.append(event)
+        elif isinstance(event, Result):
+            results.append(event)
+            progress(len(results))
+    seconds = time.perf_counter() - started
+    in_order = sorted(results, key=lambda one: (one.index, one.sample))
+    return [_sample(one, sums.of[one.index, one.sample]) for one in in_order], failures, seconds
+
+
+def _sample(result: Result, sums: Sequence[float]) -> Sample:
+    tokens, loss, entropy, agreed = sums
+    return Sample(
+        result.index,
+        result.sample,
+        result.text,
+        result.token_ids,
+        int(tokens),
+        loss,
+        entropy,
+        int(agreed),
+        result.notices,
+    )
+
+
+def _measures(samples: Sequence[Sample], references: Mapping[int, Sequence[str]]) -> dict[str, Estimate]:
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.index].append(sample)
+    order = sorted(groups)
+    by_prompt = [groups[index] for index in order]
+    found: dict[str, Estimate] = {}
+    for name, of_prompt in _RATIOS.items():
+        _add(found, name, [of_prompt(group) for group in by_prompt], math.exp if name == "perplexity" else None)
+    alike = [self_bleu([sample.text for sample in group]) for group in by_prompt]
+    _add(found, "self_bleu", [(score, 1) for score in alike if score is not None])
+    answered = [index for index in order if references.get(index)]
+    _add(found, "accuracy", [(_right(groups[index], references[index]), len(groups[index])) for index in answered])
+    return found
+
+
+def _total(name: str) -> Callable[[Sequence[Sample]], tuple[float, float]]:
+    return lambda group: (sum(getattr(one, name) for one in group), sum(one.tokens for one in group))
+
+
+_RATIOS: dict[str, Callable[[Sequence[Sample]], tuple[float, float]]] = {
+    "perplexity": _total("loss"),
+    "entropy": _total("entropy"),
+    "agreement": _total("agreed"),
+    "distinct_1": lambda group: distinct([one.token_ids for one in group], 1),
+    "distinct_2": lambda group: distinct([one.token_ids for one in group], 2),
+    "repetition": lambda group: _added([repeated(one.token_ids) for one in group]),
+    "length": lambda group: (sum(len(one.token_ids) for one in group), len(group)),
+}
+
+
+def _added(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(above for above, _ in pairs), sum(below for _, below in pairs)
+
+
+def _right(group: Sequence[Sample], references: Sequence[str]) -> int:
+    return sum(is_right(one.text, references) for one in group)
+
+
+def _add(
+    found: dict[str, Estimate],
+    name: str,
+    pairs: Sequence[tuple[float, float]],
+    shape: Callable[[float], float] | None = None,
+) -> None:
+    """Add a measure, unless there is nothing to measure."""
+    columns = np.array(pairs, dtype=float).reshape(-1, 2)
+    above, below = columns[:, 0], columns[:, 1]
+    if below.sum() == 0:
+        return
+    low, high = _interval((above, below))
+    shape = shape or float
+    value = shape(float(above.sum() / below.sum()))
+    found[name] = Estimate(value, None if low is None else shape(low), None if high is None else shape(high))
+
+
+def _interval(groups: Groups) -> tuple[float | None, float | None]:
+    above, below = groups
+    if len(below) < 2:
+        return None, None
+    from scipy.stats import bootstrap
+
+    def ratio(one: Any, other: Any, axis: int = -1) -> Any:
+        return one.sum(axis=axis) / np.maximum(other.sum(axis=axis), 1e-12)
+
+    interval = bootstrap(
+        (above, below),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,254 @@
+"""Why this token? A generation step by step: candidates, what each stage removed, and the number that chose.
+
+The tokens are those of the engine itself, whose steps are watched; nothing is drawn again. What is found is an
+`explanation`; this module knows no terminal and no page that show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neurogen.contract.processor import Processing
+from neurogen.contract.stages import SamplerStage, given, softmax
+from neurogen.decoding.request import Drawn, Request, Row
+from neurogen.diagnosis.explanation import Candidate, ExplainedStep, Explanation, Stage, StageKind
+from neurogen.errors import ParameterError, PluginError
+from neurogen.kernels.numerics import random_bits, uniform
+from neurogen.text.generation import Prompt, Result, RunOptions
+from neurogen.text.runner import Runner
+
+if TYPE_CHECKING:
+    from neurogen.contract.sampler import Sampler, State
+    from neurogen.decoding.request import DecodableModel
+
+__all__ = ["Candidate", "ExplainedStep", "Explanation", "Observed", "Stage", "explain", "explain_steps"]
+
+Observed = tuple[Sequence[Row], Tensor, Sequence[Drawn]]
+"""A step of one sequence: the row, the model's logits [1, vocab], and what was chosen."""
+
+PAGE_CANDIDATES = 200
+"""So many of the largest logits a page gets of every step, so that its sliders can move."""
+
+TAIL_BINS = 64
+"""The other logits are told by a histogram."""
+
+GAVE_WAY = "a processor gave way, see the notice"
+
+SLACK = 1e-6
+"""How far the random number may lie outside the chosen token's interval: `probs` is float32."""
+
+
+def explain(
+    model: DecodableModel,
+    sampler: Sampler,
+    text: str | Prompt,
+    *,
+    top: int = 10,
+    options: RunOptions | None = None,
+    **values: Any,
+) -> Explanation:
+    """Continue a text and say of every token why it was chosen.
+
+    Args:
+        model, sampler: as for `Runner`.
+        text: the prompt, as a text or with all that a `Prompt` can have.
+        top: candidates a step, at least 1.
+        options, **values: as for `Runner`; `n` must be 1.
+
+    Raises:
+        ParameterError: `top` or an option outside its domain.
+        NeurogenError: the prompt cannot be run.
+
+    Example:
+        explanation = explain(load_model("starter"), neurogen.load_sampler("topp"), "Once upon a time", seed=1)
+        print(explanation.steps[0].candidates)
+    """
+    runner = Runner(model, sampler, options, **values)
+    if runner.options.n != 1:
+        raise ParameterError(f"One sample is explained at a time: n must be 1, got {runner.options.n}.", "n")
+    watch = _Watch(model, sampler, _checked(top))
+    engine = model.engine(sampler, batch_size=1, observer=lambda rows, logits, _, drawn: watch(rows, logits, drawn))
+    prompt = Prompt(0, text) if isinstance(text, str) else text
+    events = Runner(model, sampler, runner.options, engine=engine).run([prompt])
+    return watch.explanation(next(event for event in events if isinstance(event, Result)))
+
+
+def explain_steps(
+    model: DecodableModel, sampler: Sampler, result: Result, observed: Sequence[Observed], *, top: int = 10
+) -> Explanation:
+    """Explain steps that were observed earlier, for one sequence.
+
+    Args:
+        model, sampler: of those steps.
+        result: what came of them.
+        observed: for each step the rows as they were, the model's logits, and what was chosen.
+        top: candidates a step, at least 1.
+    """
+    watch = _Watch(model, sampler, _checked(top))
+    for rows, logits, drawn in observed:
+        watch(rows, logits, drawn)
+    return watch.explanation(result)
+
+
+def _checked(top: int) -> int:
+    if not isinstance(top, int) or top < 1:
+        raise ParameterError(f"top must be an integer >= 1, got {top!r}.", "top")
+    return top
+
+
+class _Watch:
+    """Is shown the steps of an engine and explains each."""
+
+    def __init__(self, model: DecodableModel, sampler: Sampler, top: int) -> None:
+        self._steps: list[ExplainedStep] = []
+        self._vocab_size = 0
+        self._model = model.name
+        self._text = model.tokenizer.token_text
+        self._sampler = sampler
+        self._state: State | None = None
+        self._top = top
+        self._processing: Processing | None = None
+
+    def explanation(self, result: Result) -> Explanation:
+        """What was seen so far, of a sequence with this result."""
+        sampler = self._sampler
+        return Explanation(
+            self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps
+        )
+
+    def __call__(self, rows: Sequence[Row], logits: Tensor, drawn: Sequence[Drawn]) -> None:
+        if drawn[0].error is not None:
+            return
+        row, token = rows[0], drawn[0].token_id
+        self._vocab_size = logits.shape[1]
+        stages, current, removed_by = self._processors(row.request, logits[:1].float())
+        kept, before = current > -torch.inf, softmax(current)
+        done = self._sampler_stages(row, current)
+        for one in done:
+            stages.append(_stage(one.kind, one.name, before, one.probs, one.kept))
+            removed_by.append((one.name, (kept & ~one.kept)[0]))
+            kept, before = one.kept, one.probs
+        final = done[-1].probs[0] if done else None
+        self._steps.append(self._step(row, token, logits[0].float(), current[0], stages, removed_by, final))
+        if self._processing is not None:
+            self._processing.accept(token)
+
+    def _processors(self, request: Request, logits: Tensor) -> tuple[list[Stage], Tensor, list[tuple[str, Tensor]]]:
+        """Each processor in order, on what the last one left; then what is done where they leave nothing together."""
+        if self._processing is None:
+            self._processing = Processing(request)
+        stages: list[Stage] = []
+        removed: list[tuple[str, Tensor]] = []
+        current, before = logits.clone(), logits.clone()
+        for processor in self._processing.stages(current[0]):
+            banned = (current[0] == -torch.inf) & (before[0] > -torch.inf)
+            stages.append(_stage("processor", repr(processor), softmax(before), softmax(current)))
+            removed.append((repr(processor), banned))
+            before = current.clone()
+        if request.processors and not current.max() > -torch.inf:
+            self._processing.settle(current[0], logits[0])
+            stages.append(_stage("processor", GAVE_WAY, softmax(current), softmax(current)))
+            removed = [(name, banned & (current[0] == -torch.inf)) for name, banned in removed]
+        return stages, current, removed
+
+    def _sampler_stages(self, row: Row, logits: Tensor) -> list[SamplerStage]:
+        """What the sampler did with what the processors left; then its memory goes on, as it did in the engine."""
+        request, position = row.request, len(row.prompt) + row.produced
+        params: dict[str, Any] = given(self._sampler, request.params)
+        if not self._sampler.stateful:
+            return self._sampler.stages(logits, seed=request.seed, position=position, **params)
+        if self._state is None:
+            self._state = self._sampler.fresh_state(1, logits.device)
+        before = {name: memory.clone() for name, memory in self._state.items()}
+        self._sampler.sample(logits, seed=request.seed, position=position, state=self._state, check=False, **params)
+        try:
+            return self._sampler.stages(logits, seed=request.seed, position=position, state=before, **params)
+        except PluginError:  # its `probs` knows the first token of a sequence alone
+            return []
+
+    def _step(
+        self,
+        row: Row,
+        token: int,
+        logits: Tensor,
+        processed: Tensor,
+        stages: list[Stage],
+        removed: Sequence[tuple[str, Tensor]],
+        final: Tensor | None,
+    ) -> ExplainedStep:
+        model = softmax(logits[None])[0]
+        position = len(row.prompt) + row.produced
+        random, interval = (None, None) if final is None else _random(row.request.seed, position, final, token)
+        ranked = torch.argsort(logits, descending=True, stable=True)
+        ids = ranked[: self._top].tolist()
+        shown = ids if token in ids else [*ids, token]
+        candidates = [
+            Candidate(
+                token_id=one,
+                text=self._text(one),
+                logit=float(logits[one]),
+                probability=float(model[one]),
+                processed=float(processed[one]),
+                drawn=None if final is None else float(final[one]),
+                removed_by=next((name for name, mask in removed if mask[one]), None),
+            )
+            for one in shown
+        ]
+        largest, tail, values = _for_pages(processed)
+        return ExplainedStep(
+            position=position,
+            token_id=token,
+            text=self._text(token),
+            probability=float(model[token]),
+            rank=int((ranked == token).nonzero()[0, 0]) + 1,
+            drawn=None if final is None else float(final[token]),
+            entropy=_entropy(model[None]),
+            random=random,
+            interval=interval,
+            stages=stages,
+            candidates=candidates,
+            logits=[(one, self._text(one), value) for one, value in largest],
+            tail=tail,
+            sorted_logits=values,
+            place=int((processed > processed[token]).sum() + (processed[:token] == processed[token]).sum()),
+        )
+
+
+def _stage(kind: StageKind, name: str, before: Tensor, after: Tensor, support: Tensor | None = None) -> Stage:
+    before, after = before.cpu(), after.cpu()
+    kept = after > 0 if support is None else support.cpu()
+    return Stage(kind, name, int(kept.sum()), min(1.0, float(before[kept].sum())), _entropy(after))
+
+
+def _entropy(probs: Tensor) -> float:
+    positive = probs[probs > 0]
+    return max(0.0, float(-(positive * positive.log()).sum()))
+
+
+def _random(seed: int, position: int, final: Tensor, token: int) -> tuple[float | None, tuple[float, float] | None]:
+    """The number that chose the token and the token's interval; None where the token follows from the logits."""
+    final = final.cpu()
+    total = float(final.sum())
+    below = float(final[:token].sum()) / total
+    above = below + float(final[token]) / total
+    number = float(uniform(random_bits(seed, position, 0)))
+    if above - below > 1 - SLACK or not below - SLACK <= number <= above + SLACK:
+        return None, None
+    return number, (below, above)
+
+
+def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[int, float]], bytes]:
+    """The largest logits, a histogram (count, mean logit) of the other finite ones, and all finite ones in order."""
+    order = torch.argsort(processed, descending=True, stable=True).cpu()
+    order = order[: int((processed > -torch.inf).sum())]
+    values = processed.cpu()[order]
+    count = min(PAGE_CANDIDATES, len(order))
+    largest = list(zip(order[:count].tolist(), values[:count].double().tolist(), strict=True))
+    rest = values[count:].double()
+    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted, so that each bin holds what is alike
+    tail = [(len(b), float(b.mean())) for b in bins if len(b)]
+    return largest, tail, values.float().numpy().astype("<f4").tobytes()

@@ -1,0 +1,278 @@
+"""What a training run is asked to do, checked once, and what a resumed run may change of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from neurogen.contract.parameters import INT64, is_whole
+from neurogen.errors import DataError, ParameterError
+from neurogen.files import read_text
+from neurogen.training.files import IDENTITY
+from neurogen.training.presets import PRESETS, check_preset
+
+__all__ = ["OPTIONS_FILE", "TrainerOptions", "TrainingOptions", "options_in_force", "read_options"]
+
+OPTIONS_FILE = "training.json"
+FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "chart_every", "tensorboard", "device"})
+"""Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
+
+MAY_MOVE = frozenset({"data", "val"})
+"""Options that a resumed run may be given anew where the same data now lie; see `training_resume.check_identity`."""
+
+COUNTS = (
+    "tokens_per_chunk",
+    "max_chunks",
+    "context",
+    "batch_size",
+    "val_every",
+    "val_tokens",
+    "save_every",
+    "keep",
+    "chart_every",
+)
+OPTIMIZERS = ("adamw", "muon")
+PRECISIONS = ("float32", "bf16")
+DEFAULT_WARMUP = 100
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How weights are changed.
+
+    Attributes:
+        learning_rate: peak of the learning rate.
+        optimizer: "adamw", or "muon" (Muon for the layers' matrices, AdamW for the rest).
+        weight_decay: of matrices, per unit of learning rate.
+        warmup_steps: over which the learning rate rises to its peak.
+        total_steps: over which it then falls to a tenth along a cosine; None: it stays.
+        max_gradient_norm: to which the gradient is clipped.
+        accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
+        seed: of what a step draws: dropout, and the draws of a contrast. The same seed gives the same run.
+        document_separator: the id that begins a document in the sequences: attention is kept within documents. None:
+            a token attends to all before it in its sequence.
+
+    Raises:
+        ParameterError: a value outside its domain.
+    """
+
+    learning_rate: float = 1e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.1
+    warmup_steps: int = 100
+    total_steps: int | None = None
+    max_gradient_norm: float = 1.0
+    accumulation: int = 1
+    seed: int = 0
+    document_separator: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
+                raise _wrong(name, "a finite number > 0", getattr(self, name))
+        if self.optimizer not in OPTIMIZERS:
+            raise _wrong("optimizer", " or ".join(OPTIMIZERS), self.optimizer)
+        if not (_is_finite(self.weight_decay) and self.weight_decay >= 0):
+            raise _wrong("weight_decay", "a finite number >= 0", self.weight_decay)
+        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1), ("document_separator", 0)):
+            _check_count(self, name, least)
+        if not is_whole(self.seed):
+            raise _wrong("seed", "an integer of 64 bits", self.seed)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a run is, as `neurogen train` takes it.
+
+    Attributes:
+        data: files, folders or names of data sets on the hub; see `neurogen.data.batches`.
+        tokenizer: a SentencePiece file, or a folder with a tokenizer; None: one is trained on the data, with as many
+            pieces as the preset says.
+        preset, config: the architecture; see `presets.model_config`.
+        tokens_per_chunk: about how many tokens a report covers, over all processes.
+        max_chunks: where the run ends; None: after one pass over the data, at a constant learning rate.
+        context: tokens in a sequence.
+        batch_size: sequences a step of each process; None: as many as make a chunk one step.
+        accumulation: the parts that a process's batch is worked on in.
+        learning_rate: peak; None: the preset's.
+        optimizer, weight_decay, warmup_steps, max_gradient_norm: see `TrainerOptions`.
+        val: data to measure on.
+        hold_out: without `val`, every so many-th document is kept from training and measured on; 0: none is.
+        val_every, val_tokens: measure so many held-out tokens every so many chunks.
+        save_every, keep: write a checkpoint every so many chunks, and keep so many.
+        precision: "float32", or "bf16" for matrix products in bfloat16 with float32 weights.
+        compile: compile the model with torch.compile.
+        contrast: top-k 50 at temperature 1 beside the greedy accuracy, to show what it would have hidden.
+        chart_every: draw charts anew every so many chunks.
+        tensorboard: write events for TensorBoard, too.
+        device: auto, cpu or cuda.
+        seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
+        parse_special: make special tokens of their spellings in the data, such as "<|endoftext|>"; as a rule they are
+            ordinary text, and the only special token in the stream is the one that ends a document.
+        document_mask: keep attention within documents, of which several may be packed into a sequence; as a rule a
+            token attends to all before it in its sequence, those of earlier documents too.
+
+    Raises:
+        ParameterError: a value outside its domain.
+        ModelError: no such preset.
+    """
+
+    data: tuple[str, ...]
+    tokenizer: str | None = None
+    preset: str = "tiny"
+    config: str | None = None
+    tokens_per_chunk: int = 4096
+    max_chunks: int | None = None
+    context: int = 256
+    batch_size: int | None = None
+    accumulation: int = 1
+    learning_rate: float | None = None
+    optimizer: str = "adamw"
+    weight_decay: float = 0.1
+    warmup_steps: int | None = None
+    max_gradient_norm: float = 1.0
+    val: tuple[str, ...] = ()
+    hold_out: int = 100
+    val_every: int = 50
+    val_tokens: int = 32_768
+    save_every: int = 100
+    keep: int = 2
+    precision: str = "float32"
+    compile: bool = False
+    contrast: bool = False
+    chart_every: int = 100
+    tensorboard: bool = False
+    device: str = "auto"
+    seed: int = 0
+    parse_special: bool = False
+    document_mask: bool = False
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            _check_count(self, name, 1)
+        if self.precision not in PRECISIONS:
+            raise _wrong("precision", " or ".join(PRECISIONS), self.precision)
+        if not is_whole(self.hold_out, range(INT64.stop)) or self.hold_out == 1:
+            raise _wrong("hold_out", "0 or an integer >= 2", self.hold_out)
+        if isinstance(self.data, str) or isinstance(self.val, str):
+            raise ParameterError("data and val must be sequences of names, not one text.", "data")
+        if not self.data:
+            raise ParameterError("data must name at least one file, folder or data set.", "data")
+        check_preset(self.preset)
+        self.for_trainer(None)
+
+    def for_trainer(self, total_steps: int | None, separator: int | None = None) -> TrainerOptions:
+        """How the weights are changed in a run of so many steps.
+
+        Args:
+            total_steps: of the run; None: it has no end.
+            separator: the id that begins a document in the data.
+
+        Raises:
+            ParameterError: a value outside its domain.
+        """
+        preset = PRESETS[self.preset]
+        return TrainerOptions(
+            learning_rate=preset.learning_rate if self.learning_rate is None else self.learning_rate,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup(total_steps),
+            total_steps=total_steps,
+            max_gradient_norm=self.max_gradient_norm,
+            accumulation=self.accumulation,
+            seed=self.seed,
+            document_separator=separator if self.document_mask else None,
+        )
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in a step of one process."""
+        return max(1, self.tokens_per_chunk // self.context) if self.batch_size is None else self.batch_size
+
+    def is_trained_on(self, document: int) -> bool:
+        """Whether the document of this number is for training rather than for measuring."""
+        return bool(self.val) or self.hold_out == 0 or document % self.hold_out != 0
+
+    def steps_per_chunk(self, processes: int) -> int:
+        """Optimizer steps in a chunk."""
+        return max(1, round(self.tokens_per_chunk / (self.sequences * self.context * processes)))
+
+    def warmup(self, total_steps: int | None) -> int:
+        """Steps over which the learning rate rises."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return DEFAULT_WARMUP if total_steps is None else min(DEFAULT_WARMUP, max(1, total_steps // 10))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_count(options: Any, name: str, least: int) -> None:
+    """Refuse a count that is given and is none."""
+    value = getattr(options, name)
+    if value is not None and not is_whole(value, range(least, INT64.stop)):
+        raise _wrong(name, f"an integer >= {least}", value)
+
+
+def _wrong(name: str, allowed: str, value: object) -> ParameterError:
+    return ParameterError(f"{name} must be {allowed}, got {value!r}.", name)
+
+
+def options_in_force(
+    folder: Path, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
+) -> TrainingOptions:
+    """The options of a new run, or those that the run in a folder began with, with what is changed of them.
+
+    Raises:
+        DataError: there is a run where a new one is to begin, or none to resume.
+        ParameterError: an option may not change.
+    """
+    file = folder / OPTIONS_FILE
+    begun = read_options(file) if file.is_file() else None
+    if not resume:
+        if begun is not None:
+            raise DataError(f"{folder} holds a training run already. Go on with --resume, or choose another folder.")
+        if options is None or changes:
+            raise ParameterError("options must be given for a new run, and no changes of others.", "options")
+        return options
+    if options is not None:
+        raise ParameterError(
+            "options must be left out with resume, which does as the run began; give what is to differ as changes.",
+            "options",
+        )
+    if begun is None:
+        raise DataError(f"There is no training run in {folder} to resume. Start one without --resume.")
+    changed = {name: value for name, value in changes.items() if getattr(begun, name) != value}
+    refused = sorted(changed.keys() - FREE_TO_CHANGE - MAY_MOVE)
+    if refused:
+        was = ", ".join(f"{name} = {getattr(begun, name)!r} (now {changed[name]!r})" for name in refused)
+        raise ParameterError(
+            f"The run in {folder} began with other options: {was}. To go on with it leave them out; to change them "
+            f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change, and "
+            "where the data are.",
+            refused[0],
+        )
+    return replace(begun, **changed)
+
+
+def read_options(file: Path) -> TrainingOptions:
+    """What a run was asked to do.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        values: dict[str, Any] = json.loads(read_text(file))
+        values |= {name: tuple(values[name]) for name in ("data", "val")}
+        values.pop(IDENTITY, None)
+        return TrainingOptions(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}. It was damaged or written by another version of neurogen; its "
+            "checkpoints can still be used as models."
+        ) from None

@@ -1,0 +1,181 @@
+"""Architectures to train from nothing: named sizes of Llama, or a configuration file of transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neurogen.errors import ModelError
+from neurogen.files import read_text
+from neurogen.training.randomness import seeded
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from neurogen.models.tokenizer import Tokenizer
+
+__all__ = ["PRESETS", "Preset", "check_config", "check_preset", "model_config", "new_model", "read_config"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of Llama with tied embeddings.
+
+    Attributes:
+        description: for listings.
+        vocab_size: of the tokenizer that is trained where none is given.
+        hidden, inner, layers, heads: widths and counts; heads are 64 or 32 wide.
+        learning_rate: peak, for AdamW and Muon alike.
+    """
+
+    description: str
+    vocab_size: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    learning_rate: float
+
+
+PRESETS = {
+    "tiny": Preset("about 3M parameters: minutes on a laptop", 4096, 192, 512, 5, 6, 2e-3),
+    "small": Preset("about 25M parameters", 32_000, 384, 1024, 7, 6, 1e-3),
+    "base": Preset("about 124M parameters", 32_000, 768, 2560, 12, 12, 6e-4),
+}
+
+RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+
+
+def check_preset(name: str) -> None:
+    """Raise ModelError unless there is a preset of this name."""
+    if name not in PRESETS:
+        raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
+
+
+def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
+    """Refuse a configuration that no model can be made of, before there is a tokenizer: one is made without memory.
+
+    Args:
+        file: see `model_config`.
+        context: the most tokens the model will take.
+        vocab_size: about as many as the tokenizer will have.
+
+    Raises:
+        ModelError: it is no configuration, or one that does not do.
+    """
+    import torch
+
+    config = _from_file(Path(file), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}, context)
+    try:
+        with torch.device("meta"):
+            _model_of(config)
+    except Exception as error:  # an architecture raises whatever its numbers lead to
+        raise _unusable(Path(file), error) from None
+
+
+def model_config(
+    tokenizer: Tokenizer, *, context: int, preset: str = "tiny", file: str | Path | None = None
+) -> PretrainedConfig:
+    """The configuration of a new model.
+
+    Args:
+        tokenizer: gives vocabulary size and end-of-sequence.
+        context: the most tokens the model will take.
+        preset: a name in `PRESETS`.
+        file: a configuration of transformers instead (config.json): any architecture it knows. Vocabulary and special
+            ids are still the tokenizer's.
+
+    Raises:
+        ModelError: no such preset, or a file that is no configuration.
+    """
+    eos = min(tokenizer.eos_ids, default=None)
+    shared: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id, "eos_token_id": eos}
+    if file is not None:
+        return _from_file(Path(file), shared, context)
+    check_preset(preset)
+    from transformers import LlamaConfig
+
+    size = PRESETS[preset]
+    return LlamaConfig(
+        hidden_size=size.hidden,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        **shared,
+    )
+
+
+def read_config(file: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The architecture's name and the values of a configuration file of transformers, as they stand there.
+
+    Raises:
+        ModelError: it cannot be read, or is none.
+    """
+    try:
+        values = json.loads(read_text(file))
+        return values.pop("model_type"), values
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{file} is no model configuration ({type(error).__name__}: {error}). Give a transformers config.json, a "
+            'JSON object with "model_type".'
+        ) from None
+
+
+def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
+    kind, values = read_config(file)
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ModelError(f"{file}: the installed transformers does not know the architecture {kind!r}.")
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(kind, **{**values, **shared})
+    except Exception as error:  # what an architecture makes of values that it does not take
+        raise _unusable(file, error) from None
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < context:
+        raise ModelError(
+            f"{file} allows {positions} positions and --context asks for {context}. Lower the context, or raise "
+            "max_position_embeddings."
+        )
+    return config
+
+
+def _unusable(file: Path, error: Exception) -> ModelError:
+    cause = " ".join(str(error).split())[:300] or type(error).__name__
+    return ModelError(
+        f"No causal language model can be made of {file}: {cause}. Give the config.json of a model that continues "
+        "text, with numbers that fit together."
+    )
+
+
+def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A model with fresh weights, float32, that depend on the configuration and the seed alone.
+
+    Weights are normal with the configuration's `initializer_range`; those that write into the residual stream are
+    divided by sqrt(2 * layers), as in GPT-2 (Radford et al., 2019), so that its variance does not grow with depth.
+    """
+    import torch
+
+    with seeded(seed, torch.device("cpu")):
+        model = _model_of(config)
+    layers = getattr(config, "num_hidden_layers", 1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(RESIDUAL_OUTPUTS):
+                weight.mul_(1 / math.sqrt(2 * layers))
+    return model
+
+
+def _model_of(config: PretrainedConfig) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    model: PreTrainedModel = loader.from_config(config, trust_remote_code=False, dtype=torch.float32)
+    return model
