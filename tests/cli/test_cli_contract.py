@@ -9,17 +9,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from cli_helpers import CommandPath, commands
 from click.testing import CliRunner, Result
 
 from neurogen.cli import main
 
-Path_ = tuple[str, ...]
-HEAVY = ("torch", "numba", "transformers", "datasets", "matplotlib", "accelerate", "sentencepiece", "numpy", "rich")
 ANSI = re.compile(r"\x1b\[")
 TIMES_CLICK = 20
 """How much longer a help may take than importing click; 5 to 7 here when nothing else runs."""
@@ -38,21 +36,6 @@ WITHOUT_QUIET = {
     "conformance": "it prints what it has found and says nothing else",
 }
 WITHOUT_EITHER = {"tokenizer": "a group of commands", "": "the program itself"}
-
-
-def commands(
-    command: click.Command = main, path: Path_ = (), parent: click.Context | None = None
-) -> Iterator[tuple[Path_, click.Command]]:
-    """Every command, also those below others."""
-    context = click.Context(command, parent, info_name=path[-1] if path else "neurogen")
-    yield path, command
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            below = command.get_command(context, name)
-            assert below is not None
-            yield from commands(below, (*path, name), context)
-
-
 EVERY = dict(commands())
 
 
@@ -65,13 +48,13 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, color=True)
 
 
-def options(path: Path_) -> list[click.Option]:
+def options(path: CommandPath) -> list[click.Option]:
     command = EVERY[path]
     found = command.get_params(click.Context(command))
     return [param for param in found if isinstance(param, click.Option) and not param.hidden]
 
 
-def spellings(path: Path_) -> set[str]:
+def spellings(path: CommandPath) -> set[str]:
     return {spelling for option in options(path) for spelling in option.opts}
 
 
@@ -82,7 +65,7 @@ def _no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @each()
-def test_the_help_describes_every_option(path: Path_) -> None:
+def test_the_help_describes_every_option(path: CommandPath) -> None:
     result = invoke(*path, "--help")
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -95,7 +78,7 @@ def test_the_help_describes_every_option(path: Path_) -> None:
 
 
 @each()
-def test_an_unknown_option_is_wrong_usage_and_no_traceback(path: Path_) -> None:
+def test_an_unknown_option_is_wrong_usage_and_no_traceback(path: CommandPath) -> None:
     result = invoke(*path, "--no-such-option-at-all")
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
@@ -106,12 +89,12 @@ def test_an_unknown_option_is_wrong_usage_and_no_traceback(path: Path_) -> None:
 
 
 @each(but=tuple(WITHOUT_JSON | WITHOUT_EITHER))
-def test_the_result_can_be_had_as_json(path: Path_) -> None:
+def test_the_result_can_be_had_as_json(path: CommandPath) -> None:
     assert "--json" in spellings(path)
 
 
 @each(but=tuple(WITHOUT_QUIET | WITHOUT_EITHER))
-def test_the_command_can_be_quiet(path: Path_) -> None:
+def test_the_command_can_be_quiet(path: CommandPath) -> None:
     assert {"--quiet", "-q"} <= spellings(path)
 
 
@@ -121,25 +104,6 @@ def test_the_exceptions_are_ones(option: str) -> None:
     for path in EVERY:
         if " ".join(path) in exceptions:
             assert option not in spellings(path), f"{' '.join(path)} has {option}: take it off the list"
-
-
-def test_help_loads_nothing_heavy_and_has_no_color_in_a_pipe() -> None:
-    """In one process for all commands: whatever one of them loads is seen at the end."""
-    program = f"""
-import sys
-from neurogen.cli import main
-for path in {list(EVERY)!r}:
-    try:
-        main([*path, "--help"], prog_name="neurogen")
-    except SystemExit as end:
-        assert end.code == 0, path
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
-"""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == "[]"
-    assert len(done.stdout) > 1000
-    assert not ANSI.search(done.stdout)
 
 
 @pytest.mark.parametrize("arguments", [["samplers"], ["processors"], ["plugins"], ["config", "--all"]])

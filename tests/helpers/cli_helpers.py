@@ -6,11 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -24,6 +25,7 @@ FIELDS = [
     "new_tokens", "seconds", "tokens_per_second",
 ]  # fmt: skip
 Invoke = Callable[..., Result]
+CommandPath = tuple[str, ...]
 
 
 def neurogen_command(*arguments: str, stdin: str | bytes | None = None) -> Result:
@@ -32,6 +34,19 @@ def neurogen_command(*arguments: str, stdin: str | bytes | None = None) -> Resul
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def commands(
+    command: click.Command = main, path: CommandPath = (), parent: click.Context | None = None
+) -> Iterator[tuple[CommandPath, click.Command]]:
+    """Every command, also those below others."""
+    context = click.Context(command, parent, info_name=path[-1] if path else "neurogen")
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from commands(below, (*path, name), context)
 
 
 def process(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
