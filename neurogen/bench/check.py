@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from neurogen.bench.cells import Cell
 from neurogen.bench.machine import Machine
-from neurogen.bench.results import FLOOR, Number, Result
+from neurogen.bench.results import FLOOR, BenchResult, Number
 from neurogen.errors import DataError, NeurogenError
 from neurogen.files import to_json, write_text
 from neurogen.registry.registry import default_registry
@@ -186,11 +186,11 @@ def _ratios(figure: Figure) -> dict[str, float]:
     return _least_ratios(_measured(figure.sampler, figure.params, figure.cell))
 
 
-def _least_ratios(result: Result) -> dict[str, float]:
+def _least_ratios(result: BenchResult) -> dict[str, float]:
     return {peer: result.own.least / timing.least for peer, timing in result.peers.items()}
 
 
-def _measured(name: str, params: dict[str, Any], cell: Cell) -> Result:
+def _measured(name: str, params: dict[str, Any], cell: Cell) -> BenchResult:
     from neurogen.bench.measure import measure
 
     return measure(default_registry().load_sampler(name, **params), cell, seconds=SECONDS, peers=PEERS)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from neurogen.bench.rule import Rule
 
-__all__ = ["Chain"]
+__all__ = ["LlamaSamplers"]
 
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 SEED = 1
 
 
-class Chain:
+class LlamaSamplers:
     """Draws one token for logits [1, vocab] on the CPU.
 
     Args:

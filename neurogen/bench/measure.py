@@ -15,7 +15,7 @@ from neurogen.bench.clock import Turns, take_turns
 from neurogen.bench.logits import make_logits
 from neurogen.bench.machine import Machine, this_machine
 from neurogen.bench.peers import Draw, peers_for
-from neurogen.bench.results import Quartiles, Result, Timing
+from neurogen.bench.results import BenchResult, Quartiles, Timing
 from neurogen.bench.rule import rule_of
 from neurogen.contract.sampler import Sampler
 from neurogen.errors import DeviceError
@@ -35,7 +35,7 @@ def measure(
     device: torch.device | None = None,
     seconds: float = SECONDS,
     peers: Collection[str] | None = None,
-) -> Result:
+) -> BenchResult:
     """Measure a sampler beside its peers, in turns.
 
     Args:
@@ -63,7 +63,7 @@ def measure(
             "smaller batch or vocab."
         ) from error
     own = turns.pop(OWN)
-    return Result(
+    return BenchResult(
         sampler=sampler.name,
         params=sampler.params.model_dump(),
         cell=cell,
@@ -87,7 +87,7 @@ def measure_all(
     device: torch.device | None = None,
     seconds: float = SECONDS,
     peers: Collection[str] | None = None,
-) -> Iterator[Result]:
+) -> Iterator[BenchResult]:
     """Measure one after the other; arguments as for `measure`."""
     for sampler, cell in pairs:
         yield measure(sampler, cell, device=device, seconds=seconds, peers=peers)

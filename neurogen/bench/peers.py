@@ -134,9 +134,9 @@ def _llama_cpp(rule: Rule, batch: int, device: torch.device) -> tuple[Draw, str]
     """One row at a time is all that a chain can do, so larger batches would not compare."""
     if not rule.exact or batch != 1 or device.type != "cpu" or not _importable("llama_cpp"):
         return None
-    from neurogen.bench.llama_cpp import Chain
+    from neurogen.bench.llama_cpp import LlamaSamplers
 
-    return Chain(rule), ""
+    return LlamaSamplers(rule), ""
 
 
 def _flashinfer(rule: Rule, device: torch.device) -> tuple[Draw, str] | None:

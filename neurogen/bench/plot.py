@@ -10,7 +10,7 @@ from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from neurogen.bench.results import Report, Result
+from neurogen.bench.results import BenchReport, BenchResult
 from neurogen.pages.training_charts import save_picture
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Panel(NamedTuple):
     dtype: str
 
 
-def draw_plot(report: Report, picture: Path) -> None:
+def draw_plot(report: BenchReport, picture: Path) -> None:
     """Draw a report into a PNG, which is replaced when whole.
 
     Raises:
@@ -53,7 +53,7 @@ def draw_plot(report: Report, picture: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    panels: dict[Panel, list[Result]] = {}
+    panels: dict[Panel, list[BenchResult]] = {}
     for result in report.results:
         panels.setdefault(Panel(result.label, result.cell.kind, result.cell.dtype), []).append(result)
     columns = _columns(list(panels))
@@ -77,7 +77,7 @@ def _columns(panels: Sequence[Panel]) -> int:
     return samplers if len(panels) % samplers == 0 else min(3, len(panels))
 
 
-def _draw_panel(axes: Axes, panel: Panel, results: Sequence[Result]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, results: Sequence[BenchResult]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.grid(alpha=0.25)
@@ -111,7 +111,7 @@ def _in_units(units: Mapping[float, str], value: float, position: int | None) ->
     return f"{value / unit:g}{units[unit]}"
 
 
-def _times(results: Iterable[Result], peer: str | None) -> Points:
+def _times(results: Iterable[BenchResult], peer: str | None) -> Points:
     points: Points = {}
     for result in results:
         timing = result.own if peer is None else result.peers.get(peer)
@@ -154,7 +154,7 @@ def _draw_legend(axes: Axes, markers: Mapping[int, str]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, borderaxespad=0)
 
 
-def _title(report: Report) -> str:
+def _title(report: BenchReport) -> str:
     machine = report.machine
     where = machine.device or machine.cpu
     return (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from neurogen.bench.cells import Cell
 from neurogen.bench.machine import Machine
 
-__all__ = ["FLOOR", "PEERS", "Number", "Quartiles", "Report", "Result", "Timing"]
+__all__ = ["FLOOR", "PEERS", "BenchReport", "BenchResult", "Number", "Quartiles", "Timing"]
 
 FLOOR = "floor"
 PEERS = (FLOOR, "torch", "transformers", "llama.cpp", "flashinfer")
@@ -62,7 +62,7 @@ class Timing(_Record):
     calls: int
 
 
-class Result(_Record):
+class BenchResult(_Record):
     """A sampler and its peers on one cell.
 
     Attributes:
@@ -120,7 +120,7 @@ class Result(_Record):
         return 1 / self.ratio_to(peer)
 
 
-class Report(_Record):
+class BenchReport(_Record):
     """A whole run.
 
     Attributes:
@@ -129,4 +129,4 @@ class Report(_Record):
     """
 
     machine: Machine
-    results: list[Result]
+    results: list[BenchResult]

@@ -23,7 +23,7 @@ from neurogen.files import check_place
 from neurogen.registry.registry import default_registry
 
 if TYPE_CHECKING:
-    from neurogen.bench.results import Report
+    from neurogen.bench.results import BenchReport
     from neurogen.contract.sampler import Sampler
 
 __all__ = ["command"]
@@ -205,10 +205,10 @@ def _check_plot(path: Path, cells: Sequence[Cell]) -> None:
         )
 
 
-def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> Report:
+def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> BenchReport:
     from neurogen.bench.machine import busy_cores
     from neurogen.bench.measure import describe_machine, measure_all, set_threads
-    from neurogen.bench.results import Report
+    from neurogen.bench.results import BenchReport
     from neurogen.cli.bench_output import warn_if_disturbed, watched
     from neurogen.models.language_model import resolve_device
 
@@ -219,10 +219,10 @@ def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> Repo
         peers = WORST_PEERS if wanted.worst_cases else None
         results = measure_all(pairs, device=target, seconds=wanted.seconds, peers=peers)
         with watched(results, len(pairs), shown=shown) as seen:
-            return Report(results=list(seen), machine=machine)
+            return BenchReport(results=list(seen), machine=machine)
 
 
-def _draw(report: Report, path: str, *, quiet: bool) -> None:
+def _draw(report: BenchReport, path: str, *, quiet: bool) -> None:
     from neurogen.bench.plot import draw_plot
 
     draw_plot(report, Path(path))

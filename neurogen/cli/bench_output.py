@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from neurogen.bench.machine import Machine
-from neurogen.bench.results import FLOOR, PEERS, Quartiles, Report, Result
+from neurogen.bench.results import FLOOR, PEERS, BenchReport, BenchResult, Quartiles
 from neurogen.cli.common import echo, echo_table, listed, tell
 
 __all__ = ["print_report", "warn_if_disturbed", "watched"]
@@ -21,7 +21,7 @@ HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR"
 
 
 @contextmanager
-def watched(results: Iterator[Result], total: int, *, shown: bool) -> Iterator[Iterable[Result]]:
+def watched(results: Iterator[BenchResult], total: int, *, shown: bool) -> Iterator[Iterable[BenchResult]]:
     """The same results; a bar on stderr, where that is a terminal, says how many there are."""
     if not shown or sys.stderr is None or not sys.stderr.isatty():
         yield results
@@ -49,7 +49,7 @@ def _threads(machine: Machine) -> str:
     return f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
 
 
-def print_report(report: Report) -> None:
+def print_report(report: BenchReport) -> None:
     """The table, where it was measured, and what its words mean."""
     peers = [peer for peer in PEERS if peer != FLOOR and any(peer in result.peers for result in report.results)]
     header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
@@ -60,7 +60,7 @@ def print_report(report: Report) -> None:
         echo(note)
 
 
-def _row(result: Result, peers: Sequence[str], *, quartiles: bool) -> Sequence[str]:
+def _row(result: BenchResult, peers: Sequence[str], *, quartiles: bool) -> Sequence[str]:
     cell = result.cell
     floor = _ratio(result.to_peers[FLOOR], quartiles) if FLOOR in result.to_peers else "-"
     return (
@@ -83,7 +83,7 @@ def _ratio(ratio: Quartiles, quartiles: bool) -> str:
     return _short(ratio.median) + (f" ({_short(ratio.q1)} to {_short(ratio.q3)})" if quartiles else "")
 
 
-def _speedup(result: Result, peer: str, quartiles: bool) -> str:
+def _speedup(result: BenchResult, peer: str, quartiles: bool) -> str:
     """How many times faster the sampler is; the quartiles swap their places."""
     if peer not in result.to_peers:
         return "-"
@@ -92,7 +92,7 @@ def _speedup(result: Result, peer: str, quartiles: bool) -> str:
     return _ratio(faster, quartiles) + _mark(result, peer)
 
 
-def _mark(result: Result, peer: str) -> str:
+def _mark(result: BenchResult, peer: str) -> str:
     return " *" if peer in result.peer_notes and peer != FLOOR else ""
 
 
@@ -101,7 +101,7 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 
-def _notes(report: Report, peers: Sequence[str], *, quartiles: bool) -> Iterator[str]:
+def _notes(report: BenchReport, peers: Sequence[str], *, quartiles: bool) -> Iterator[str]:
     more = "In brackets the quartiles." if quartiles else "--json has the quartiles, and a wider terminal."
     yield _machine(report.machine)
     yield (

@@ -21,7 +21,7 @@ from neurogen.registry.registry import default_registry
 from neurogen.text.printable import printable
 
 if TYPE_CHECKING:
-    from neurogen.testing.conformance import Report, Result
+    from neurogen.testing.conformance import CheckResult, Report
 
 __all__ = ["command", "print_failures"]
 
@@ -114,7 +114,7 @@ def command(
     _check_device(device)
     from neurogen.testing.conformance import check
 
-    told = None if as_json else _Lines(chosen, sys.stdout.isatty())
+    told = None if as_json else _ResultLines(chosen, sys.stdout.isatty())
     report = check(chosen, quick=quick, device=device, seed=seed, only=only, told=told)
     if as_json:
         write_json(report.as_dict())
@@ -131,14 +131,14 @@ def _check_device(device: str) -> None:
         raise DeviceError("The checks were asked for on CUDA, and there is no card here. Leave --device out.")
 
 
-class _Lines:
+class _ResultLines:
     """Prints a line for each result when it is there; in a terminal with colours and times."""
 
     def __init__(self, sampler: Sampler, in_terminal: bool) -> None:
         self._in_terminal = in_terminal
         self._header: str | None = f"{sampler!r} of {sampler.origin}\n"
 
-    def __call__(self, result: Result) -> None:
+    def __call__(self, result: CheckResult) -> None:
         if self._header is not None:
             echo(self._header)
             self._header = None

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neurogen.data.rows import FIELD, PIECE, Row
+from neurogen.data.rows import FIELD, PIECE, SourceRow
 from neurogen.data.sources import Source, fingerprint, names_and_sizes, resolve
 from neurogen.errors import DataError
 
@@ -235,7 +235,7 @@ class TextStream:
                 return
             begin = end
 
-    def _text(self, row: Row) -> str:
+    def _text(self, row: SourceRow) -> str:
         """The row's text; empty where it has none, which has then been reported."""
         try:
             if row.kind == "text":
@@ -246,7 +246,7 @@ class TextStream:
             self._report(row, 0, error)
             return ""
 
-    def _decode_lines(self, row: Row) -> str:
+    def _decode_lines(self, row: SourceRow) -> str:
         """The text of a piece of a `.txt` file, less the lines that are not UTF-8."""
         try:
             return str(row.data, "utf-8")
@@ -260,7 +260,7 @@ class TextStream:
                 self._report(row, offset, error)
         return "\n".join(kept)
 
-    def _report(self, row: Row, offset: int, error: _NoTextError) -> None:
+    def _report(self, row: SourceRow, offset: int, error: _NoTextError) -> None:
         if self.epoch or (self._part, self._row) <= self._seen:
             return
         self.broken += 1
@@ -284,7 +284,7 @@ class _NoTextError(Exception):
     """A row holds no text; the message says why."""
 
 
-def _text_of(row: Row) -> str:
+def _text_of(row: SourceRow) -> str:
     if row.kind == "problem":
         raise _NoTextError(row.data)
     value = _field(row.data) if row.kind == "json" else row.data

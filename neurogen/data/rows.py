@@ -16,7 +16,7 @@ from neurogen.files import BYTE_ORDER_MARK
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["FIELD", "MAX_ROW", "PIECE", "SEPARATOR", "SUFFIXES", "Row", "is_supported", "read_rows"]
+__all__ = ["FIELD", "MAX_ROW", "PIECE", "SEPARATOR", "SUFFIXES", "SourceRow", "is_supported", "read_rows"]
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
 FIELD = "text"
@@ -37,7 +37,7 @@ ZST_WINDOW = 2**31
 PARQUET_BATCH = 256
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row of a file.
 
     Attributes:
@@ -65,8 +65,8 @@ def is_supported(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def read_rows(files: list[str]) -> Iterator[Mapping[str, Row]]:
-    """The rows of `files`, one after the other, each as `{"row": Row}`: the form that the datasets library wants."""
+def read_rows(files: list[str]) -> Iterator[Mapping[str, SourceRow]]:
+    """The rows of `files`, one after the other, each as `{"row": SourceRow}`, as the datasets library wants."""
     for name in files:
         reader = _Reader(name)
         try:
@@ -75,7 +75,7 @@ def read_rows(files: list[str]) -> Iterator[Mapping[str, Row]]:
         except OSError as error:
             cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
             problem = f"the file cannot be read from here on: {cause}"
-            yield {"row": Row(name, reader.line + 1, "problem", problem)}
+            yield {"row": SourceRow(name, reader.line + 1, "problem", problem)}
 
 
 class _Reader:
@@ -90,7 +90,7 @@ class _Reader:
         self.line = 0
         self._begins_line = self._ended_line = True
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """The rows, in the order of the file.
 
         Raises:
@@ -107,16 +107,16 @@ class _Reader:
                 lines = io.BufferedReader(_ZstdReader(file)) if suffix == ".jsonl.zst" else file
                 yield from self._json(stack.enter_context(lines))
 
-    def _json(self, file: BinaryIO) -> Iterator[Row]:
+    def _json(self, file: BinaryIO) -> Iterator[SourceRow]:
         """One row a line; blank lines are none."""
         while line := self._read_line(file, MAX_ROW):
             if len(line) >= MAX_ROW and not line.endswith(b"\n"):
                 self._skip_line(file)
-                yield Row(self.name, self.line, "problem", f"a line of more than {MAX_ROW:,} bytes")
+                yield SourceRow(self.name, self.line, "problem", f"a line of more than {MAX_ROW:,} bytes")
             elif not line.isspace():
-                yield Row(self.name, self.line, "json", line)
+                yield SourceRow(self.name, self.line, "json", line)
 
-    def _text(self, file: BinaryIO) -> Iterator[Row]:
+    def _text(self, file: BinaryIO) -> Iterator[SourceRow]:
         """Documents in pieces. The line break before a separator, or before the end of the file, is not text."""
         piece: list[bytes] = []
         size, start = 0, 1
@@ -134,11 +134,11 @@ class _Reader:
             size += len(line)
         yield self._piece(piece, start, ends=True)
 
-    def _piece(self, lines: list[bytes], start: int, *, ends: bool) -> Row:
+    def _piece(self, lines: list[bytes], start: int, *, ends: bool) -> SourceRow:
         text = b"".join(lines)
         if ends and text.endswith(b"\n"):
             text = text[:-1].removesuffix(b"\r")
-        return Row(self.name, start, "text", text, ends)
+        return SourceRow(self.name, start, "text", text, ends)
 
     def _read_line(self, file: BinaryIO, limit: int) -> bytes:
         """The next line, or the next `limit` bytes of a long one; empty at the end of the file."""
@@ -154,7 +154,7 @@ class _Reader:
         while not self._ended_line and self._read_line(file, PIECE):
             pass
 
-    def _parquet(self, file: BinaryIO) -> Iterator[Row]:
+    def _parquet(self, file: BinaryIO) -> Iterator[SourceRow]:
         """One row a cell of the column `text`; cells that hold text are given as bytes, since it may be no UTF-8."""
         import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet
@@ -170,7 +170,7 @@ class _Reader:
             for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=[FIELD], use_threads=False):
                 for value in _cells(batch.column(0)):
                     self.line += 1
-                    yield Row(self.name, self.line, "value", value)
+                    yield SourceRow(self.name, self.line, "value", value)
         except arrow_error as error:
             raise DamagedFileError(" ".join(str(error).split())[:200]) from None
 

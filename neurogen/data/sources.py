@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurogen.data.rows import FIELD, SUFFIXES, Row, is_supported, read_rows
+from neurogen.data.rows import FIELD, SUFFIXES, SourceRow, is_supported, read_rows
 from neurogen.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class FileSource:
                 "to, even if only for lock files; set HF_HOME to one."
             ) from None
 
-    def rows(self, dataset: IterableDataset, done: int) -> Iterator[Row]:
+    def rows(self, dataset: IterableDataset, done: int) -> Iterator[SourceRow]:
         """The rows from where `dataset` stands, `done` of them being behind it."""
         for example in dataset:
             yield example["row"]
@@ -103,7 +103,7 @@ class HubSource:
         self._dataset.load_state_dict(self._start)
         return self._dataset
 
-    def rows(self, dataset: IterableDataset, done: int) -> Iterator[Row]:
+    def rows(self, dataset: IterableDataset, done: int) -> Iterator[SourceRow]:
         """The rows from where `dataset` stands, `done` of them being behind it.
 
         Raises:
@@ -112,7 +112,7 @@ class HubSource:
         numbers = count(done + 1)
         try:
             for example in dataset:
-                yield Row(self.name, next(numbers), "value", example.get(FIELD))
+                yield SourceRow(self.name, next(numbers), "value", example.get(FIELD))
         except Exception as error:  # the library raises whatever its file systems and parsers raise
             raise DataError(
                 f"The data set {self.name} cannot be read beyond row {next(numbers) - 1}: {_cause(error)}. If the "

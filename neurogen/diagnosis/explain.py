@@ -70,7 +70,7 @@ def explain(
     runner = Runner(model, sampler, options, **values)
     if runner.options.n != 1:
         raise ParameterError(f"One sample is explained at a time: n must be 1, got {runner.options.n}.", "n")
-    watch = _Watch(model, sampler, _checked(top))
+    watch = _StepExplainer(model, sampler, _checked(top))
     engine = model.engine(sampler, batch_size=1, observer=lambda rows, logits, _, drawn: watch(rows, logits, drawn))
     prompt = Prompt(0, text) if isinstance(text, str) else text
     events = Runner(model, sampler, runner.options, engine=engine).run([prompt])
@@ -88,7 +88,7 @@ def explain_steps(
         observed: for each step the rows as they were, the model's logits, and what was chosen.
         top: candidates a step, at least 1.
     """
-    watch = _Watch(model, sampler, _checked(top))
+    watch = _StepExplainer(model, sampler, _checked(top))
     for rows, logits, drawn in observed:
         watch(rows, logits, drawn)
     return watch.explanation(result)
@@ -100,7 +100,7 @@ def _checked(top: int) -> int:
     return top
 
 
-class _Watch:
+class _StepExplainer:
     """Is shown the steps of an engine and explains each."""
 
     def __init__(self, model: DecodableModel, sampler: Sampler, top: int) -> None:

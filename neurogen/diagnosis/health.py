@@ -24,7 +24,7 @@ __all__ = [
     "SATURATED_TOP1",
     "Health",
     "HealthSums",
-    "Verdict",
+    "HealthVerdict",
     "cross_entropy",
     "judge",
     "measure",
@@ -57,7 +57,7 @@ NO_TARGET = -1
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-Verdict = Literal["healthy", "flat", "saturated", "worse than uniform", "diverged"]
+HealthVerdict = Literal["healthy", "flat", "saturated", "worse than uniform", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class HealthSums:
         )
 
 
-def judge(health: Health, gradient_norm: float | None = None) -> tuple[Verdict, str]:
+def judge(health: Health, gradient_norm: float | None = None) -> tuple[HealthVerdict, str]:
     """A verdict on means over many positions, and the reason for it.
 
     Args:

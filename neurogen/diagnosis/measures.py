@@ -27,7 +27,7 @@ __all__ = [
     "SETTINGS",
     "Measures",
     "SamplerAccuracy",
-    "Setting",
+    "SamplerSetting",
     "accuracies",
     "join",
     "load_samplers",
@@ -53,7 +53,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Setting:
+class SamplerSetting:
     """A sampler with its parameters, as it would have measured accuracy.
 
     Attributes:
@@ -78,11 +78,11 @@ MISTAKE = "the training mistake"
 INFERENCE = "default in inference"
 
 SETTINGS = (
-    Setting("greedy", {}, TRAINING),
-    Setting("topk", {"k": 50, "temperature": 1.0}, MISTAKE),
-    Setting("topp", {"p": 0.9, "temperature": 1.0}, MISTAKE),
-    Setting("topk", {"k": 50, "temperature": 0.8}, INFERENCE),
-    Setting("topp", {"p": 0.9, "temperature": 0.8}, INFERENCE),
+    SamplerSetting("greedy", {}, TRAINING),
+    SamplerSetting("topk", {"k": 50, "temperature": 1.0}, MISTAKE),
+    SamplerSetting("topp", {"p": 0.9, "temperature": 1.0}, MISTAKE),
+    SamplerSetting("topk", {"k": 50, "temperature": 0.8}, INFERENCE),
+    SamplerSetting("topp", {"p": 0.9, "temperature": 0.8}, INFERENCE),
 )
 
 
@@ -97,7 +97,7 @@ class SamplerAccuracy:
         never: share of positions where it cannot choose the target at all.
     """
 
-    setting: Setting
+    setting: SamplerSetting
     accuracy: float
     deviation: float
     never: float

@@ -135,7 +135,7 @@ class LlamaContext:
         self.sequences, self.length = sequences, length
         self._memory = llama_cpp.llama_get_memory(self._pointer)
         self._limit = int(llama_cpp.llama_n_batch(self._pointer))
-        self._batch = _Batch(self._limit)
+        self._batch = _LlamaBatch(self._limit)
         self._view: tuple[int, int, Tensor] | None = None
 
     def read(self, sequence: int, ids: Sequence[int]) -> Tensor:
@@ -196,7 +196,7 @@ class LlamaContext:
         return self._view[2]
 
 
-class _Batch:
+class _LlamaBatch:
     """A `llama_batch` whose arrays are NumPy's, so that a step changes tokens and positions in place."""
 
     def __init__(self, size: int) -> None:

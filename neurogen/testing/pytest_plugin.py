@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from neurogen.bench.results import Result
+    from neurogen.bench.results import BenchResult
     from neurogen.contract.sampler import Sampler
 
 __all__ = ["NeurogenBenchmark", "pytest_addoption", "pytest_configure", "ratios_held"]
@@ -73,7 +73,7 @@ class NeurogenBenchmark:
         peers: Collection[str] = PEERS,
         seconds: float = 0.3,
         **params: Any,
-    ) -> Result:
+    ) -> BenchResult:
         """Measure a sampler beside its peers, which get the same parameters.
 
         Args:
@@ -97,7 +97,7 @@ class NeurogenBenchmark:
         cell = _cell(kind=kind, dtype=dtype, vocab=vocab, batch=batch)
         target, _ = resolve_device(device)
 
-        def measured() -> Result:
+        def measured() -> BenchResult:
             return measure(chosen, cell, device=target, seconds=seconds, peers=peers)
 
         if self._benchmark is None:
@@ -106,7 +106,7 @@ class NeurogenBenchmark:
         self._record(chosen, result, target)
         return result
 
-    def _record(self, sampler: Sampler, result: Result, device: Any) -> None:
+    def _record(self, sampler: Sampler, result: BenchResult, device: Any) -> None:
         """Let pytest-benchmark measure the sampler too, in a group of the same cell, with the ratios beside."""
         import torch
 
@@ -148,7 +148,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_WithPytestBenchmark() if has_benchmark else _Alone(), "neurogen-benchmark")
 
 
-def ratios_held(config: pytest.Config | None, benchmark: Any, measured: Callable[[], Result]) -> Result:
+def ratios_held(config: pytest.Config | None, benchmark: Any, measured: Callable[[], BenchResult]) -> BenchResult:
     """Measure a sampler beside its peers, and note the ratios for pytest-benchmark to save.
 
     Args:
@@ -195,7 +195,7 @@ def _saved_ratios(config: pytest.Config, fullname: str) -> dict[str, float]:
     return found
 
 
-def _grown(result: Result, saved: dict[str, float], allowed: float | None) -> list[str]:
+def _grown(result: BenchResult, saved: dict[str, float], allowed: float | None) -> list[str]:
     """The ratios that have grown to more than `allowed` times what they were, in words."""
     return [
         f"{ratio.median:.3g} times {peer}, {saved[peer]:.3g} in the run compared with"

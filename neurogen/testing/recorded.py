@@ -29,8 +29,8 @@ __all__ = [
     "PARAMETERS",
     "Cases",
     "Choose",
-    "Difference",
-    "Row",
+    "RecordedRow",
+    "WrongToken",
     "check_recorded",
     "check_with",
     "load_cases",
@@ -145,7 +145,7 @@ def _with_special(row: Floats, special: int, logit: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Row:
+class RecordedRow:
     """What the cases of one line of the file share: a row of logits, its dtype, and the sampler."""
 
     kind: str
@@ -165,7 +165,7 @@ class Cases:
     A parameter that the sampler of a case does not have is 0.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[RecordedRow, ...]
     row: Integers
     k: Integers
     p: NDArray[np.float64]
@@ -179,11 +179,11 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class Difference:
+class WrongToken:
     """A case whose token was not the recorded one."""
 
     case: int
-    row: Row
+    row: RecordedRow
     parameters: dict[str, float]
     seed: int
     position: int
@@ -215,7 +215,7 @@ def load_cases(path: Path = FILE) -> Cases:
     header, *lines = read_lines(path)
     if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path} is not a file of {FORMAT}, version {VERSION}.")
-    rows = tuple(Row(**{name: line[name] for name in Row.__dataclass_fields__}) for line in lines)
+    rows = tuple(RecordedRow(**{name: line[name] for name in RecordedRow.__dataclass_fields__}) for line in lines)
     counts = [len(line["id"]) for line in lines]
 
     def column(name: str, dtype: type) -> NDArray[Any]:
@@ -241,7 +241,7 @@ def load_cases(path: Path = FILE) -> Cases:
 
 LOGITS_A_CALL = 1 << 22
 
-Choose = Callable[[Row, Floats, dict[str, NDArray[Any]]], Sequence[int] | Integers]
+Choose = Callable[[RecordedRow, Floats, dict[str, NDArray[Any]]], Sequence[int] | Integers]
 """(row, logits, arguments) -> one token a row.
 
 `row` says sampler, vocab and dtype of the whole batch (its kind and seed are those of the first case alone); `logits`
@@ -251,7 +251,7 @@ is [batch, vocab], which the dtype holds exactly; `arguments` are the sampler's 
 
 def check_recorded(
     device: str = "cpu", *, order: Sequence[int] | Integers | None = None, logits_a_call: int = LOGITS_A_CALL
-) -> list[Difference]:
+) -> list[WrongToken]:
     """Every case whose token on this device is not the recorded one: an empty list where all is well.
 
     Args:
@@ -264,7 +264,7 @@ def check_recorded(
 
     samplers = {name: load_sampler(name) for name in PARAMETERS}
 
-    def choose(row: Row, logits: Floats, arguments: dict[str, NDArray[Any]]) -> Integers:
+    def choose(row: RecordedRow, logits: Floats, arguments: dict[str, NDArray[Any]]) -> Integers:
         columns: dict[str, Any] = {name: torch.from_numpy(column).to(device) for name, column in arguments.items()}
         there = _as_stored(logits, row.dtype).to(device)
         ids: Integers = samplers[row.sampler].sample(there, check=False, **columns).cpu().numpy()
@@ -285,7 +285,7 @@ def _as_stored(logits: Floats, dtype: str) -> torch.Tensor:
 
 def check_with(
     choose: Choose, *, order: Sequence[int] | Integers | None = None, logits_a_call: int = LOGITS_A_CALL
-) -> list[Difference]:
+) -> list[WrongToken]:
     """Every case for which `choose` gives another token than the recorded one.
 
     Cases of one sampler, vocab and dtype share batches in which no two rows need be alike.
@@ -326,9 +326,9 @@ def _table(cases: Cases, group: Integers) -> tuple[Floats, Integers]:
     return np.stack([cases.rows[row].logits() for row in rows]), index
 
 
-def _difference(cases: Cases, case: int, got: int) -> Difference:
+def _difference(cases: Cases, case: int, got: int) -> WrongToken:
     row = cases.rows[cases.row[case]]
-    return Difference(
+    return WrongToken(
         case=case,
         row=row,
         parameters={name: getattr(cases, name)[case].item() for name in PARAMETERS[row.sampler]},

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.requirements import Contract
-from neurogen.diagnosis.health import IGNORE_INDEX, Health, HealthSums, Verdict, cross_entropy, judge, measure
+from neurogen.diagnosis.health import IGNORE_INDEX, Health, HealthSums, HealthVerdict, cross_entropy, judge, measure
 from neurogen.errors import ModelError, ParameterError
 from neurogen.models.foreign import check_causal_lm, logits_of
 from neurogen.registry.registry import Registry, default_registry
@@ -87,7 +87,7 @@ class StepResult:
         return self.health.accuracy
 
     @property
-    def verdict(self) -> tuple[Verdict, str]:
+    def verdict(self) -> tuple[HealthVerdict, str]:
         """healthy, flat, saturated, worse than uniform or diverged, and why."""
         return judge(self.health, self.gradient_norm)
 

@@ -16,7 +16,7 @@ SIZES = {"warp": 4, "parts": 4, "listed": 64, "ranked": 16}
 LAUNCH = {"grid": 3, "block": 8, "warp": SIZES["warp"], "offset": 0, "gap": 0}
 
 
-def choose(row: recorded.Row, logits: np.ndarray, arguments: dict[str, np.ndarray]) -> np.ndarray:
+def choose(row: recorded.RecordedRow, logits: np.ndarray, arguments: dict[str, np.ndarray]) -> np.ndarray:
     """One token a row from the kernel itself: the one place that knows how it is called."""
     simulate_kernels.set_sizes(SIZES)
     call = simulate_kernels.SAMPLERS[row.sampler].sample

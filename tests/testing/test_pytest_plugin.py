@@ -11,7 +11,7 @@ from test_third_party import SOURCE, Environment
 
 import neurogen
 from neurogen import ParameterError
-from neurogen.bench.results import Result
+from neurogen.bench.results import BenchResult
 from neurogen.testing.pytest_plugin import NeurogenBenchmark
 
 AUTHORS_TESTS = """
@@ -100,7 +100,7 @@ def test_it_measures_a_sampler_that_is_made_already() -> None:
     result = NeurogenBenchmark()(
         neurogen.load_sampler("topk", k=3), vocab=100, kind="flat", dtype="bfloat16", peers=["torch"], seconds=0.01
     )
-    assert isinstance(result, Result)
+    assert isinstance(result, BenchResult)
     assert str(result.cell) == "flat bfloat16 vocab=100 batch=1"
     assert set(result.to_peers) == {"torch"}
     assert result.params == {"k": 3, "temperature": 0.8}

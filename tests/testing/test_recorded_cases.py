@@ -24,7 +24,16 @@ import torch
 from click.testing import CliRunner
 
 from neurogen.testing import recorded
-from neurogen.testing.recorded import DTYPES, KINDS, Cases, Row, check_recorded, check_with, load_cases, make_logits
+from neurogen.testing.recorded import (
+    DTYPES,
+    KINDS,
+    Cases,
+    RecordedRow,
+    check_recorded,
+    check_with,
+    load_cases,
+    make_logits,
+)
 
 ROOT = Path(__file__).parents[2]
 METHODS = ("greedy", "topk", "topp", "temperature")
@@ -54,7 +63,7 @@ def recorder() -> ModuleType:
     return module
 
 
-def rows_of(cases: Cases) -> list[Row]:
+def rows_of(cases: Cases) -> list[RecordedRow]:
     """The row of every case."""
     return [cases.rows[row] for row in cases.row.tolist()]
 
@@ -167,7 +176,7 @@ def test_ambiguous_cases_are_not_recorded(recorder: ModuleType) -> None:
     for near in (-1.9e-6, 0.0, 1.9e-6):
         assert recorder.token_inside(np.array([u + near, 1 - u - near]), 5, 0) is None
     quarters = recorder.Attempt(
-        Row("zeros", 0, 4, "float32", "topp"), "topp", [0] * 2, [0.5, 0.6], [1.0] * 2, [5] * 2, [0] * 2
+        RecordedRow("zeros", 0, 4, "float32", "topp"), "topp", [0] * 2, [0.5, 0.6], [1.0] * 2, [5] * 2, [0] * 2
     )
     logits = np.zeros(4, np.float32)  # p = 0.5 falls on the step of the second token
     assert recorder.token_of(quarters, logits, 0) is None
@@ -195,7 +204,7 @@ def test_another_file_is_refused(lines: list[dict[str, object] | None], message:
 # Devices.
 
 
-def assert_no_difference(differences: list[recorded.Difference]) -> None:
+def assert_no_difference(differences: list[recorded.WrongToken]) -> None:
     assert not differences, f"{len(differences)} differences, such as:\n" + "\n".join(map(str, differences[:5]))
 
 
@@ -276,7 +285,7 @@ def test_a_wrong_token_is_reported_with_all_that_led_to_it(cases: Cases, monkeyp
 def test_any_engine_can_be_held_against_the_cases(cases: Cases) -> None:
     shapes = []
 
-    def choose(row: Row, logits: np.ndarray, arguments: dict[str, np.ndarray]) -> np.ndarray:
+    def choose(row: RecordedRow, logits: np.ndarray, arguments: dict[str, np.ndarray]) -> np.ndarray:
         shapes.append(logits.shape)
         assert set(arguments) == {*recorded.PARAMETERS[row.sampler], "seed", "position"}
         assert all(len(column) == len(logits) for column in arguments.values())

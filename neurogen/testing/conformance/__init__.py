@@ -18,9 +18,9 @@ from neurogen.kernels.cuda_extra import require_cuda_compilers
 from neurogen.registry.registry import load_sampler
 from neurogen.testing.conformance import arithmetic, declared, devices, drawing, invariance, meaning, memory
 from neurogen.testing.conformance.kit import CHECKS, Check, run
-from neurogen.testing.conformance.report import Failure, Report, Result
+from neurogen.testing.conformance.report import CheckFailure, CheckResult, Report
 
-__all__ = ["CHECKS", "Check", "Failure", "Report", "Result", "check"]
+__all__ = ["CHECKS", "Check", "CheckFailure", "CheckResult", "Report", "check"]
 
 ORDER = (declared, meaning, drawing, invariance, memory, arithmetic, devices)
 """The modules of the checks, in the order in which they are run."""
@@ -38,7 +38,7 @@ def check(
     quick: bool = False,
     seed: int = 0,
     only: Iterable[str] = (),
-    told: Callable[[Result], None] | None = None,
+    told: Callable[[CheckResult], None] | None = None,
 ) -> Report:
     """Run the conformance checks.
 

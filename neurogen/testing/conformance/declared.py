@@ -17,7 +17,7 @@ from neurogen.errors import NeurogenError, ParameterError
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.cases import batch_of, bounds_of
 from neurogen.testing.conformance.kit import Kit, check
-from neurogen.testing.conformance.trial import Difference, Trial
+from neurogen.testing.conformance.trial import Trial, Violation
 
 __all__: list[str] = []
 
@@ -157,10 +157,10 @@ def _works(trial: Trial) -> None:
     """Sampling gives an id of every row, and probs and support are not empty."""
     ids = trial.sample()
     if not bool(((ids >= 0) & (ids < trial.case.vocab)).all()):
-        raise Difference(f"ids from 0 to {trial.case.vocab - 1}", ids)
+        raise Violation(f"ids from 0 to {trial.case.vocab - 1}", ids)
     kept = trial.support()
     if not bool(kept.any(dim=-1).all()):
-        raise Difference("at least one token kept in every row", kept)
+        raise Violation("at least one token kept in every row", kept)
     probs = trial.probs()
     if not bool((probs > 0).any(dim=-1).all()):
-        raise Difference("a probability above 0 in every row", probs)
+        raise Violation("a probability above 0 in every row", probs)

@@ -17,7 +17,7 @@ from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.simulated import SimulationError, simulation
 from neurogen.testing.conformance.subject import Subject
-from neurogen.testing.conformance.trial import Difference, Trial
+from neurogen.testing.conformance.trial import Trial, Violation
 
 __all__: list[str] = []
 
@@ -47,7 +47,7 @@ def card_law(trial: Trial) -> None:
     for name in ("sample", "probs", "support"):
         here, there = getattr(trial, name)(), getattr(other, name)()
         if not here.equal(there):
-            raise Difference(f"{summary(here)}, as on the CPU", f"{summary(there)} on the card")
+            raise Violation(f"{summary(here)}, as on the CPU", f"{summary(there)} on the card")
 
 
 FUNCTIONS = ("sample", "probs", "support")

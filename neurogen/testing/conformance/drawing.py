@@ -12,7 +12,7 @@ from torch import Tensor
 from neurogen.testing.conformance.case import Case, Shown, summary
 from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
-from neurogen.testing.conformance.trial import Difference, Law, Trial
+from neurogen.testing.conformance.trial import Law, Trial, Violation
 
 __all__ = ["g_test"]
 
@@ -47,7 +47,7 @@ def ids_law(trial: Trial) -> None:
     outside = (got < 0) | (got >= trial.case.vocab)
     if bool(outside.any()):
         first = int(outside.nonzero()[0])
-        raise Difference(f"ids from 0 to {trial.case.vocab - 1}", f"the id {int(got[first])} with the seed {first}")
+        raise Violation(f"ids from 0 to {trial.case.vocab - 1}", f"the id {int(got[first])} with the seed {first}")
 
 
 # Frequencies.
@@ -104,12 +104,12 @@ def _frequency_law(by: str, draws: int, start: int, alpha: float) -> Law:
         impossible = np.flatnonzero((counts > 0) & (probs == 0))
         if len(impossible):
             token = impossible[0]
-            raise Difference(f"token {token} never, since probs gives it 0", f"{counts[token]} times in {draws:,}")
+            raise Violation(f"token {token} never, since probs gives it 0", f"{counts[token]} times in {draws:,}")
         p_value = g_test(counts, probs)
         if p_value < alpha:
             expected = torch.from_numpy((probs * draws).round().astype(np.int64))
             got = f"{summary(torch.from_numpy(counts))} (p = {p_value:.1g})"
-            raise Difference(f"in {draws:,} draws, by token, about {summary(expected)}", got)
+            raise Violation(f"in {draws:,} draws, by token, about {summary(expected)}", got)
 
     return law
 
@@ -117,7 +117,7 @@ def _frequency_law(by: str, draws: int, start: int, alpha: float) -> Law:
 def _distribution(trial: Trial) -> NDArray[np.float64]:
     probs = trial.probs()[0].numpy().astype(np.float64)
     if not np.isfinite(probs).all() or probs.min() < 0 or not 0.5 < probs.sum() < 2:
-        raise Difference("probabilities", torch.from_numpy(probs))
+        raise Violation("probabilities", torch.from_numpy(probs))
     return np.asarray(probs / probs.sum())
 
 
@@ -128,7 +128,7 @@ def _drawn(trial: Trial, by: str, draws: int, start: int) -> NDArray[np.int64]:
     numbers = {by: Shown(f"torch.arange({start}, {start + draws})", counting)}
     got = trial.sample(row, **numbers).numpy()  # type: ignore[arg-type]
     if got.min() < 0 or got.max() >= trial.case.vocab:
-        raise Difference(f"ids from 0 to {trial.case.vocab - 1}", f"{got.min()} to {got.max()}")
+        raise Violation(f"ids from 0 to {trial.case.vocab - 1}", f"{got.min()} to {got.max()}")
     return np.asarray(got)
 
 
@@ -161,7 +161,7 @@ def _pair_law(by: str, draws: int, start: int, alpha: float) -> Law:
         if p_value < alpha:
             got = f"{summary(torch.from_numpy(table))} (p = {p_value:.1g})"
             wanted = torch.from_numpy((expected * len(pairs)).round().astype(np.int64))
-            raise Difference(f"pairs of neighbours, by first and second token, about {summary(wanted)}", got)
+            raise Violation(f"pairs of neighbours, by first and second token, about {summary(wanted)}", got)
 
     return law
 
@@ -198,12 +198,12 @@ def same_law(trial: Trial) -> None:
     first = trial.sample()
     again = trial.sample()
     if not again.equal(first):
-        raise Difference(f"{summary(first)}, as at the first call", again)
+        raise Violation(f"{summary(first)}, as at the first call", again)
     batch = trial.case.batch
     if isinstance(trial.case.seed, int) and isinstance(trial.case.position, int):
         written = trial.sample(seed=(trial.case.seed,) * batch, position=(trial.case.position,) * batch)
         if not written.equal(first):
-            raise Difference(f"{summary(first)}, as with a number for all rows", written)
+            raise Violation(f"{summary(first)}, as with a number for all rows", written)
 
 
 def _count(step: int) -> Callable[[], Sequence[int]]:
@@ -248,7 +248,7 @@ def _varied_law(name: str) -> Law:
         other = [3] * PLAYS
         got = _plays(trial, numbers(), other) if which == "seed" else _plays(trial, other, numbers())
         if bool((got == got[0]).all()):
-            raise Difference(f"{name}: different tokens in {PLAYS} draws", f"token {int(got[0])} each time")
+            raise Violation(f"{name}: different tokens in {PLAYS} draws", f"token {int(got[0])} each time")
 
     return law
 
@@ -260,7 +260,7 @@ def swapped_law(trial: Trial) -> None:
     low, high = list(range(PLAYS)), list(range(1000, 1000 + PLAYS))
     one, other = _plays(trial, low, high), _plays(trial, high, low)
     if one.equal(other):
-        raise Difference("other tokens when seed and position are exchanged", one)
+        raise Violation("other tokens when seed and position are exchanged", one)
 
 
 def summed_law(trial: Trial) -> None:
@@ -269,7 +269,7 @@ def summed_law(trial: Trial) -> None:
         return
     got = _plays(trial, list(range(PLAYS)), list(range(PLAYS, 0, -1)))
     if bool((got == got[0]).all()):
-        raise Difference(f"different tokens in {PLAYS} draws with one sum of seed and position", f"token {int(got[0])}")
+        raise Violation(f"different tokens in {PLAYS} draws with one sum of seed and position", f"token {int(got[0])}")
 
 
 @check("deterministic", "a sampler that declares itself deterministic chooses the same whatever seed and position")
@@ -289,4 +289,4 @@ def deterministic_law(trial: Trial) -> None:
     got = trial.sample(repeated, seed=written, position=written).reshape(count, -1)
     different = (got != expected).any(dim=1).nonzero()
     if len(different):
-        raise Difference(f"{summary(expected)} for every seed", f"{summary(got[int(different[0])])} for another")
+        raise Violation(f"{summary(expected)} for every seed", f"{summary(got[int(different[0])])} for another")

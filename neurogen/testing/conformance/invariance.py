@@ -16,7 +16,7 @@ from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, per_
 from neurogen.testing.conformance.cases import KINDS, accepted, values_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.subject import Subject
-from neurogen.testing.conformance.trial import CALLS, Difference, Trial, all_rows, one_row
+from neurogen.testing.conformance.trial import CALLS, Trial, Violation, all_rows, one_row
 
 __all__: list[str] = []
 
@@ -191,12 +191,12 @@ def earlier_law(trial: Trial) -> None:
         expected = trial.call(name, {})
         moved = [generator for generator, state in _generators().items() if state != before[generator]]
         if moved:
-            raise Difference("global generators that are left alone", f"a draw from that of {moved[0]}")
+            raise Violation("global generators that are left alone", f"a draw from that of {moved[0]}")
         _seed_all(trial, 2)
         trial.call(name, {**other, "params": {}, "seed": 5, "position": 5})
         got = trial.call(name, {})
         if not got.equal(expected):
-            raise Difference(f"{summary(expected)}, as before another call", got)
+            raise Violation(f"{summary(expected)}, as before another call", got)
 
 
 def _generators() -> dict[str, Any]:
@@ -246,10 +246,10 @@ def untouched_law(trial: Trial) -> None:
     for call in calls:
         call()
         if not _same_bits(trial.logits.value.cpu(), before):
-            raise Difference(f"logits that are still {summary(before)}", trial.logits.value)
+            raise Violation(f"logits that are still {summary(before)}", trial.logits.value)
         for name, (value, copy) in given.items():
             if not value.value.equal(copy):
-                raise Difference(f"{name} that is still {summary(copy)}", value.value)
+                raise Violation(f"{name} that is still {summary(copy)}", value.value)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -270,7 +270,7 @@ def single_law(trial: Trial) -> None:
         return
     ids, probs, support = trial.sample(), trial.probs(), trial.support()
     if ids.any() or not bool((probs == 1).all()) or not bool(support.all()):
-        raise Difference("id 0, probability 1, kept", f"{summary(ids)}, {summary(probs)}, {summary(support)}")
+        raise Violation("id 0, probability 1, kept", f"{summary(ids)}, {summary(probs)}, {summary(support)}")
 
 
 def empty_law(trial: Trial) -> None:
@@ -279,7 +279,7 @@ def empty_law(trial: Trial) -> None:
     shapes = [list(trial.call(name, {"logits": none}).shape) for name in CALLS]
     vocab = trial.case.vocab
     if shapes != [[0], [0, vocab], [0, vocab]]:
-        raise Difference(f"the shapes [0], [0, {vocab}], [0, {vocab}]", f"{shapes}")
+        raise Violation(f"the shapes [0], [0, {vocab}], [0, {vocab}]", f"{shapes}")
 
 
 @check("threads", "calls from several threads at once give the same")
@@ -304,7 +304,7 @@ def threads_law(trial: Trial) -> None:
     for wanted, found in zip(expected, got, strict=True):
         if found != wanted:
             turn = next(turn for turn in range(CALLS_A_THREAD) if found[turn] != wanted[turn])
-            raise Difference(f"{wanted[turn]}, as from one thread", f"{found[turn]}")
+            raise Violation(f"{wanted[turn]}, as from one thread", f"{found[turn]}")
 
 
 THREADED = f"""

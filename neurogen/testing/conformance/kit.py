@@ -20,10 +20,10 @@ from neurogen.contract.sampler import Sampler
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.testing.conformance.case import Case, Value
 from neurogen.testing.conformance.cases import KINDS, batch_of, param_sets
-from neurogen.testing.conformance.report import Failure, Report, Result
+from neurogen.testing.conformance.report import CheckFailure, CheckResult, Report
 from neurogen.testing.conformance.shrink import shrink
 from neurogen.testing.conformance.subject import Subject
-from neurogen.testing.conformance.trial import Difference, Law, Trial
+from neurogen.testing.conformance.trial import Law, Trial, Violation
 
 __all__ = ["CHECKS", "Check", "Kit", "Skip", "check", "run", "run_check"]
 
@@ -47,7 +47,7 @@ class Skip(Exception):  # noqa: N818  (it says why a check does not apply, and n
 class Broken(Exception):  # noqa: N818  (what a check has found, and never leaves the kit)
     """A check fails."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: CheckFailure) -> None:
         super().__init__(str(failure))
         self.failure = failure
 
@@ -163,13 +163,13 @@ class Kit:
 
     def fail(self, expected: str, got: str, snippet: str = "") -> None:
         """Fail the check without a case."""
-        raise Broken(Failure(expected, got, snippet))
+        raise Broken(CheckFailure(expected, got, snippet))
 
     def count(self) -> None:
         """Another case has been tried without `hold`."""
         self.cases += 1
 
-    def _break(self, case: Case, law: Law, valid: bool) -> tuple[str, Failure] | None:
+    def _break(self, case: Case, law: Law, valid: bool) -> tuple[str, CheckFailure] | None:
         """How a case breaks the law, and the report of it; None where it holds."""
         try:
             trial = Trial(self.subject, case)
@@ -179,16 +179,16 @@ class Kit:
             return None
         try:
             law(trial)
-        except Difference as difference:
-            return "difference", Failure(difference.expected, difference.got, trial.snippet())
+        except Violation as difference:
+            return "difference", CheckFailure(difference.expected, difference.got, trial.snippet())
         except Skip:
             raise
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            return type(error).__name__, Failure("a result", message, trial.snippet())
+            return type(error).__name__, CheckFailure("a result", message, trial.snippet())
         return None
 
-    def _smallest(self, case: Case, law: Law, valid: bool, found: tuple[str, Failure]) -> Failure:
+    def _smallest(self, case: Case, law: Law, valid: bool, found: tuple[str, CheckFailure]) -> CheckFailure:
         manner, failure = found
 
         def breaks(candidate: Case) -> bool:
@@ -200,11 +200,11 @@ class Kit:
         return again[1] if again is not None else failure
 
 
-def run_check(kit_check: Check, subject: Subject, *, quick: bool, seed: int) -> Result:
+def run_check(kit_check: Check, subject: Subject, *, quick: bool, seed: int) -> CheckResult:
     """Run one check; whatever it finds is in the result."""
     kit = Kit(subject, quick=quick, seed=seed)
     started = time.perf_counter()
-    result = partial(Result, kit_check.name, kit_check.title)
+    result = partial(CheckResult, kit_check.name, kit_check.title)
     failure = None
     try:
         with warnings.catch_warnings():
@@ -218,7 +218,7 @@ def run_check(kit_check: Check, subject: Subject, *, quick: bool, seed: int) -> 
         failure = broken.failure
         done = result("failed")
     except NeurogenError as error:
-        failure = Failure("a check that can be made", f"{type(error).__name__}: {error}")
+        failure = CheckFailure("a check that can be made", f"{type(error).__name__}: {error}")
         done = result("failed")
     return replace(
         done, cases=kit.cases, notes=tuple(kit.notes), failure=failure, seconds=time.perf_counter() - started
@@ -232,7 +232,7 @@ def run(
     quick: bool = False,
     seed: int = 0,
     only: Iterable[str] = (),
-    told: Callable[[Result], None] | None = None,
+    told: Callable[[CheckResult], None] | None = None,
 ) -> Report:
     """Run the checks; see `neurogen.testing.conformance.check` for the arguments."""
     where = torch.device(device)
@@ -244,10 +244,10 @@ def run(
     if problem is not None:
         return _undeclared(sampler, problem, chosen, Report("", "", str(where), quick, seed, ()))
     subject = Subject(sampler, where)
-    results: list[Result] = []
+    results: list[CheckResult] = []
     for name in chosen:
         if results and _cannot_be_compiled(results):
-            results.append(Result(name, CHECKS[name].title, "skipped", notes=("its kernels cannot be compiled",)))
+            results.append(CheckResult(name, CHECKS[name].title, "skipped", notes=("its kernels cannot be compiled",)))
         else:
             results.append(run_check(CHECKS[name], subject, quick=quick, seed=seed))
         if told is not None:
@@ -255,7 +255,7 @@ def run(
     return Report(subject.label, subject.origin, str(where), quick, seed, results)
 
 
-def _cannot_be_compiled(results: Iterable[Result]) -> bool:
+def _cannot_be_compiled(results: Iterable[CheckResult]) -> bool:
     """Whether a check has found that the kernels for this device cannot be compiled, which every other would find."""
     return any(
         result.failure is not None and result.check != "arithmetic" and NOT_COMPILED.search(result.failure.got)
@@ -266,9 +266,9 @@ def _cannot_be_compiled(results: Iterable[Result]) -> bool:
 def _undeclared(cls: Any, problem: str, chosen: Iterable[str], report: Report) -> Report:
     """The report of a class whose declaration is such that it cannot be made."""
     first = next(iter(CHECKS.values()))
-    failed = Result(first.name, first.title, "failed", 1, failure=Failure("a complete declaration", problem))
+    failed = CheckResult(first.name, first.title, "failed", 1, failure=CheckFailure("a complete declaration", problem))
     skipped = [
-        Result(name, CHECKS[name].title, "skipped", notes=("its declaration cannot be used",))
+        CheckResult(name, CHECKS[name].title, "skipped", notes=("its declaration cannot be used",))
         for name in chosen
         if name != first.name
     ]

@@ -14,7 +14,7 @@ from neurogen.errors import InvalidLogitsError
 from neurogen.testing.conformance.case import Case, Value, summary
 from neurogen.testing.conformance.cases import KINDS, TIED, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
-from neurogen.testing.conformance.trial import CALLS, Difference, Trial
+from neurogen.testing.conformance.trial import CALLS, Trial, Violation
 
 __all__: list[str] = []
 
@@ -49,7 +49,7 @@ def support_law(trial: Trial) -> None:
         wrong = (must & ~got[index]) | (got[index] & ~may)
         if wrong.any():
             where = f"row {index}: " if trial.case.batch > 1 else ""
-            raise Difference(f"{where}{_ids(must)} kept", f"{where}{_ids(got[index])} kept")
+            raise Violation(f"{where}{_ids(must)} kept", f"{where}{_ids(got[index])} kept")
 
 
 @check("probs", "probs sum to one and are those of the reference, within a total variation of 1e-6")
@@ -66,9 +66,9 @@ def probs_law(trial: Trial) -> None:
         got = found[index].astype(np.float64)
         where = f"row {index}: " if trial.case.batch > 1 else ""
         if not np.isfinite(got).all() or got.min() < 0:
-            raise Difference(f"{where}finite numbers >= 0", where + summary(torch.from_numpy(got)))
+            raise Violation(f"{where}finite numbers >= 0", where + summary(torch.from_numpy(got)))
         if abs(got.sum() - 1) > SUM_TOLERANCE:
-            raise Difference(f"{where}a sum of 1", f"{where}a sum of {got.sum():.7g}")
+            raise Violation(f"{where}a sum of 1", f"{where}a sum of {got.sum():.7g}")
         if trial.subject.meaning.given:
             _compare_with_reference(trial, got, row, params, where)
 
@@ -84,7 +84,7 @@ def _compare_with_reference(
         return
     distance = 0.5 * float(np.abs(got - expected).sum())
     if not distance <= TOTAL_VARIATION:
-        raise Difference(
+        raise Violation(
             f"{where}{summary(torch.from_numpy(expected))}",
             f"{where}{summary(torch.from_numpy(got))}, a total variation of {distance:.2g}",
         )
@@ -103,14 +103,14 @@ def agreement_law(trial: Trial) -> None:
         tiny = reference.weights(row, temperature) < UNDERFLOW
         if (given[index] & ~kept[index]).any() or (kept[index] & ~given[index] & ~tiny).any():
             where = f"row {index}: " if trial.case.batch > 1 else ""
-            raise Difference(
+            raise Violation(
                 f"{where}a probability for {_ids(kept[index])}, which are kept", f"{where}one for {_ids(given[index])}"
             )
     for seed, position in KEYS:
         ids = trial.sample(seed=seed, position=position)
         for index, token in enumerate(ids.tolist()):
             if 0 <= token < trial.case.vocab and not kept[index, token]:
-                raise Difference(f"one of the {_ids(kept[index])}", f"token {token}")
+                raise Violation(f"one of the {_ids(kept[index])}", f"token {token}")
 
 
 @check("ties", "among equal logits the tokens of the reference are kept; the argmax is the lowest id")
@@ -148,11 +148,11 @@ def argmax_law(trial: Trial) -> None:
     for seed, position in KEYS:
         ids = trial.sample(seed=seed, position=position)
         if ids.tolist() != expected:
-            raise Difference(expected, ids)
+            raise Violation(expected, ids)
     one_hot = torch.nn.functional.one_hot(torch.tensor(expected), trial.case.vocab)
     for got in (trial.support(), trial.probs()):
         if not got.equal(one_hot.to(got.dtype)):
-            raise Difference(f"{summary(one_hot.to(got.dtype))}, the argmax alone", got)
+            raise Violation(f"{summary(one_hot.to(got.dtype))}, the argmax alone", got)
 
 
 @check("minus-infinity", "a token at -inf is not kept, has the probability 0 and is not drawn")
@@ -166,15 +166,15 @@ def removed_law(trial: Trial) -> None:
     removed = trial.case.logits == -torch.inf
     kept = trial.support()
     if bool((kept & removed).any()):
-        raise Difference("no token at -inf kept", kept)
+        raise Violation("no token at -inf kept", kept)
     given = trial.probs()
     if bool((given[removed] > 0).any()):
-        raise Difference("the probability 0 at -inf", given)
+        raise Violation("the probability 0 at -inf", given)
     for seed, position in KEYS:
         ids = trial.sample(seed=seed, position=position)
         drawn = removed.gather(1, ids.clamp(0, trial.case.vocab - 1)[:, None])
         if bool(drawn.any()):
-            raise Difference("no token at -inf", ids)
+            raise Violation("no token at -inf", ids)
 
 
 @check("invalid-rows", "rows with NaN, +inf or nothing left are named and get -1; other rows are not disturbed")
@@ -207,7 +207,7 @@ def invalid_law(trial: Trial) -> None:
         got = trial.call(name, {})
         for index in wrong:
             if bool((got[index] != nothing).any()):
-                raise Difference(f"{'the id -1' if name == 'sample' else nothing} in row {index}", got)
+                raise Violation(f"{'the id -1' if name == 'sample' else nothing} in row {index}", got)
     if good and wrong:
         apart = trial.view(f"logits[{good}]", lambda logits: logits[good])
         trial.same({"logits": apart}, {}, lambda result: result[good], f"rows {good} beside the others")
@@ -222,8 +222,8 @@ def _expect_error(trial: Trial, rows: tuple[int, ...]) -> None:
             got = trial.call(name, {"check": True})
         except InvalidLogitsError as error:
             if error.rows != rows:
-                raise Difference(
+                raise Violation(
                     f"InvalidLogitsError for rows {list(rows)}", f"one for rows {list(error.rows)}"
                 ) from None
         else:
-            raise Difference(f"InvalidLogitsError for rows {list(rows)}", got)
+            raise Violation(f"InvalidLogitsError for rows {list(rows)}", got)

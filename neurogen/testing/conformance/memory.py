@@ -12,7 +12,7 @@ from neurogen.contract.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, per_row_numbers, summary
 from neurogen.testing.conformance.invariance import with_row_parameters
 from neurogen.testing.conformance.kit import Kit, Skip, check
-from neurogen.testing.conformance.trial import Difference, Trial
+from neurogen.testing.conformance.trial import Trial, Violation
 
 __all__: list[str] = []
 
@@ -70,16 +70,16 @@ def fresh_law(trial: Trial) -> None:
     size = trial.case.batch
     one, other = trial.sampler.new_state(size), trial.sampler.new_state(size)
     if not isinstance(one, dict):
-        raise Difference(f"a dictionary of tensors with {size} rows", f"a {type(one).__name__}")
+        raise Violation(f"a dictionary of tensors with {size} rows", f"a {type(one).__name__}")
     trial.lines.append(f"sampler.new_state({size})  # {_told(one)}")
     if not one or not all(isinstance(memory, Tensor) and len(memory) == size for memory in one.values()):
-        raise Difference(f"tensors with {size} rows", _told(one))
+        raise Violation(f"tensors with {size} rows", _told(one))
     if not _is_same(one, other):
-        raise Difference(f"{_told(one)} at every call", _told(other))
+        raise Violation(f"{_told(one)} at every call", _told(other))
     if not _is_same(_at(one, [0]), trial.sampler.new_state(1)):
-        raise Difference(f"{_told(_at(one, [0]))} for one row", _told(trial.sampler.new_state(1)))
+        raise Violation(f"{_told(_at(one, [0]))} for one row", _told(trial.sampler.new_state(1)))
     if any(one[name].data_ptr() == other[name].data_ptr() for name in one):
-        raise Difference("memory of its own for every state", "two states that share it")
+        raise Violation("memory of its own for every state", "two states that share it")
 
 
 def _step(trial: Trial, number: int, state: Shown, rows: list[int] | None = None) -> Tensor:
@@ -103,9 +103,9 @@ def alone_law(trial: Trial) -> None:
         for number, expected in enumerate(steps):
             got = _step(trial, number, own, [row])
             if got[0] != expected[row]:
-                raise Difference(f"[{int(expected[row])}] at step {number}, as of row {row} in its batch", got)
+                raise Violation(f"[{int(expected[row])}] at step {number}, as of row {row} in its batch", got)
         if not _is_same(own.value, _at(together.value, [row])):
-            raise Difference(f"{_told(_at(together.value, [row]))}, the memory of row {row}", _told(own.value))
+            raise Violation(f"{_told(_at(together.value, [row]))}, the memory of row {row}", _told(own.value))
 
 
 def moved_law(trial: Trial) -> None:
@@ -120,7 +120,7 @@ def moved_law(trial: Trial) -> None:
     for number in range(STEPS // 2, STEPS):
         expected, got = _step(trial, number, plain)[order], _step(trial, number, turned, order)
         if not got.equal(expected):
-            raise Difference(f"{summary(expected)}, as in the other order", got)
+            raise Violation(f"{summary(expected)}, as in the other order", got)
 
 
 def own_law(trial: Trial) -> None:
@@ -132,17 +132,17 @@ def own_law(trial: Trial) -> None:
     for number in range(STEPS // 2):
         _step(trial, number, own)
     if not _is_same(bystander, before):
-        raise Difference(f"{_told(before)}, the state of another batch", _told(bystander))
+        raise Violation(f"{_told(before)}, the state of another batch", _told(bystander))
     code = "{name: memory.clone() for name, memory in state.items()}"
     copy = trial.keep_state("copy", code, _copy(own.value))
     one = _step(trial, STEPS, own)
     other = _step(trial, STEPS, copy)
     if not one.equal(other) or not _is_same(own.value, copy.value):
-        raise Difference(f"{summary(one)} from a copy of the state", other)
+        raise Violation(f"{summary(one)} from a copy of the state", other)
     if any((memory.dtype, memory.shape) != (before[n].dtype, before[n].shape) for n, memory in own.value.items()):
-        raise Difference(f"memory of the dtypes and shapes of {_told(before)}", _told(own.value))
+        raise Violation(f"memory of the dtypes and shapes of {_told(before)}", _told(own.value))
     if torch.is_grad_enabled() and any(memory.requires_grad for memory in own.value.values()):
-        raise Difference("memory without gradients", _told(own.value))
+        raise Violation("memory without gradients", _told(own.value))
 
 
 # What is remembered.
@@ -152,7 +152,7 @@ def next_state_law(trial: Trial) -> None:
     """The memory after each token is that of the reference, and the token is one that this allows with what was before.
 
     Raises:
-        Difference: by the first row in which it is not.
+        Violation: by the first row in which it is not.
     """
     meaning, batch = trial.subject.meaning, trial.case.batch
     params = [own for _, _, own in trial.rows()]
@@ -165,12 +165,12 @@ def next_state_law(trial: Trial) -> None:
         for row, token in enumerate(ids):
             where = f"in row {row}, " if batch > 1 else ""
             if meaning.takes_state and not meaning.may(logits[row], params[row], before[row])[token]:
-                raise Difference(f"{where}a token that can be drawn with {_written(before[row])}", f"token {token}")
+                raise Violation(f"{where}a token that can be drawn with {_written(before[row])}", f"token {token}")
             possible = meaning.next_states(logits[row], token, before[row], params[row])
             got = _of_row(state.value, row)
             if not _is_among(got, possible):
                 after = f"{where}after token {token} with {_written(before[row])}"
-                raise Difference(f"{_written(possible[0])} {after}", _written(got))
+                raise Violation(f"{_written(possible[0])} {after}", _written(got))
 
 
 def _compare_first(trial: Trial, state: State) -> None:
@@ -184,7 +184,7 @@ def _compare_first(trial: Trial, state: State) -> None:
         if (must & ~first).any() or (first & ~may).any():
             new = _written(_of_row(state, index))
             trial.support()
-            raise Difference(
+            raise Violation(
                 f"a new state with which tokens {np.flatnonzero(first).tolist()} can be drawn, as of the first token",
                 f"{new}, with which tokens {np.flatnonzero(may).tolist()} can",
             )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Failure", "Report", "Result", "Status"]
+__all__ = ["CheckFailure", "CheckResult", "Report", "Status"]
 
 Status = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Failure:
+class CheckFailure:
     """What is wrong, by the smallest case that shows it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """Of one check.
 
     Attributes:
@@ -48,7 +48,7 @@ class Result:
     status: Status
     cases: int = 0
     notes: tuple[str, ...] = ()
-    failure: Failure | None = None
+    failure: CheckFailure | None = None
     seconds: float = 0.0
 
 
@@ -70,7 +70,7 @@ class Report:
     device: str
     quick: bool
     seed: int
-    results: Sequence[Result]
+    results: Sequence[CheckResult]
 
     @property
     def passed(self) -> bool:
@@ -86,7 +86,7 @@ class Report:
         """How many checks ended so."""
         return sum(result.status == status for result in self.results)
 
-    def __getitem__(self, check: str) -> Result:
+    def __getitem__(self, check: str) -> CheckResult:
         """The result of one check.
 
         Raises:

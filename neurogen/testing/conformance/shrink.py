@@ -28,7 +28,7 @@ def shrink(case: Case, breaks: Breaks, seconds: float) -> Case:
         breaks: whether a case does, in the same manner.
         seconds: wall time.
     """
-    search = _Search(case, breaks, seconds)
+    search = _Shrinking(case, breaks, seconds)
     before = None
     while before is not search.case and not search.is_over:
         before = search.case
@@ -43,7 +43,7 @@ def shrink(case: Case, breaks: Breaks, seconds: float) -> Case:
     return small
 
 
-class _Search:
+class _Shrinking:
     def __init__(self, case: Case, breaks: Breaks, seconds: float) -> None:
         self.case = case
         self.last_with_recipe = case

@@ -18,6 +18,7 @@ from neurogen.contract.parameters import BOUNDS
 from neurogen.contract.sampler import Sampler
 from neurogen.errors import PluginError
 from neurogen.kernels.host import place_of
+from neurogen.reference import Mask, Row
 from neurogen.testing.conformance.case import Value
 
 __all__ = ["Meaning", "Subject"]
@@ -30,8 +31,7 @@ JUMP = 1e-4
 MOST_KEPT = 256
 OWN_CLASS = "class "
 
-Mask = NDArray[np.bool_]
-Row = NDArray[Any]
+
 Memory = dict[str, Any]
 """What is remembered of one row: name -> array, without the batch dimension."""
 

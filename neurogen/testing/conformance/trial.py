@@ -13,7 +13,7 @@ from neurogen.contract.sampler import State
 from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, is_valid, summary
 from neurogen.testing.conformance.subject import Subject
 
-__all__ = ["CALLS", "Difference", "Law", "Trial", "all_rows", "one_row"]
+__all__ = ["CALLS", "Law", "Trial", "Violation", "all_rows", "one_row"]
 
 
 CALLS = ("sample", "probs", "support")
@@ -22,7 +22,7 @@ Rows = Callable[[Tensor], Tensor]
 """Picks rows of a result."""
 
 
-class Difference(Exception):  # noqa: N818  (it is what was found, and never leaves the kit)
+class Violation(Exception):  # noqa: N818  (it is what was found, and never leaves the kit)
     """A law does not hold.
 
     Attributes:
@@ -125,7 +125,7 @@ class Trial:
         return Shown(name, state)
 
     def same(self, other: Mapping[str, Any], expected: Mapping[str, Any], rows: Rows, why: str) -> None:
-        """Make each of the three calls in two ways, and raise `Difference` where the results are not the same.
+        """Make each of the three calls in two ways, and raise `Violation` where the results are not the same.
 
         Args:
             other, expected: arguments of the call that is looked at, and of the one that says what is right: `logits`,
@@ -138,7 +138,7 @@ class Trial:
             wanted = rows(self.call(name, expected))
             got = self.call(name, other)
             if not got.equal(wanted):
-                raise Difference(f"{summary(wanted)}, as {why}", got)
+                raise Violation(f"{summary(wanted)}, as {why}", got)
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Tensor:
         """One of the three calls; `seed` and `position` are for `sample` alone."""
@@ -188,4 +188,4 @@ class Trial:
 
 
 Law = Callable[[Trial], None]
-"""Raises `Difference`, or lets the sampler's own error through, where it does not hold on the trial's case."""
+"""Raises `Violation`, or lets the sampler's own error through, where it does not hold on the trial's case."""
