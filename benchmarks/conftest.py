@@ -60,8 +60,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a cell, sampler and peer there is: `topk-torch-normal-float32-v32000-b8`."""
     if "contender" not in metafunc.fixturenames:
         return
-    import test_samplers
-
     from neurogen.models.language_model import resolve_device
 
     device, _ = resolve_device(metafunc.config.getoption("--device"))
@@ -69,7 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (name, peer, cell)
         for cell in grid(**GRIDS[metafunc.config.getoption("--grid")])
         for name in samplers(metafunc.config)
-        for peer in test_samplers.contenders(name, cell, device)
+        for peer in metafunc.module.contenders(name, cell, device)
     ]
     ids = [
         f"{name}-{peer}-{cell.kind}-{cell.dtype}-v{cell.vocab}-b{cell.batch}".replace(".", "")

@@ -21,6 +21,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()
 
 if TYPE_CHECKING:
+    from cli_helpers import Invoke
+    from click.testing import Result
+
+    from neurogen import Registry
     from neurogen.models.language_model import LanguageModel
 
 EXHAUSTIVE = "NEUROGEN_EXHAUSTIVE"
@@ -143,3 +147,48 @@ def size_limit(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def run(tiny_model_dir: Path) -> Invoke:
+    """`neurogen run` with the tiny model and few tokens."""
+
+    from cli_helpers import neurogen_command
+
+    def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
+        fixed = ("run", "--model", str(tiny_model_dir), "--max-new-tokens", "6", "--sampler")
+        return neurogen_command(*fixed, *arguments, stdin=stdin)
+
+    return invoke
+
+
+@pytest.fixture
+def prompts_file(tmp_path: Path) -> Path:
+    """Three prompts as JSON lines, one with a seed and parameters of its own."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('"once"\n{"prompt": "upon", "seed": 90, "params": {"k": 1}}\n{"text": "a time"}\n')
+    return path
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test when a model is loaded."""
+
+    def load_model(*_: object, **__: object) -> None:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr("neurogen.models.language_model.load_model", load_model)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The three first samplers, whatever else is installed, in a registry of this test alone."""
+    from importlib.metadata import entry_points
+
+    from neurogen import Registry
+    from neurogen.registry.registry import ENTRY_POINT_GROUP
+
+    first = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name in ("greedy", "topk", "topp")]
+    own = Registry(first, disabled=())
+    monkeypatch.setattr("neurogen.registry.registry._default", own)
+    return own

@@ -23,7 +23,7 @@ LONGEST = 60
 ALWAYS = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
-    "tests/contract/test_sampler.py": "tests/test_{package}.py",
+    "tests/test_sampler.py": "tests/test_{package}.py",
     "package/__init__.py": "{package}/__init__.py",
     "package/reference.py": "{package}/reference.py",
 }

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import neurogen_command, registry
+from cli_helpers import neurogen_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurogen.cli.configuration import ConfigurationError, ConfigurationFile, parse_configuration, read_configuration
 
-__all__ = ["registry"]  # a fixture
+pytestmark = pytest.mark.usefixtures("registry")
 
 PROMPT = ("--prompt", "once upon a time")
 

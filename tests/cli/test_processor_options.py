@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_helpers import neurogen_command, no_model
+from cli_helpers import neurogen_command
 from click.testing import Result
 
 import neurogen
 from neurogen.processors import FIRST_PARTY
 from neurogen.registry.registry import PROCESSORS
-
-__all__ = ["no_model"]  # a fixture
 
 PROMPT = "once upon a time"
 Invoke = Callable[..., Result]

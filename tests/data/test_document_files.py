@@ -8,13 +8,11 @@ from pathlib import Path
 import pyarrow
 import pytest
 import zstandard
-from document_helpers import TEXTS, WRITERS, _own_cache, jsonl, problems, read, write_jsonl, write_txt, write_zst
+from document_helpers import TEXTS, WRITERS, jsonl, problems, read, write_jsonl, write_txt, write_zst
 from pyarrow import parquet
 
 from neurogen.data import rows
 from neurogen.data.documents import BrokenRow, Piece, TextStream
-
-__all__ = ["_own_cache"]  # fixtures
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

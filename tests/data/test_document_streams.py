@@ -11,14 +11,12 @@ from typing import Any
 
 import pyarrow
 import pytest
-from document_helpers import TEXTS, WRITERS, _own_cache, jsonl, problems, read, write_jsonl, write_parquet
+from document_helpers import TEXTS, WRITERS, jsonl, problems, read, write_jsonl, write_parquet
 from pyarrow import parquet
 
 from neurogen import DataError
 from neurogen.data import rows
 from neurogen.data.documents import BrokenRow, Piece, TextStream
-
-__all__ = ["_own_cache"]  # fixtures
 
 
 def many_texts() -> list[str]:

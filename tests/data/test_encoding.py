@@ -14,15 +14,13 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from document_helpers import WRITERS, _own_cache
-from test_data import EOS, ByteTokenizer, contents, packed, write
+from batch_helpers import EOS, ByteTokenizer, contents, packed, write
+from document_helpers import WRITERS
 
 from neurogen.data import documents, encoding, rows
 from neurogen.data.batches import PackedStream, TextStream
 from neurogen.data.encoding import segments
 from neurogen.models.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
-
-__all__ = ["_own_cache"]  # fixtures
 
 WORDS = (
     "the",

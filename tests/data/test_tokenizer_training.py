@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,6 @@ SIZE = 400
 TRAIN = (
     "import sys; from neurogen.data.tokenizer_training import train_tokenizer as t; t([sys.argv[1]], 400, sys.argv[2])"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The datasets library leaves lock files in its cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 def write(path: Path, texts: Sequence[str]) -> Path:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
-import pytest
 import torch
 
-from neurogen import Param, Registry, Sampler, SamplerParams, TruncationSampler, hookimpl
-from neurogen.registry.registry import ENTRY_POINT_GROUP
+from neurogen import Param, Sampler, SamplerParams, TruncationSampler
 
 
 class MinP(TruncationSampler):
@@ -46,23 +43,3 @@ class Reverse(Sampler):
 
     def survivors(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
         return self.distribution(logits, params) > 0
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The three first samplers, whatever else is installed, in a registry of this test alone."""
-    first = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name in ("greedy", "topk", "topp")]
-    own = Registry(first, disabled=())
-    monkeypatch.setattr("neurogen.registry.registry._default", own)
-    return own
-
-
-def offer(registry: Registry, *classes: type[Sampler]) -> None:
-    class Plugin:
-        __name__ = "strange_plugin"
-
-        @hookimpl
-        def neurogen_samplers(self) -> list[type[Sampler]]:
-            return list(classes)
-
-    registry.register(Plugin(), distribution="neurogen-strange", version="9.9")

@@ -7,17 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import click
-import pytest
 from click.testing import CliRunner, Result
 
 from neurogen import Registry, Sampler, hookimpl
 from neurogen.cli import main
-from neurogen.registry.registry import ENTRY_POINT_GROUP
 
 PROMPT = "once upon a time"
 FIELDS = [
@@ -69,48 +65,12 @@ def lasting(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("seconds", "tokens_per_second")}
 
 
-@pytest.fixture
-def run(tiny_model_dir: Path) -> Invoke:
-    """`neurogen run` with the tiny model and few tokens."""
-
-    def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
-        fixed = ("run", "--model", str(tiny_model_dir), "--max-new-tokens", "6", "--sampler")
-        return neurogen_command(*fixed, *arguments, stdin=stdin)
-
-    return invoke
-
-
-@pytest.fixture
-def prompts_file(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('"once"\n{"prompt": "upon", "seed": 90, "params": {"k": 1}}\n{"text": "a time"}\n')
-    return path
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_model(*_: object, **__: object) -> None:
-        pytest.fail("the model was loaded")
-
-    monkeypatch.setattr("neurogen.models.language_model.load_model", load_model)
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """The three first samplers, whatever else is installed, in a registry of this test alone."""
-    own = Registry(
-        [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name in ("greedy", "topk", "topp")]
-    )
-    monkeypatch.setattr("neurogen.registry.registry._default", own)
-    return own
-
-
-def offer(registry: Registry, cls: type[Sampler]) -> None:
+def offer(registry: Registry, *classes: type[Sampler]) -> None:
     class Plugin:
         __name__ = "strange_plugin"
 
         @hookimpl
         def neurogen_samplers(self) -> list[type[Sampler]]:
-            return [cls]
+            return list(classes)
 
     registry.register(Plugin(), distribution="neurogen-strange", version="9.9")

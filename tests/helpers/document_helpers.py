@@ -7,19 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow
-import pytest
 import zstandard
 from pyarrow import parquet
 
 from neurogen.data.documents import BrokenRow, TextStream
 
 TEXTS = ["one", "two\nlines", " \u00e9\u4f60\U0001f600\u2028\ttail ", "four"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The datasets library leaves lock files in its cache folder."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def jsonl(texts: Iterable[str]) -> bytes:

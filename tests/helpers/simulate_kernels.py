@@ -1,4 +1,4 @@
-"""Runs the samplers' CUDA kernels on the CPU on the cases of one file; a process of its own (test_cuda_kernels).
+"""Runs the samplers' CUDA kernels on the CPU on the cases of one file; a process of its own (kernel_helpers).
 
 Usage: python simulate_kernels.py CASES.npz RESULTS.npz
 """

@@ -1,4 +1,4 @@
-"""What neurogen-vllm makes of requests and rows, without vLLM: `test_integration_vllm.py` has the real one."""
+"""What neurogen-vllm makes of requests and rows, without vLLM: `test_vllm.py` has the real one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Starting vLLM: what its processes write is passed on, and the reason of a failure is found in it.
 
 The lines are those of vLLM 0.32.0 on a CPU, without their paths. Options are typed by vLLM itself: that is tested with
-it, in `test_integration_vllm.py`.
+it, in `test_vllm.py`.
 """
 
 from __future__ import annotations

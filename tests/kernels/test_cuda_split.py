@@ -5,24 +5,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cuda_kernels import (
+from kernel_helpers import (
     NAMES,
     Launches,
     as_half,
     assert_equal_bit_for_bit,
-    compiler,
     few_rows,
     make_case,
     nearly_flat,
     run_simulator,
-    samplers,
 )
 
 import neurogen
 from neurogen.errors import ParameterError
 from neurogen.kernels import cuda, cuda_compile, cuda_launch
-
-__all__ = ["compiler", "samplers"]  # fixtures
 
 
 def rows_of(case: dict[str, Any], *rows: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from test_third_party import Environment
+from environments import Environment
 
 import neurogen
 from neurogen.cli.program import main

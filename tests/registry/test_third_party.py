@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
-import site
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from environments import Environment
+from minp_helpers import reference, rows
 
 import neurogen
 from neurogen import Contract, InvalidLogitsError, ParameterError, Sampler
 
 SOURCE = Path(__file__).parents[1] / "plugins" / "neurogen-minp-example"
-VOCAB = 700
-
-
-class Environment:
-    """A virtual environment that also sees what is installed for the running interpreter."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
-        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-        query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        self.packages = Path(self.run("-c", query).stdout.strip())
-        # addsitedir, and not a plain path, so that editable installs there count too
-        outer = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()})
-        lines = [f"import site; site.addsitedir({path!r})\n" for path in outer if Path(path).is_dir()]
-        (self.packages / "outer.pth").write_text("".join(lines))
-
-    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run this environment's Python away from the repository; fails the test when it fails."""
-        left_out = ("PYTHONPATH", "NEUROGEN_DISABLE_PLUGINS")
-        # Nor what tells pytest in there that it were a worker of the pytest out here.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-        environment = {name: value for name, value in inherited.items() if name not in left_out}
-        done = subprocess.run(
-            [self.python, *arguments],
-            env=environment | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done
 
 
 @pytest.fixture(scope="module")
@@ -72,29 +36,6 @@ def registry(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> neuro
     monkeypatch.syspath_prepend(environment.packages)
     importlib.invalidate_caches()
     return neurogen.Registry(disabled=())
-
-
-def reference(row: np.ndarray, min_p: float, temperature: float) -> np.ndarray:
-    """The definition in the paper, in float64: keep p(v) >= min_p * max p; at temperature 0 the argmax."""
-    x = row.astype(np.float64)
-    if temperature == 0:
-        return np.arange(len(x)) == np.argmax(x)
-    p = np.exp((x - x.max()) / temperature)
-    p /= p.sum()
-    return (p >= min_p * p.max()) & (p > 0)
-
-
-def rows() -> torch.Tensor:
-    """Valid rows: flat, steep, tied, sparse, all equal."""
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(10, VOCAB, generator=generator)
-    x[2:4] *= 4
-    x[4:6] = x[4:6].round()
-    x[6, ::2] = -torch.inf
-    x[7] = -torch.inf
-    x[7, 600] = -30.0
-    x[8] = 2.5
-    return x
 
 
 def test_package_is_short_and_uses_the_public_api_alone() -> None:

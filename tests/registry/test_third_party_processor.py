@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_third_party import Environment
+from environments import Environment
 
 import neurogen
 from neurogen import ParameterError, PluginError

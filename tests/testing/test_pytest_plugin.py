@@ -7,7 +7,8 @@ import shutil
 from importlib.metadata import entry_points
 
 import pytest
-from test_third_party import SOURCE, Environment
+from environments import Environment
+from model_helpers import ROOT
 
 import neurogen
 from neurogen import ParameterError
@@ -36,7 +37,7 @@ def test_speed(neurogen_benchmark):
 def author(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """An environment with neurogen-minp-example, and its author's tests in `tests`."""
     folder = tmp_path_factory.mktemp("author")
-    shutil.copytree(SOURCE, folder / "source")
+    shutil.copytree(ROOT / "tests" / "plugins" / "neurogen-minp-example", folder / "source")
     fresh = Environment(folder / "venv")
     pip = ("-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir")
     fresh.run(*pip, folder / "source")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import Invoke, lines, neurogen_command, run  # noqa: F401  (a fixture)
+from cli_helpers import Invoke, lines, neurogen_command
 
 import neurogen
 from neurogen import ParameterError
@@ -76,7 +76,7 @@ def test_a_parameter_of_other_samplers_and_a_conversation_are_told_of() -> None:
         assert neurogen.load_processors(spec)
 
 
-def test_the_command_hints_once_and_goes_on(run: Invoke, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_hints_once_and_goes_on(run: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "the", "max_tokens": 2}\n{"prompt": "a", "max_tokens": 2, "stop": ["\\\\n"]}\n')
     outcome = run("greedy", "--prompts", str(path), "-n", "2", "--json")
@@ -125,7 +125,7 @@ def test_a_stop_that_spells_a_special_token_ends_at_it(tiny: LanguageModel) -> N
             assert score_of(one) < 0
 
 
-def test_stop_ids_of_prompts_options_and_the_command(run: Invoke, tiny: LanguageModel, tmp_path: Path) -> None:  # noqa: F811
+def test_stop_ids_of_prompts_options_and_the_command(run: Invoke, tiny: LanguageModel, tmp_path: Path) -> None:
     first, second, *_ = lines(run("greedy", "--prompt", "the", "--json").stdout)[0]["token_ids"]
     (result,) = lines(run("greedy", "--prompt", "the", "--json", "--stop-id", str(second), "--stop-id", "5").stdout)
     assert result["finish_reason"] == "stop"
@@ -185,7 +185,7 @@ def test_a_long_prompt_is_continued_as_far_as_it_fits(command: str) -> None:
     assert "256" in refused.stderr
 
 
-def test_a_results_file_of_the_old_default_is_gone_on_with(run: Invoke, tiny_model_dir: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_results_file_of_the_old_default_is_gone_on_with(run: Invoke, tiny_model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     fixed = ("run", "-s", "topk", "--model", str(tiny_model_dir), "--prompt", "the", "-n", "2", "--seed", "1")
     assert neurogen_command(*fixed, "--output", str(out)).exit_code == 0
@@ -230,7 +230,7 @@ def test_a_parameter_of_another_sampler_is_named_with_its_owners() -> None:
     assert told("topk(nonsense=3)").endswith("it has: k, temperature.")
 
 
-def test_a_line_that_ends_with_a_question_ends_with_no_full_stop(run: Invoke, tmp_path: Path) -> None:  # noqa: F811
+def test_a_line_that_ends_with_a_question_ends_with_no_full_stop(run: Invoke, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a", "params": {"temprature": 1}}\n"b"\n', "utf-8")
     told = run("topk", "--prompts", str(file)).stderr

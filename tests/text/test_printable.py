@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import neurogen_command, offer, registry  # noqa: F401
+from cli_helpers import neurogen_command, offer
 from click.testing import CliRunner
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from neurogen.cli.training_display import Display
 from neurogen.diagnosis.explain import Explanation, explain
 from neurogen.models.language_model import load_model
 from neurogen.text.printable import json_printable, printable
+
+pytestmark = pytest.mark.usefixtures("registry")
 
 EVIL = "\x1b]0;evil\x07\x1b[2J\x9b31m\u202eback\u2066"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

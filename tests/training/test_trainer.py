@@ -10,29 +10,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
+from training_helpers import VOCAB, small_model
 
 import neurogen
 from neurogen import ContractError, ModelError, ParameterError, PluginError, Registry, Sampler, hookimpl
 from neurogen.registry.registry import ENTRY_POINT_GROUP
 from neurogen.training.optimizers import learning_rate_at, make_optimizers
-from neurogen.training.presets import PRESETS, model_config, new_model
+from neurogen.training.presets import PRESETS, model_config
 from neurogen.training.trainer import Trainer, TrainerOptions, UnmovedWarning
-
-VOCAB = 64
 
 
 def tokenizer(vocab: int = VOCAB) -> Any:
     return SimpleNamespace(vocab_size=vocab, bos_id=1, eos_ids=frozenset({2}))
-
-
-def small_model(seed: int = 0) -> Any:
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
-    )  # fmt: skip
-    return new_model(config, seed)
 
 
 def batch(rows: int = 6, length: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cuda_kernels import as_half, few_rows, logits_of, make_case
+from kernel_helpers import PLUGINS, as_half, few_rows, import_path, make_case, on_cpu, simulated
 
 import neurogen
-from neurogen import RowParams, reference
+from neurogen import reference
 
-PLUGINS = Path(__file__).parents[2] / "plugins"
 MODULES = sorted(file.parent.name for file in PLUGINS.glob("*/neurogen_*/cuda.py"))
 MARGIN = 1e-6  # of probability, entropy or deviation: masses have 24 bits
-
-
-def import_path() -> list[str]:
-    return [str(folder) for folder in sorted(PLUGINS.iterdir())]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,36 +70,6 @@ def cases_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("cases") / "cases.npz"
     np.savez(file, **{f"{name}/{key}": value for name, case in CASES.items() for key, value in case.items()})
     return file
-
-
-def simulated(module: str, cases: Path, target: Path, *folders: str) -> dict[str, dict[str, np.ndarray]]:
-    """The results of the cases of a file; the module is one of the plugins', or lies in one of the folders."""
-    command = [sys.executable, "-m", "neurogen.testing.simulator", f"{module}.cuda", str(cases), str(target)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*import_path(), *folders])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(target) as file:
-        for key in file:
-            name, _, field = key.partition("/")
-            results.setdefault(name, {})[field] = file[key]
-    return results
-
-
-def kernels_of(module: str) -> Any:
-    backend = importlib.import_module(f"{module}.cpu")
-    return getattr(backend, "kernels", backend)
-
-
-def on_cpu(module: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
-    calls, logits = kernels_of(module), logits_of(case)
-    rows = RowParams(**{name: torch.from_numpy(case[name]) for name in calls.sample.names})
-    seed, position = torch.from_numpy(case["seed"]), torch.from_numpy(case["position"])
-    return {
-        "ids": calls.sample(logits, seed, position, rows).numpy(),
-        "probs": calls.probs(logits, rows).numpy(),
-        "support": calls.support(logits, rows).numpy(),
-    }
 
 
 IN_CI = {"neurogen_eta", "neurogen_topnsigma", "neurogen_typical", "neurogen_xtc", "neurogen_topk_topp"}

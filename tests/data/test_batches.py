@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,67 +12,19 @@ from typing import Any
 import pytest
 import torch
 import zstandard
+from batch_helpers import EOS, ByteTokenizer, contents, packed, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neurogen import DataError, ModelError, ParameterError
 from neurogen.data.batches import BrokenRow, PackedBatch, PackedStream, TextStream
-from neurogen.models.tokenizer import Tokenizer, load_tokenizer
+from neurogen.models.tokenizer import load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-EOS = 256
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The datasets library leaves lock files in its cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
-class ByteTokenizer(Tokenizer):
-    """One id a byte; the ids in `eos_ids` end a text."""
-
-    def __init__(self, *eos_ids: int) -> None:
-        self.vocab_size = 300
-        self.bos_id = 257
-        self.eos_ids = self.special_ids = frozenset(eos_ids)
-        self.has_chat_template = False
-        self.encoded = 0
-
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        self.encoded += 1
-        return [257] * add_bos + list(text.encode())
-
-    def token_text(self, token: int) -> str:
-        raise NotImplementedError
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        raise NotImplementedError
-
-    def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
-
-
-def write(path: Path, texts: Sequence[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 def line_of_ids(texts: Sequence[str]) -> list[int]:
     return [EOS, *(token for text in texts for token in [*text.encode(), EOS])]
-
-
-def packed(path: Path, **options: Any) -> PackedStream:
-    return PackedStream([path], ByteTokenizer(EOS), **{"context": 4, "batch_size": 2, "repeat": False, **options})
-
-
-def contents(batches: Sequence[PackedBatch]) -> list[tuple[list[list[int]], list[list[int]]]]:
-    return [(batch.context_ids.tolist(), batch.target_ids.tolist()) for batch in batches]
 
 
 def test_documents_are_joined_by_eos_and_cut_into_sequences(tmp_path: Path) -> None:

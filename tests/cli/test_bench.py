@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench_helpers import MinP, Reverse, offer, registry
+from bench_helpers import MinP, Reverse
+from cli_helpers import offer
 from click.testing import CliRunner, Result
 
 import neurogen
@@ -24,7 +25,7 @@ from neurogen.bench.results import Report
 from neurogen.cli import main
 from neurogen.cli.bench_output import print_report
 
-__all__ = ["registry"]  # fixtures
+pytestmark = pytest.mark.usefixtures("registry")
 
 QUICK = ("--vocab", "500", "--batch", "2", "--seconds", "0.01", "--kind", "normal")
 

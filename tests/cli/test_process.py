@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 import pytest
-from cli_helpers import PROMPT, lasting, lines, neurogen_command, process, prompts_file, registry
+from cli_helpers import PROMPT, lasting, lines, neurogen_command, process
 
 import neurogen
 
-__all__ = ["prompts_file", "registry"]  # fixtures
+pytestmark = pytest.mark.usefixtures("registry")
 
 HEAVY = ("torch", "numba", "transformers", "sentencepiece", "rich", "numpy")
 

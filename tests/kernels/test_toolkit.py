@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_third_party import reference, rows
+from minp_helpers import reference, rows
 
 from neurogen import Sampler
 from neurogen import reference as float64_reference

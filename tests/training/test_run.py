@@ -3,78 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from training_helpers import arguments, invoke, lines, process, train, wait_for_chunk
 
 from neurogen import DataError, ModelError, ParameterError
-from neurogen.cli import main
 from neurogen.models.language_model import load_model
 from neurogen.training.checkpoint import checkpoints_of, latest_checkpoint, read_state
 from neurogen.training.run import TrainingOptions, TrainingRun
-
-UNLIKE = ("tokens_per_second",)
-WORDS = ("the", "little", "girl", "saw", "a", "red", "ball", "in", "park", "and", "she", "was", "happy", "to", "play")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "stories.jsonl"
-    chance = random.Random(3)
-    texts = [" ".join(chance.choices(WORDS, k=chance.randrange(5, 60))) for _ in range(120)]
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return file
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of a few thousand parameters."""
-    file = tmp_path_factory.mktemp("config") / "config.json"
-    values = {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 32,
-    }  # fmt: skip
-    file.write_text(json.dumps(values))
-    return file
-
-
-@pytest.fixture
-def options(data: Path, config: Path, tiny_model_dir: Path) -> dict[str, Any]:
-    return {
-        "data": (str(data),),
-        "tokenizer": str(tiny_model_dir / "tokenizer.model"),
-        "config": str(config),
-        "tokens_per_chunk": 128,
-        "context": 16,
-        "max_chunks": 12,
-        "save_every": 4,
-        "learning_rate": 1e-2,
-        "device": "cpu",
-        "hold_out": 0,
-    }
-
-
-def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in UNLIKE} for line in found]
-
-
-def train(folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
-    run = TrainingRun(folder, TrainingOptions(**options))
-    for _ in run.chunks():
-        pass
-    run.close()
-    return lines(folder)
 
 
 def test_a_run_writes_a_line_and_a_sample_a_chunk_and_checkpoints(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -421,21 +364,6 @@ def test_a_configuration_is_tried_before_a_tokenizer_is_trained(
 # The command line
 
 
-def arguments(folder: Path, options: dict[str, Any]) -> list[str]:
-    given = ["train", *options["data"], "--out", str(folder)]
-    for name, value in options.items():
-        if name != "data":
-            given += [{"learning_rate": "--lr"}.get(name, "--" + name.replace("_", "-")), str(value)]
-    return given
-
-
-def invoke(*given: str) -> Result:
-    result = CliRunner().invoke(main, given)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 def test_the_command_trains_draws_and_says_how_to_use_the_model(tmp_path: Path, options: dict[str, Any]) -> None:
     result = invoke(*arguments(tmp_path / "run", options), "--tensorboard")
     assert result.exit_code == 0, result.output
@@ -475,29 +403,6 @@ def test_a_command_that_cannot_be_done_says_why(
     result = invoke("train", "--out", str(tmp_path / "run"), *extra)
     assert result.exit_code == code
     assert message in result.stderr
-
-
-def process(*given: str, **environment: str) -> subprocess.Popen[str]:
-    def hear_ctrl_c() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        [sys.executable, "-m", "neurogen", *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hear_ctrl_c,
-        env={**os.environ, **environment},
-    )
-
-
-def wait_for_chunk(folder: Path, chunk: int, running: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    metrics = folder / "metrics.jsonl"
-    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < chunk:
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.slow

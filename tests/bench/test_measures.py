@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench_helpers import MinP, Reverse, offer, registry
+from bench_helpers import MinP, Reverse
+from cli_helpers import offer
 
 import neurogen
 from neurogen import ParameterError, Registry
@@ -23,7 +24,7 @@ from neurogen.bench.peers import peers_for, torch_peer, transformers_peer
 from neurogen.bench.results import Quartiles
 from neurogen.bench.rule import Rule, rule_of
 
-__all__ = ["registry"]  # fixtures
+pytestmark = pytest.mark.usefixtures("registry")
 
 CPU = torch.device("cpu")
 SECONDS = 0.01

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import arguments, config, data, invoke, lines, options, train
+from training_helpers import arguments, invoke, lines, small_model, train
 
 from neurogen import DataError, ParameterError
 from neurogen.diagnosis.health import IGNORE_INDEX, measure
@@ -18,9 +18,7 @@ from neurogen.training.checkpoint import checkpoints_of, latest_checkpoint
 from neurogen.training.optimizers import learning_rate_at
 from neurogen.training.report import means_of, sums_of
 from neurogen.training.run import TrainingOptions, TrainingRun
-from neurogen.training.trainer import StepResult
-
-__all__ = ["config", "data", "options"]  # fixtures
+from neurogen.training.trainer import StepResult, Trainer
 
 
 def go_on(folder: Path, **changes: Any) -> TrainingRun:
@@ -296,10 +294,6 @@ def test_a_checkpoint_does_not_grow_with_a_document(tmp_path: Path, options: dic
 
 
 def trainers(**values: Any) -> Any:
-    from test_trainer import small_model
-
-    from neurogen.training.trainer import Trainer
-
     return Trainer(small_model(), learning_rate=1e-2, **values)
 
 

@@ -6,13 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from cli_helpers import PROMPT, Invoke, lines, neurogen_command, no_model, offer, registry, run
+from cli_helpers import PROMPT, Invoke, lines, neurogen_command, offer
 
 import neurogen
 from neurogen import Param, Registry, SamplerParams
 
-__all__ = ["no_model", "registry", "run"]  # fixtures
-
+pytestmark = pytest.mark.usefixtures("registry")
 
 # Listings
 

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cli_helpers import FIELDS, PROMPT, Invoke, lasting, lines, neurogen_command, no_model, prompts_file, registry, run
+from cli_helpers import FIELDS, PROMPT, Invoke, lasting, lines, neurogen_command
 
 import neurogen
 from neurogen.cli.output import TextOutput
 from neurogen.text.runner import Failure, TextDelta
 from neurogen.text.runner import Result as Sequel
 
-__all__ = ["no_model", "prompts_file", "registry", "run"]  # fixtures
-
+pytestmark = pytest.mark.usefixtures("registry")
 
 # Output
 

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import arguments, config, data, lines, options, train, wait_for_chunk
+from training_helpers import arguments, lines, train, wait_for_chunk
 
 from neurogen import DataError
 from neurogen.models.tokenizer import Tokenizer, load_tokenizer
 from neurogen.training.checkpoint import latest_checkpoint
 from neurogen.training.processes import all_or_none, one_each, peers_lost
-
-__all__ = ["config", "data", "options"]  # fixtures
 
 LIMIT = 240
 CONTEXT, BATCH = 16, 2

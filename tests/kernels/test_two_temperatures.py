@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cuda_kernels import few_rows, make_case
-from test_new_kernels import on_cpu, simulated
+from kernel_helpers import few_rows, make_case, on_cpu, simulated
 
 from neurogen import reference
 
