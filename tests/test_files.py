@@ -54,7 +54,7 @@ def test_files_of_users_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None
     assert _read(tmp_path / "talk.json") == kept
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"chunk": 1}]
     assert read_recording(tmp_path / "run.jsonl").head == {"neurogen_recording": 1}
-    assert parse_configuration(mark + b"[run]\nseed = 3\n", tmp_path / "neurogen.toml").table == {"run": {"seed": 3}}
+    assert parse_configuration(mark + b"[run]\nseed = 3\n", tmp_path / "neurogen.toml").value == {"run": {"seed": 3}}
     assert read_prompt(BytesIO(mark + b"Tom")) == "Tom"
     assert _references(mark + b'{"reference": "a"}') == ["a"]
 

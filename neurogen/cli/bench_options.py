@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import listed, tell, unambiguous_names, write_sections
-from neurogen.cli.configured import variable_of
+from neurogen.cli.configuration import variable_of
 from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
 from neurogen.contract.parameters import option_of
 from neurogen.contract.sampler import Sampler
@@ -21,6 +21,12 @@ __all__ = ["BenchCommand", "SharedOption", "load_samplers"]
 
 DESTINATION = "shared_parameter_"
 Owner = tuple[Plugin, str, FieldInfo]
+
+
+class SharedType(click.types.StringParamType):
+    """Text that each sampler reads as its own schema says."""
+
+    name = "value"
 
 
 class SharedOption(click.Option):
@@ -37,6 +43,7 @@ class SharedOption(click.Option):
         said = [f"{plugin.name}: {field.description} Default {field.default}." for plugin, _, field in owners]
         super().__init__(
             [option, f"{DESTINATION}{number}"],
+            type=SharedType(),
             default=None,
             metavar="VALUE",
             help=" ".join(said),

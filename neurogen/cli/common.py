@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -19,9 +19,6 @@ from neurogen.files import to_json
 from neurogen.registry.registry import Plugin
 from neurogen.text.printable import json_printable, printable
 from neurogen.text.prompts import check_text
-
-if TYPE_CHECKING:
-    from neurogen.cli.configured import Defaults
 
 __all__ = [
     "DescribedDefault",
@@ -61,11 +58,9 @@ class Settings:
 
     Attributes:
         debug: show tracebacks.
-        defaults: what configuration files say of options; None before they are read.
     """
 
     debug: bool = False
-    defaults: Defaults | None = None
 
 
 def debug_option(command: Command) -> Command:

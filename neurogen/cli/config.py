@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from neurogen.cli.common import Settings, debug_option, echo_table, tell, write_json
-from neurogen.cli.configuration import files_looked_at
-from neurogen.cli.configured import Defaults, key_of
+from neurogen.cli.common import debug_option, echo_table, tell, write_json
+from neurogen.cli.configuration import Section, files_looked_at, key_of, plugin_lists, read_configuration, source_of
 from neurogen.cli.sampler_options import SamplerOption
 
 __all__ = ["command"]
 
 BUILT_IN = "built in"
+Lists = Mapping[str, Sequence[str]]
 LENIENT: Mapping[str, Any] = {"resilient_parsing": True, "ignore_unknown_options": True}
 """Contexts that are made to be looked at: what is required may be missing."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One option of one command.
-
-    Attributes:
-        command: its name, with spaces where it is below another.
-        option: as in files, without dashes.
-        value: in force where the command line says nothing; None where there is none.
-        source: where the value comes from.
-        variable: the environment variable that gives it.
-    """
-
-    command: str
-    option: str
-    value: Any
-    source: str
-    variable: str
 
 
 @click.command("config")
@@ -56,101 +35,68 @@ def command(ctx: click.Context, /, commands: Sequence[str], everything: bool, as
     pyproject.toml in the working directory, then the user's own file, then what is built in.
     """
     root = ctx.find_root()
-    settings = ctx.find_object(Settings)
-    assert settings is not None
     assert isinstance(root.command, click.Group)
-    defaults = settings.defaults or Defaults()
+    known = root.command.list_commands(root)
     for name in commands:
-        if name not in root.command.list_commands(root):
-            known = ", ".join(root.command.list_commands(root))
-            raise click.UsageError(f"There is no command {name!r}. There are: {known}.", ctx)
-    found = [entry for entry in _settings(root, defaults) if not commands or entry.command.split()[0] in commands]
+        if name not in known:
+            raise click.UsageError(f"There is no command {name!r}. There are: {', '.join(known)}.", ctx)
+    settings = _settings(root, root.command, ())
+    found = [one for one in settings if not commands or one["command"].split()[0] in commands]
+    chosen = root.params.get("config_file")
+    lists = {file.path: plugin_lists(file) for file in read_configuration(chosen)}
     if as_json:
-        files = _files(root, defaults)
-        write_json({"files": files, "options": [asdict(entry) for entry in found]}, default=str)
+        files = [_file(path, lists.get(path)) for path in files_looked_at(chosen)]
+        write_json({"files": files, "options": found}, default=str)
         return
-    shown = [entry for entry in found if everything or commands or entry.source != BUILT_IN]
+    shown = [one for one in found if everything or commands or one["source"] != BUILT_IN]
     if shown:
         echo_table(("COMMAND", "OPTION", "VALUE", "FROM", "VARIABLE"), map(_row, shown))
     if not quiet:
-        _tell_files(root, defaults, left_out=len(found) - len(shown))
+        _tell_files(files_looked_at(chosen), lists)
+        if len(shown) < len(found):
+            left = len(found) - len(shown)
+            tell(f"{left} options have their built-in values: neurogen config --all shows them.")
 
 
-def _settings(root: click.Context, defaults: Defaults) -> Iterator[Setting]:
-    program = root.command
-    assert isinstance(program, click.Group)
-    for name in program.list_commands(root):
-        command = program.get_command(root, name)
-        assert command is not None
-        yield from _of_command(root, defaults, command, (name,))
-
-
-def _of_command(
-    parent: click.Context, defaults: Defaults, command: click.Command, path: tuple[str, ...]
-) -> Iterator[Setting]:
-    ctx = command.make_context(path[-1], [], parent, **LENIENT)
-    yield from _of_options(ctx, defaults, path, " ".join(path), ctx.command.get_params(ctx))
-    for sampler in sorted({name for whose, name in defaults.samplers if whose == path}):
+def _settings(ctx: click.Context, command: click.Command, path: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The options of a command, of the samplers that have a section in a file, and of the commands below it."""
+    yield from _of_options(ctx, " ".join(path), ctx.command.get_params(ctx))
+    for sampler in sorted(ctx.default_map.samplers) if isinstance(ctx.default_map, Section) else ():
         chosen = ["--sampler", sampler] if any("--sampler" in param.opts for param in command.params) else [sampler]
-        other = command.make_context(path[-1], list(chosen), parent, **LENIENT)
+        other = command.make_context(path[-1], list(chosen), ctx.parent, **LENIENT)
         own = [param for param in other.command.params if isinstance(param, SamplerOption)]
         if ctx.params.get("sampler") != sampler:
-            yield from _of_options(other, defaults, path, " ".join([*path, *chosen]), own)
+            yield from _of_options(other, " ".join([*path, *chosen]), own)
     if isinstance(command, click.Group):
         for name in command.list_commands(ctx):
             below = command.get_command(ctx, name)
             assert below is not None
-            yield from _of_command(ctx, defaults, below, (*path, name))
+            yield from _settings(below.make_context(name, [], ctx, **LENIENT), below, (*path, name))
 
 
-def _of_options(
-    ctx: click.Context, defaults: Defaults, path: tuple[str, ...], shown: str, params: Sequence[click.Parameter]
-) -> Iterator[Setting]:
+def _of_options(ctx: click.Context, command: str, params: Sequence[click.Parameter]) -> Iterator[dict[str, Any]]:
     for param in params:
-        key = key_of(param)
-        if key is None or not isinstance(param.envvar, str):
-            continue
-        value, source = param.consume_value(ctx, {})
-        ctx.set_parameter_source(str(param.name), source)
-        origin = defaults.source(path, param, ctx)
-        set_by_somebody = source in (ParameterSource.DEFAULT_MAP, ParameterSource.ENVIRONMENT)
-        plain = value if set_by_somebody else ctx.params.get(str(param.name))
-        yield Setting(shown, key, plain, origin.place if origin else BUILT_IN, param.envvar)
+        option = key_of(param)
+        if option is not None and param.envvar is not None:
+            source = source_of(ctx, param)
+            value = param.consume_value(ctx, {})[0] if source else ctx.params.get(str(param.name))
+            said = {"value": value, "source": source or BUILT_IN, "variable": param.envvar}
+            yield {"command": command, "option": option, **said}
 
 
-def _files(root: click.Context, defaults: Defaults) -> list[dict[str, Any]]:
-    """Every file that is looked for, the strongest first, and what it says of plugins."""
-    read = {file.path: file for file in defaults.files}
-    return [
-        {
-            "path": str(path),
-            "read": path in read,
-            "plugins": {"allow": read[path].plugins.allow, "disable": read[path].plugins.disable}
-            if path in read
-            else None,
-        }
-        for path in files_looked_at(root.params.get("config_file"))
-    ]
+def _file(path: Path, lists: Lists | None) -> dict[str, Any]:
+    plugins = None if lists is None else {"allow": lists.get("allow"), "disable": lists.get("disable", [])}
+    return {"path": str(path), "read": lists is not None, "plugins": plugins}
 
 
-def _row(setting: Setting) -> tuple[str, ...]:
-    value = setting.value
+def _row(setting: dict[str, Any]) -> list[str]:
+    value = setting["value"]
     text = "-" if value in (None, ()) else value if isinstance(value, str) else json.dumps(value, default=str)
-    return setting.command, setting.option, text, setting.source, setting.variable
+    return [*{**setting, "value": text}.values()]
 
 
-def _tell_files(root: click.Context, defaults: Defaults, *, left_out: int) -> None:
-    looked = files_looked_at(root.params.get("config_file"))
-    read = {file.path for file in defaults.files}
-    tell(f"Read: {_names(path for path in looked if path in read)}. Looked for: {_names(looked)}.")
-    for file in defaults.files:
-        lists = {"allow": file.plugins.allow, "disable": file.plugins.disable or None}
+def _tell_files(looked_at: Sequence[Path], read: Mapping[Path, Lists]) -> None:
+    tell(f"Read: {', '.join(map(str, read)) or 'none'}. Looked for: {', '.join(map(str, looked_at))}.")
+    for path, lists in read.items():
         for name, plugins in lists.items():
-            if plugins is not None:
-                tell(f"Plugins: {file.path} has {name} = {json.dumps(plugins)}.")
-    if left_out:
-        tell(f"{left_out} options have their built-in values: neurogen config --all shows them.")
-
-
-def _names(paths: Iterator[Path] | Sequence[Path]) -> str:
-    return ", ".join(map(str, paths)) or "none"
+            tell(f"Plugins: {path} has {name} = {json.dumps(plugins)}.")

@@ -1,8 +1,9 @@
-"""Files of defaults for the command line: which there are, what they hold, and which plugins they allow.
+"""Defaults of options out of configuration files and environment variables.
 
-The strongest comes first: the file given with --config-file in place of those of the working directory, else
-`neurogen.toml` and `[tool.neurogen]` in `pyproject.toml` there; then the user's own `config.toml`. They are data: TOML
-is read, nothing in it is run. This module knows neither commands nor options, and loads no plugin.
+Click chooses among them, by `default_map`, `envvar` and `ParameterSource`. Here is what it does not know: where the
+files are, which option a key means, where a value stands, which plugins a file allows, the parameters of a sampler in
+`[run.samplers.topk]`, and which names are misspelt. This module knows how commands are built, and none of them by name.
+Files are data: TOML is read, nothing in it is run.
 """
 
 from __future__ import annotations
@@ -10,38 +11,68 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neurogen.errors import DataError
+import click
+from click.core import ParameterSource
+
+from neurogen.contract.parameters import option_of
+from neurogen.contract.spec import parse_spec
+from neurogen.errors import DataError, NeurogenError
 from neurogen.files import decoded, is_there
+from neurogen.registry.registry import Plugin, default_registry
 
 __all__ = [
-    "PLUGINS",
-    "PLUGIN_LISTS",
     "ConfigurationError",
-    "ConfigurationFile",
-    "Kind",
-    "PluginLists",
+    "Entry",
+    "Section",
+    "check_variables",
     "files_looked_at",
-    "nearest",
+    "key_of",
+    "name_variables",
     "parse_configuration",
+    "plugin_lists",
     "read_configuration",
-    "shown",
+    "source_of",
+    "variable_of",
 ]
 
-PROJECT_FILE = "neurogen.toml"
 SHARED_FILE = "pyproject.toml"
 SHARED_TABLE = ("tool", "neurogen")
-USER_FILE = ("neurogen", "config.toml")
+LONGEST, SHOWN = 1_000_000, 60
+"""Bytes of a file that are read at most, and characters of a value in a message."""
+
 PLUGINS = "plugins"
 PLUGIN_LISTS = ("allow", "disable")
-LONGEST = 1_000_000
-"""Bytes of a file that are read at most; larger ones are refused."""
+SAMPLERS = "samplers"
+NOT_CONFIGURED = frozenset({"help", "version", "debug", "config-file", "only-plugins"})
+"""Options that are no defaults: they stop the command, or say where defaults are."""
 
-SHOWN = 60
+PREFIX = "NEUROGEN"
+OTHER_VARIABLES = (
+    "NEUROGEN_DISABLE_PLUGINS", "NEUROGEN_ONLY_PLUGINS", "NEUROGEN_DEBUG", "NEUROGEN_CACHE", "NEUROGEN_CONFIG_FILE",
+    "NEUROGEN_CUDA_PIECES",
+)  # fmt: skip
+"""Variables that belong to no option of a command."""
+
+ALIKE, ALIKE_WORD = 0.9, 0.66
+"""How alike a whole variable, and the word after its prefix, are to one that is meant."""
+
+Kind = tuple[str, tuple[type, ...]]
+TABLE: Kind = ("a table", (dict,))
+NAME: Kind = ("the name of a plugin or of a distribution", (str,))
+TEXT: Kind = ("a text", (str,))
+KINDS: dict[str, Kind] = {
+    "boolean": ("true or false", (bool,)),
+    "integer": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "number": ("a number", (int, float)),
+    "value": ("a number, a text, true or false", (str, int, float, bool)),
+}
+"""What a value must be in a file, by the first word of the name of its option's type; all others are texts."""
 
 
 class ConfigurationError(DataError):
@@ -49,144 +80,72 @@ class ConfigurationError(DataError):
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a value in a file must be.
-
-    Attributes:
-        words: in a message: "a whole number".
-        types: its Python types; bool counts as int only where it is named.
-        repeated: a list of such values.
-    """
-
-    words: str
-    types: tuple[type, ...]
-    repeated: bool = False
-
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, or None."""
-        if not self.repeated:
-            return None if self._fits(value) else f"it must be {self.words}, got {shown(value)}"
-        if isinstance(value, list) and all(map(self._fits, value)):
-            return None
-        return f"it must be a list, each of it {self.words}, got {shown(value)}"
-
-    def _fits(self, value: Any) -> bool:
-        return isinstance(value, self.types) and (bool in self.types or not isinstance(value, bool))
-
-
-@dataclass(frozen=True)
-class PluginLists:
-    """What one file says of plugins.
-
-    Attributes:
-        source: the file, for messages.
-        allow: nothing but these may be loaded; None where the file does not say.
-        disable: these may not be loaded.
-    """
-
-    source: str
-    allow: tuple[str, ...] | None = None
-    disable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ConfigurationFile:
-    """One file that was read.
-
-    Attributes:
-        path: where it is.
-        table: what it holds for neurogen, without the lists of plugins.
-        plugins: those lists.
-        within: the tables of the file that hold it: `("tool", "neurogen")` in pyproject.toml.
-    """
+class Entry:
+    """A value in a configuration file, and where it stands there: `path`, `keys`."""
 
     path: Path
-    table: Mapping[str, Any]
-    plugins: PluginLists
-    within: tuple[str, ...] = ()
+    keys: tuple[str, ...]
+    value: Any
 
-    def place(self, keys: Sequence[str]) -> str:
-        """Where a value stands, for messages."""
-        return _place(self.path, (*self.within, *keys))
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        plain = (key.isascii() and key.replace("-", "").replace("_", "").isalnum() for key in self.keys)
+        keys = (key if as_it_is else _shown(key) for key, as_it_is in zip(self.keys, plain, strict=True))
+        return f"{self.path}, key {'.'.join(keys)}"
 
-    def wrong(self, keys: Sequence[str], problem: str) -> ConfigurationError:
-        """The error for what stands there."""
-        return _wrong(self.path, (*self.within, *keys), problem)
+    def wrong(self, problem: str) -> ConfigurationError:
+        """The error for what stands here."""
+        end = "" if problem.endswith((".", "?")) else "."
+        return ConfigurationError(f"{self.place}: {problem}{end} Correct it, or take it out.")
+
+    def checked(self, kind: Kind, *, repeated: bool = False) -> Any:
+        """The value, which must be of this kind, or a list of such values.
+
+        Raises:
+            ConfigurationError: it is not.
+        """
+        words, types = kind
+        values = self.value if repeated else [self.value]
+        if isinstance(values, list) and all(type(value) in types for value in values):
+            return self.value
+        raise self.wrong(f"it must be {'a list, each of it ' if repeated else ''}{words}, got {_shown(self.value)}")
+
+    def entries(self) -> dict[str, Entry]:
+        """What stands in this table.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        return {key: Entry(self.path, (*self.keys, key), value) for key, value in self.checked(TABLE).items()}
 
 
-def files_looked_at(chosen: str | None = None, folder: Path | None = None) -> list[Path]:
+def files_looked_at(chosen: str | None = None) -> list[Path]:
     """Where configuration is looked for, the strongest first; not all of them need exist.
 
     Args:
-        chosen: the file of --config-file.
-        folder: the working directory.
+        chosen: the file of --config-file, in place of those of the working directory.
     """
-    folder = Path() if folder is None else folder
-    project = [folder / PROJECT_FILE, folder / SHARED_FILE] if chosen is None else [Path(chosen)]
-    return [*project, _user_file()]
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # raises without a home
+    here = [Path("neurogen.toml"), Path(SHARED_FILE)] if chosen is None else [Path(chosen)]
+    return [*here, Path(base, "neurogen", "config.toml")]
 
 
-def read_configuration(chosen: str | None = None, folder: Path | None = None) -> list[ConfigurationFile]:
-    """All files there are, the strongest first.
+def read_configuration(chosen: str | None = None) -> list[Entry]:
+    """What all files hold that there are, the strongest first.
 
     Raises:
-        ConfigurationError: one cannot be read, is no TOML, or `plugins` in it is not what it must be; `chosen` is not
-            there.
+        ConfigurationError: one cannot be read or is no TOML; `chosen` is not there.
     """
     if chosen is not None and not is_there(chosen):
         raise ConfigurationError(f"The configuration file {chosen} does not exist. Correct --config-file.")
-    found: list[ConfigurationFile] = []
-    for path in files_looked_at(chosen, folder):
-        content = _content(path)
-        if content is None:
-            continue
-        shared = path.name == SHARED_FILE
-        if shared and not _speaks_of_neurogen(content):
-            continue
-        found.append(parse_configuration(content, path, SHARED_TABLE if shared else ()))
+    found: list[Entry] = []
+    for path in files_looked_at(chosen):
+        content, shared = _content(path), path.name == SHARED_FILE
+        # pyproject.toml is other tools' file, too: without a table of neurogen's it is not parsed
+        if content is not None and not (shared and (b"neurogen" not in content or b"tool" not in content)):
+            found.append(parse_configuration(content, path, SHARED_TABLE if shared else ()))
     return found
-
-
-def parse_configuration(content: bytes, path: Path, within: tuple[str, ...] = ()) -> ConfigurationFile:
-    """What the bytes of a file say.
-
-    Args:
-        content: TOML in UTF-8.
-        path: named in messages.
-        within: the tables in which neurogen's own lies.
-
-    Raises:
-        ConfigurationError: they are no TOML, or `plugins` is not what it must be.
-    """
-    try:
-        table: Any = tomllib.loads(decoded(content))
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is no TOML file that can be read: {_one_line(error)}. Correct it.") from None
-    for depth, name in enumerate(within, start=1):
-        table = table.get(name, {})
-        if not isinstance(table, dict):
-            raise _wrong(path, within[:depth], f"it must be a table, got {shown(table)}")
-    lists = _plugin_lists(path, within, table.get(PLUGINS, {}))
-    own = {key: _without_lists(value) if key == PLUGINS else value for key, value in table.items()}
-    return ConfigurationFile(path, own, lists, within)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the nearest of those known, or all of them."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names) or 'none'}."
-
-
-def shown(value: Any) -> str:
-    """A value in a message."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
-
-
-def _user_file() -> Path:
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return Path(base or os.path.expanduser("~/.config"), *USER_FILE)  # noqa: PTH111  # never raises without a home
 
 
 def _content(path: Path) -> bytes | None:
@@ -207,41 +166,227 @@ def _content(path: Path) -> bytes | None:
     return content
 
 
-def _speaks_of_neurogen(content: bytes) -> bool:
-    """Whether pyproject.toml, which is other tools' too, can have a table of neurogen's: else it is not parsed."""
-    return b"neurogen" in content and b"tool" in content
+def parse_configuration(content: bytes, path: Path, within: Sequence[str] = ()) -> Entry:
+    """The table in the bytes of a file.
+
+    Args:
+        content: TOML in UTF-8.
+        path: named in messages.
+        within: the tables in which neurogen's own lies.
+
+    Raises:
+        ConfigurationError: they are no TOML, or something else than a table is there.
+    """
+    try:
+        table = Entry(path, (), tomllib.loads(decoded(content)))
+    except (ValueError, RecursionError) as error:
+        cause = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise ConfigurationError(f"{path} is no TOML file that can be read: {cause}. Correct it.") from None
+    for name in within:
+        table = table.entries().get(name, Entry(path, (*table.keys, name), {}))
+    plugin_lists(table)
+    return table
 
 
-def _plugin_lists(path: Path, within: tuple[str, ...], table: Any) -> PluginLists:
-    keys = (*within, PLUGINS)
-    if not isinstance(table, dict):
-        raise _wrong(path, keys, f"it must be a table with allow and disable, got {shown(table)}")
-    names = Kind("the name of a plugin or of a distribution", (str,), repeated=True)
-    for key in PLUGIN_LISTS:
-        problem = names.problem(table[key]) if key in table else None
-        if problem:
-            raise _wrong(path, (*keys, key), problem)
-    allow = table.get("allow")
-    return PluginLists(str(path), None if allow is None else tuple(allow), tuple(table.get("disable", ())))
+def plugin_lists(file: Entry) -> dict[str, list[str]]:
+    """The lists `allow` and `disable` of the section `plugins`, those that the file has.
+
+    Raises:
+        ConfigurationError: one is no list of names.
+    """
+    section = file.entries().get(PLUGINS)
+    given = section.entries() if section is not None else {}
+    return {name: given[name].checked(NAME, repeated=True) for name in PLUGIN_LISTS if name in given}
 
 
-def _without_lists(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key not in PLUGIN_LISTS}
+class Section(dict[str, Any]):
+    """The defaults that files give to one command: click's `default_map`, which knows where its values stand.
+
+    A value lies below the name of the option's parameter, the section of a subcommand below the subcommand's name.
+
+    Args:
+        command: the command; the whole program where `path` is empty.
+        path: the words that call it, without the program's name.
+    """
+
+    def __init__(self, command: click.Command, path: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.command = command
+        self.path = path
+        self.places: dict[str, str] = {}
+        self.samplers: dict[str, list[Entry]] = {}
+
+    def read(self, table: Entry, ctx: click.Context) -> None:
+        """Take the values of a table, which is stronger than those read before.
+
+        Raises:
+            ConfigurationError: a section or a key that means nothing, or a value of a wrong type.
+        """
+        for key, entry in table.entries().items():
+            name = key.replace("_", "-")
+            below = self.command.get_command(ctx, name) if isinstance(self.command, click.Group) else None
+            if below is not None:
+                self.setdefault(name, Section(below, (*self.path, name))).read(entry, ctx)
+            elif name == SAMPLERS and _takes_sampler(self.command):
+                for parameters in entry.entries().values():
+                    self._read_sampler(parameters)
+            elif not (self.path == (PLUGINS,) and name in PLUGIN_LISTS):
+                option = next((one for one in _options(self.command, ctx) if key_of(one) == name), None)
+                if option is None:
+                    raise entry.wrong(self._unknown(name, ctx))
+                self._set(option, entry)
+
+    def _read_sampler(self, parameters: Entry) -> None:
+        """Keep the parameters of a sampler, which must be installed and may be disabled, until it is known."""
+        known = {plugin.name for plugin in default_registry().plugins()}
+        name = parameters.keys[-1]
+        try:
+            links = [link.name.rpartition(":")[2] for link in parse_spec(name)]
+        except NeurogenError:
+            links = [name]
+        for link in links:
+            if link not in known:
+                raise parameters.wrong(f"no sampler {link!r} is installed. {_nearest(link, known)}")
+        for entry in parameters.entries().values():
+            self.samplers.setdefault(name, []).append(entry)
+
+    def _set(self, option: click.Parameter, entry: Entry) -> None:
+        kind = KINDS.get(option.type.name.split()[0], TEXT)
+        self[str(option.name)] = entry.checked(kind, repeated=option.multiple)
+        self.places[str(option.name)] = entry.place
+
+    def _unknown(self, name: str, ctx: click.Context) -> str:
+        inner = self.command.list_commands(ctx) if isinstance(self.command, click.Group) else []
+        if not self.path:
+            return f"there is no such section. {_nearest(name, [*inner, PLUGINS])}"
+        others = [*inner, *([SAMPLERS] if _takes_sampler(self.command) else [])]
+        others += PLUGIN_LISTS if self.path == (PLUGINS,) else ()
+        keys = filter(None, map(key_of, _options(self.command, ctx)))
+        what = f"neurogen {' '.join(self.path)} has no option --{name} for which a default can be given"
+        return f"{what}. {_nearest(name, [*keys, *others])}"
+
+    def with_sampler(self, plugin: Plugin, parameters: dict[str, click.Option], given: Collection[str]) -> Section:
+        """The same with the values for a sampler.
+
+        Args:
+            plugin: the sampler.
+            parameters: its parameters' names and their options.
+            given: the parameters that have their values already.
+
+        Raises:
+            ConfigurationError: a key is no parameter of this sampler, or a value has a wrong type.
+        """
+        section = Section(self.command, self.path)
+        section.update(self)
+        section.places, section.samplers = dict(self.places), self.samplers
+        names = {str(key_of(option)): name for name, option in parameters.items()}
+        for sampler in (plugin.name, plugin.qualified_name):
+            for entry in self.samplers.get(sampler, ()):
+                key = entry.keys[-1]
+                name = key if key in parameters else names.get(key.replace("_", "-"))
+                if name is None:
+                    raise entry.wrong(f"{plugin.name} has no such parameter. {_nearest(key, parameters)}")
+                if name not in given:
+                    section._set(parameters[name], entry)
+        return section
 
 
-def _place(path: Path, keys: Sequence[str]) -> str:
-    return f"{path}, key {'.'.join(_quoted(key) for key in keys)}"
+def source_of(ctx: click.Context, param: click.Parameter) -> str | None:
+    """Where the value of a parameter comes from, in words; None for the command line and what is built in."""
+    source = ctx.get_parameter_source(str(param.name))
+    if source == ParameterSource.DEFAULT_MAP and isinstance(ctx.default_map, Section):
+        return ctx.default_map.places.get(str(param.name))
+    return f"the environment variable {param.envvar}" if source == ParameterSource.ENVIRONMENT else None
 
 
-def _quoted(key: str) -> str:
-    plain = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
-    return key if plain else shown(key)
+def key_of(param: click.Parameter) -> str | None:
+    """How an option is called in files: its longest spelling without dashes; None where it is no default."""
+    if not isinstance(param, click.Option) or not param.opts:
+        return None
+    name = max(param.opts, key=len).lstrip("-")
+    return None if name in NOT_CONFIGURED else name
 
 
-def _wrong(path: Path, keys: Sequence[str], problem: str) -> ConfigurationError:
-    end = "" if problem.endswith((".", "?")) else "."
-    return ConfigurationError(f"{_place(path, keys)}: {problem}{end} Correct it, or take it out.")
+def variable_of(path: Sequence[str], key: str) -> str:
+    """The environment variable of an option."""
+    return "_".join((PREFIX, *path, key)).upper().replace("-", "_")
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+def name_variables(command: click.Command, path: Sequence[str]) -> None:
+    """Let every option of a command, and of those below it, be given by its environment variable.
+
+    Click's `auto_envvar_prefix` would take the name of the parameter, which for --json is `as_json`.
+    """
+    for param in command.params:
+        key = key_of(param)
+        if key is not None:
+            param.envvar = variable_of(path, key)
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        name_variables(below, (*path, name))
+
+
+def check_variables(program: click.Group, ctx: click.Context) -> None:
+    """Refuse variables that begin as those of a command and belong to no option of it, or are misspelled otherwise.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    starts = {variable_of((name,), ""): name for name in program.list_commands(ctx)}
+    for variable in os.environ:
+        if not variable.startswith(f"{PREFIX}_") or variable in OTHER_VARIABLES:
+            continue
+        name = next((name for start, name in starts.items() if variable.startswith(start)), None)
+        problem = _misspelled(variable, starts) if name is None else _no_option(variable, program, ctx, name)
+        if problem is not None:
+            raise ConfigurationError(f"The environment variable {variable} {problem} Correct it, or unset it.")
+
+
+def _misspelled(variable: str, starts: Iterable[str]) -> str | None:
+    """What is wrong with a variable of no command that is nearly one of another; others are not neurogen's."""
+    words = {start.split("_")[1]: f"{start}..." for start in starts}
+    near = difflib.get_close_matches(variable, OTHER_VARIABLES, n=1, cutoff=ALIKE)
+    alike = difflib.get_close_matches(variable.split("_")[1], words, n=1, cutoff=ALIKE_WORD)
+    near += [words[word] for word in alike]
+    return f"has no effect. Did you mean {near[0]}?" if near else None
+
+
+def _no_option(variable: str, program: click.Group, ctx: click.Context, name: str) -> str | None:
+    """What is wrong with a variable that begins as those of a command, unless it is one of them."""
+    command = program.get_command(ctx, name)
+    if command is None or variable in _variables(command, ctx, (name,)):
+        return None
+    return f"belongs to no option of neurogen {name}. {_nearest(variable, _variables(command, ctx, (name,)))}"
+
+
+def _variables(command: click.Command, ctx: click.Context, path: Sequence[str]) -> Iterator[str]:
+    """The variables of a command and of those below it; those of plugins last, since these must be loaded for it."""
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from _variables(below, ctx, (*path, name))
+    yield from (variable_of(path, key) for option in _options(command, ctx) if (key := key_of(option)))
+    if _takes_sampler(command):
+        classes = [plugin.sampler_class for plugin in default_registry().load_all()]
+        fields = (field for cls in classes if cls is not None for field in cls.Params.model_fields.items())
+        yield from (variable_of(path, option_of(*field).lstrip("-")) for field in fields)
+
+
+def _options(command: click.Command, ctx: click.Context) -> Iterator[click.Parameter]:
+    """The parameters of a command, then those with what plugins add, which must be loaded for it."""
+    yield from command.params
+    yield from command.get_params(ctx)
+
+
+def _takes_sampler(command: click.Command) -> bool:
+    """Whether its options depend on a sampler: the one of its option --sampler, or of its argument."""
+    return any(param.name == "sampler" for param in command.params)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest of those known, or all of them."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names) or 'none'}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."

@@ -21,8 +21,15 @@ import click
 from neurogen import __version__
 from neurogen.cli.common import Settings, ShownContext, debug_option, show_printable_help, tell
 from neurogen.cli.compiling_notice import watch_compiling
-from neurogen.cli.configuration import ConfigurationError, read_configuration
-from neurogen.cli.configured import Defaults, check_variables, name_variables
+from neurogen.cli.configuration import (
+    ConfigurationError,
+    Section,
+    check_variables,
+    name_variables,
+    plugin_lists,
+    read_configuration,
+    source_of,
+)
 from neurogen.errors import NeurogenError
 from neurogen.files import NO_ROOM
 from neurogen.registry.registry import default_registry
@@ -80,29 +87,28 @@ class Program(click.Group):
     ) -> click.Context:
         """Read the configuration as soon as the options before the subcommand are known."""
         ctx = super().make_context(info_name, args, parent, **extra)
-        settings = ctx.find_object(Settings) or Settings()
-        ctx.obj = settings
+        ctx.ensure_object(Settings)
         try:
-            self._configure(ctx, settings)
+            self._configure(ctx)
         except ConfigurationError:
             if not ctx.resilient_parsing:  # a shell that completes a word has no place for it
                 raise
         return ctx
 
-    def _configure(self, ctx: click.Context, settings: Settings) -> None:
+    def _configure(self, ctx: click.Context) -> None:
         """Restrict the plugins first, since finding out what a key means may load some."""
         only = ctx.params.get("only_plugins")
         if only is not None:
             default_registry().restrict(filter(None, map(str.strip, only.split(","))), "--only-plugins")
         files = read_configuration(ctx.params.get("config_file"))
         for file in files:
-            if file.plugins.allow is not None:
-                default_registry().restrict(file.plugins.allow, f"plugins.allow of {file.path}")
-            if file.plugins.disable:
-                default_registry().exclude(file.plugins.disable, f"plugins.disable of {file.path}")
-        settings.defaults = Defaults(files)
-        settings.defaults.read(self, ctx)
-        ctx.default_map = settings.defaults.maps
+            lists = plugin_lists(file)
+            if "allow" in lists:
+                default_registry().restrict(lists["allow"], f"plugins.allow of {file.path}")
+            default_registry().exclude(lists.get("disable", ()), f"plugins.disable of {file.path}")
+        ctx.default_map = defaults = Section(self)
+        for file in reversed(files):
+            defaults.read(file, ctx)
         check_variables(self, ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -129,7 +135,7 @@ class Program(click.Group):
         except click.ClickException as error:
             _trace(settings)
             code = error.exit_code
-            _name_source(error, settings)
+            _name_source(error)
             tell(_usage(error))
         except (NeurogenError, OSError) as error:
             _trace(settings)
@@ -174,19 +180,12 @@ def _usage(error: click.ClickException) -> str:
     return said.getvalue().removesuffix("\n")
 
 
-def _name_source(error: click.ClickException, settings: Settings) -> None:
+def _name_source(error: click.ClickException) -> None:
     """Say where a wrong value comes from if nobody has typed it."""
     ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
-    if settings.defaults is None or ctx is None or param is None:
-        return
-    names: list[str] = []
-    node = ctx
-    while node is not None and node.parent is not None:
-        names.insert(0, str(node.command.name))
-        node = node.parent
-    source = settings.defaults.source(tuple(names), param, ctx)
+    source = source_of(ctx, param) if ctx is not None and param is not None else None
     if source is not None:
-        told = f"{error.message.rstrip('.')}. It comes from {source.place}."
+        told = f"{error.message.rstrip('.')}. It comes from {source}."
         error.message = told  # type: ignore[misc]  # click builds the text around it when it is shown
 
 

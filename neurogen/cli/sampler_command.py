@@ -13,10 +13,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from neurogen.cli.common import ShownContext, listed, write_sections
-from neurogen.cli.configured import sampler_defaults
+from neurogen.cli.configuration import Section, key_of, variable_of
 from neurogen.cli.processor_options import OfProcessors
 from neurogen.cli.sampler_options import SamplerOption, sampler_options, unknown_option
+from neurogen.contract.chain import given_in
 from neurogen.contract.sampler import Sampler
+from neurogen.contract.spec import parse_spec
 from neurogen.errors import NeurogenError
 from neurogen.registry.registry import SAMPLERS, Plugin, default_registry
 
@@ -93,10 +95,18 @@ class CommandOfSampler(click.Command):
         """The sampler's options; `taken` are the spellings of the command's own."""
         return sampler_options(self.plugin, self.sampler_class, taken)
 
-    def defaults(self, parent: click.Context | None, spec: str) -> dict[str, Any]:
-        """The defaults that configuration files give for the command and for this sampler, asked for by `spec`."""
-        path = (str(self.name),)
-        return sampler_defaults(parent, path, self.plugin, self.sampler_class, spec, self.own)
+    def defaults(self, parent: click.Context | None, spec: str) -> Section | None:
+        """The defaults that configuration files give for the command and for this sampler, asked for by `spec`.
+
+        Its options learn the names of their variables; a parameter in `spec` is given, and takes no default.
+        """
+        given = given_in(self.sampler_class, [link.params for link in parse_spec(spec)])
+        for option in self.own:
+            if option.parameter not in given:
+                option.envvar = variable_of((str(self.name),), key_of(option) or "")
+        section = parent.lookup_default(str(self.name)) if parent is not None else None
+        options: dict[str, click.Option] = {option.parameter: option for option in self.own}
+        return section.with_sampler(self.plugin, options, given) if isinstance(section, Section) else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As always, but an option that does not exist is explained."""

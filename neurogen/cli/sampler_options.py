@@ -58,9 +58,8 @@ class SamplerOption(click.Option):
 class FieldType(click.ParamType[Any]):
     """Text from the command line as the type of a field; bounds are the schema's own affair."""
 
-    name = "value"
-
     def __init__(self, sampler: str, parameter: str, field: FieldInfo) -> None:
+        self.name = METAVARS.get(field.annotation, "VALUE").lower()
         self.sampler = sampler
         self.parameter = parameter
         self.field = field

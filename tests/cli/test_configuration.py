@@ -12,7 +12,7 @@ from cli_helpers import neurogen_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurogen.cli.configuration import ConfigurationError, ConfigurationFile, parse_configuration, read_configuration
+from neurogen.cli.configuration import ConfigurationError, Entry, parse_configuration, read_configuration
 
 pytestmark = pytest.mark.usefixtures("registry")
 
@@ -73,6 +73,9 @@ def test_each_place_yields_to_the_one_before_it(home: Path, monkeypatch: pytest.
     assert in_force()[key] == (3, "neurogen.toml, key run.max_new_tokens")
     Path("other.toml").write_text("[run]\nmax-new-tokens = 4\n")
     assert in_force("--config-file", "other.toml")[key] == (4, "other.toml, key run.max-new-tokens")
+    monkeypatch.setenv("NEUROGEN_CONFIG_FILE", "other.toml")
+    assert in_force()[key] == (4, "other.toml, key run.max-new-tokens")
+    monkeypatch.delenv("NEUROGEN_CONFIG_FILE")
     monkeypatch.setenv("NEUROGEN_RUN_MAX_NEW_TOKENS", "5")
     assert in_force()[key] == ("5", "the environment variable NEUROGEN_RUN_MAX_NEW_TOKENS")
 
@@ -331,7 +334,7 @@ def _read_or_refused(content: bytes) -> None:
     for within in ((), ("tool", "neurogen")):
         message = "x.toml"
         try:
-            assert isinstance(parse_configuration(content, Path("x.toml"), within), ConfigurationFile)
+            assert isinstance(parse_configuration(content, Path("x.toml"), within), Entry)
         except ConfigurationError as error:
             message = str(error)
         assert message.startswith("x.toml")
