@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 import neurogen
 from neurogen import DataError, ModelError
 from neurogen.cli.results import ResultsFile
+from neurogen.files import write_text
 from neurogen.models.known import CONVERTED_FILES, KnownModel, resolve_known_model
-from neurogen.pages import page as pages
 from neurogen.registry.scaffold import new_sampler
 from neurogen.training.checkpoint import checkpoints_of
 from neurogen.training.run import TrainingOptions, TrainingRun
@@ -134,7 +134,7 @@ def test_a_conversion_is_refused_before_it_begins_where_there_is_no_room(
 
 
 def _page(path: Path) -> None:
-    pages.write_page(path, lambda: LARGE)
+    write_text("The page", path, LARGE)
 
 
 def _results(path: Path) -> None:
@@ -152,7 +152,7 @@ def _tokenizer(path: Path) -> None:
 def _picture(path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from neurogen.pages.training_charts import save_picture
+    from neurogen.pages.pictures import save_picture
 
     figure = Figure(figsize=(20, 20))
     figure.figimage(torch.rand(2000, 2000, generator=torch.Generator().manual_seed(0)).numpy())

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import log10
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from neurogen.bench.results import BenchReport, BenchResult
-from neurogen.pages.training_charts import save_picture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from neurogen.pages.pictures import plain_panel, save_picture
 
 __all__ = ["draw_plot", "slope"]
 
@@ -51,8 +52,6 @@ def draw_plot(report: BenchReport, picture: Path) -> None:
     Raises:
         DataError: the picture cannot be written.
     """
-    from matplotlib.figure import Figure
-
     panels: dict[Panel, list[BenchResult]] = {}
     for result in report.results:
         panels.setdefault(Panel(result.label, result.cell.kind, result.cell.dtype), []).append(result)
@@ -80,8 +79,7 @@ def _columns(panels: Sequence[Panel]) -> int:
 def _draw_panel(axes: Axes, panel: Panel, results: Sequence[BenchResult]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_panel(axes)
     batches = sorted({result.cell.batch for result in results})
     markers = {batch: MARKERS[number % len(MARKERS)] for number, batch in enumerate(batches)}
     _draw_line(axes, panel.sampler.split("(")[0], OWN, _times(results, None), markers, bold=True)
@@ -97,8 +95,6 @@ def _draw_panel(axes: Axes, panel: Panel, results: Sequence[BenchResult]) -> Non
 
 def _label_ticks(axes: Axes) -> None:
     """Plain words in place of powers of ten: 32k logits, 5 ms; three a decade where there are few decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     for axis, units in ((axes.xaxis, SIZES), (axes.yaxis, TIMES)):
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < FEW_DECADES else (1,)))

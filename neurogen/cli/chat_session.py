@@ -16,6 +16,7 @@ from neurogen.cli.output import write_stdout, write_text
 from neurogen.cli.sampler_command import sampler_names
 from neurogen.contract.parameters import INT64, domain_of, is_whole, unknown_parameter
 from neurogen.errors import NeurogenError, ParameterError
+from neurogen.files import check_place
 from neurogen.registry.registry import default_registry, load_processors
 from neurogen.text.generation import Result, TextDelta
 from neurogen.text.printable import printable
@@ -230,9 +231,7 @@ class ChatSession:
     def _explain(self, rest: str) -> None:
         explanation = self._conversation.explain(top=PAGE_TOP if rest else TOP)
         if rest:
-            from neurogen.pages.page import check_page
-
-            check_page(rest)
+            check_place("The page", rest)
             report_page(explanation, rest)
         else:
             report(explanation)

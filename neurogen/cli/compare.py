@@ -32,7 +32,7 @@ from neurogen.cli.model_options import load_shown, model_option, parse_special_o
 from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import complete_sampler
 from neurogen.errors import DataError
-from neurogen.files import decoded
+from neurogen.files import check_place, decoded
 from neurogen.registry.registry import default_registry
 from neurogen.text.generation import Prompt
 from neurogen.text.prompts import parse_lines
@@ -109,9 +109,7 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
     samplers = _samplers(ctx, specs, sweeps)
     prompts, references = _prompts(ctx, values, samplers[0])
     if values["html"] is not None:
-        from neurogen.pages.page import check_page
-
-        check_page(values["html"])
+        check_place("The page", values["html"])
     comparison = _compare(samplers, prompts, references, values)
     _tell_notices(comparison)
     if values["html"] is not None:
@@ -226,12 +224,10 @@ def _tell_notices(comparison: Comparison) -> None:
 
 def _report(comparison: Comparison, show: int) -> None:
     """The measures, a column a measure, then texts side by side."""
-    from neurogen.pages.compare import measured, shown
-
-    names = measured(comparison)
+    names = list(comparison.metrics())
     header = ("SAMPLER", *(name.replace("_", " ").upper() for name in names), "TOKENS/S")
     rows = [
-        (one.label, *(shown(one.measures.get(name)) for name in names), f"{one.tokens_per_second:.0f}")
+        (one.label, *(str(one.measures.get(name, "-")) for name in names), f"{one.tokens_per_second:.0f}")
         for one in comparison.outcomes
     ]
     echo_table(header, rows)

@@ -26,6 +26,7 @@ from neurogen.cli.common import (
 from neurogen.cli.completion import complete_model
 from neurogen.cli.model_options import load_shown, parse_special_option
 from neurogen.cli.ranks import check_single
+from neurogen.files import check_place
 
 if TYPE_CHECKING:
     from neurogen.diagnosis.diagnose import Diagnosis
@@ -108,9 +109,7 @@ def command(ctx: click.Context, /, as_json: bool, html: str | None, **values: An
     check_single(ctx)
     _check(ctx, values)
     if html is not None:
-        from neurogen.pages.page import check_page
-
-        check_page(html)
+        check_place("The page", html)
     diagnosis = _of_logits(values) if values["logits"] is not None else _of_model(values)
     if html is not None:
         _write_page(diagnosis, html, quiet=values["quiet"])

@@ -24,6 +24,7 @@ from neurogen.cli.model_options import load_shown, model_option, parse_special_o
 from neurogen.cli.ranks import check_single
 from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
 from neurogen.cli.sampler_options import make_sampler
+from neurogen.files import check_place
 from neurogen.registry.registry import default_registry
 from neurogen.text.printable import json_printable, printable
 
@@ -86,9 +87,7 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> None:
     check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
     if values["html"] is not None:
-        from neurogen.pages.page import check_page
-
-        check_page(values["html"])
+        check_place("The page", values["html"])
     explanation = _explain(made, values)
     for notice in explanation.result.notices or ():
         tell(notice)

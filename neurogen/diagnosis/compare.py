@@ -67,6 +67,12 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        """As tables show it: 3.12 [2.9, 3.4]."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.3g}"
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -133,6 +139,11 @@ class Comparison:
     prompts: list[str]
     options: dict[str, Any]
     outcomes: list[Outcome] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, str]:
+        """The entries of `METRICS` that were measured of any sampler."""
+        measured = {name for outcome in self.outcomes for name in outcome.measures}
+        return {name: meaning for name, meaning in METRICS.items() if name in measured}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

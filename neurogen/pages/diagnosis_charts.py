@@ -1,23 +1,21 @@
-"""The charts of a diagnosis as inline SVG: plain strings that take their colours from the page's CSS classes."""
+"""The charts of a diagnosis."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from neurogen.diagnosis.verdict import percent
 from neurogen.diagnosis.weights import TensorHealth
+from neurogen.pages.charts import DOT, Axis, Plot, round_values
 
 __all__ = ["confidence_chart", "position_chart", "rank_chart", "share_chart", "weights_chart"]
 
-WIDTH, HEIGHT = 480, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
 SHARE_BINS = 20
 POSITION_BINS = 32
 RANK_EDGES = (1, 2, 6, 11, 51, 101, 1001, 10001)
@@ -26,97 +24,11 @@ TRUNCATED = 50
 
 LEAST_RMS = 1e-30
 NEARLY_ZERO = 1e-6
-DOT = 2.6
 
 Floats = NDArray[np.float64]
-Ticks = Sequence[tuple[float, str]]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A linear axis.
-
-    Attributes:
-        low, high: its ends.
-        ticks: values and labels.
-        title: what it shows, with the unit.
-    """
-
-    low: float
-    high: float
-    ticks: Ticks
-    title: str
-
-    def place(self, value: float) -> float:
-        """Where a value lies, 0 at `low` and 1 at `high`; what is outside is put at the end."""
-        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
-
-
-class Plot:
-    """A frame with axes that marks are added to."""
-
-    def __init__(self, x: Axis, y: Axis, label: str) -> None:
-        self._x, self._y, self._label = x, y, label
-        self._parts: list[str] = []
-        for value, text in y.ticks:
-            self._parts.append(f'<path class="grid" d="M{LEFT} {self.y(value):.1f}H{WIDTH - RIGHT}"/>')
-            self.text(LEFT - 6, self.y(value) + 3.5, text, "end")
-        for value, text in x.ticks:
-            self.text(self.x(value), HEIGHT - BOTTOM + 16, text, "middle")
-        self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.title, "middle")
-        self._parts.append(f'<path class="base" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
-        self.text(LEFT - 44, TOP - 3, y.title, "start")
-
-    def x(self, value: float) -> float:
-        """Horizontal place of a value."""
-        return LEFT + (WIDTH - RIGHT - LEFT) * self._x.place(value)
-
-    def y(self, value: float) -> float:
-        """Vertical place of a value."""
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP - 10) * self._y.place(value)
-
-    def text(self, x: float, y: float, text: str, anchor: str, css: str = "tick") -> None:
-        """Some words."""
-        self._parts.append(f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
-
-    def bar(self, left: float, right: float, value: float, hint: str, css: str = "fill1") -> None:
-        """A bar from `left` to `right`, with a gap, up to `value`."""
-        x, width = self.x(left) + 1, max(self.x(right) - self.x(left) - 2, 1)
-        height = HEIGHT - BOTTOM - self.y(value)
-        place = f'x="{x:.1f}" y="{self.y(value):.1f}" width="{width:.1f}" height="{height:.1f}"'
-        self._parts.append(f'<rect class="{css}" {place} rx="1.5"><title>{escape(hint)}</title></rect>')
-
-    def dot(self, x: float, y: float, hint: str, css: str = "fill1", radius: float = DOT) -> None:
-        """A mark that tells its values when pointed at."""
-        self._parts.append(
-            f'<circle class="{css}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:.1f}">'
-            f"<title>{escape(hint)}</title></circle>"
-        )
-
-    def line(self, points: Iterable[tuple[float, float]], css: str) -> None:
-        """A line through points."""
-        path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
-        if path:
-            self._parts.append(f'<path class="{css}" d="M{path}"/>')
-
-    def legend(self, entries: Sequence[tuple[str, str]]) -> None:
-        """Colours and what they stand for, at the top right."""
-        x: float = WIDTH - RIGHT
-        for css, text in reversed(entries):
-            x -= 6.1 * len(text)
-            self.text(x, TOP - 3, text, "start", "tick")
-            self._parts.append(f'<circle class="{css}" cx="{x - 8:.1f}" cy="{TOP - 6.5}" r="4"/>')
-            x -= 24
-
-    def svg(self) -> str:
-        """The whole chart."""
-        return (
-            f'<svg viewBox="0 -6 {WIDTH} {HEIGHT + 6}" role="img" aria-label="{escape(self._label)}">'
-            f"{''.join(self._parts)}</svg>"
-        )
-
-
-def share_chart(values: Floats, title: str) -> str:
+def share_chart(values: Floats, title: str) -> Markup:
     """A histogram of numbers in [0, 1]."""
     counts, edges = np.histogram(values, bins=SHARE_BINS, range=(0, 1))
     shares = counts / max(len(values), 1)
@@ -127,7 +39,7 @@ def share_chart(values: Floats, title: str) -> str:
     return plot.svg()
 
 
-def rank_chart(ranks: Floats, vocab_size: int) -> str:
+def rank_chart(ranks: Floats, vocab_size: int) -> Markup:
     """How often the right token stands where in the model's order, in bins that grow."""
     edges = [edge for edge in RANK_EDGES if edge <= vocab_size]
     counts = np.histogram(ranks, bins=[*edges, np.inf])[0]
@@ -144,11 +56,11 @@ def rank_chart(ranks: Floats, vocab_size: int) -> str:
     return plot.svg()
 
 
-def confidence_chart(bins: Sequence[tuple[int, float, float]]) -> str:
+def confidence_chart(bins: Sequence[tuple[int, float, float]]) -> Markup:
     """Reliability: how often the top token is right, against the probability that it was given."""
     plot = Plot(
         _unit_axis("probability of the top token"),
-        Axis(0, 1, [(value, percent(value)) for value in (0, 0.25, 0.5, 0.75, 1)], "how often it is right"),
+        Axis(0, 1, [(value, percent(value)) for value in (0, 0.25, 0.5, 0.75, 1)], "how often it is right", grid=True),
         "Accuracy by confidence",
     )
     plot.line([(0, 0), (1, 1)], "ideal")
@@ -157,11 +69,11 @@ def confidence_chart(bins: Sequence[tuple[int, float, float]]) -> str:
     for count, top1, right in bins:
         hint = f"{count:,} positions: given {percent(top1)} on average, right at {percent(right)}"
         plot.dot(top1, right, hint, radius=3 + 6 * math.sqrt(count / most))
-    plot.text(plot.x(0.98), plot.y(0.05), "below the line: too certain", "end")
+    plot.text(0.98, 0.05, "below the line: too certain", "end")
     return plot.svg()
 
 
-def position_chart(positions: NDArray[np.int64], entropy: Floats, loss: Floats, uniform: float) -> str:
+def position_chart(positions: NDArray[np.int64], entropy: Floats, loss: Floats, uniform: float) -> Markup:
     """Entropy and loss along the context: both fall where the model uses what stands before."""
     last = int(positions.max()) + 1
     bins = positions * min(POSITION_BINS, last) // last
@@ -170,8 +82,8 @@ def position_chart(positions: NDArray[np.int64], entropy: Floats, loss: Floats, 
     series = [[float(values[members].mean()) for members in present] for values in (entropy, loss)]
     top = max(*series[0], *series[1])
     plot = Plot(
-        Axis(0, max(last - 1, 1), [(value, f"{value:,}") for value in _steps(last - 1)], "tokens read before"),
-        Axis(0, top * 1.05 or 1, [(value, f"{value:g}") for value in _steps(top)], "nats"),
+        Axis(0, max(last - 1, 1), [(value, f"{value:,}") for value in round_values(0, last - 1)], "tokens read before"),
+        Axis(0, top * 1.05 or 1, [(value, f"{value:g}") for value in round_values(0, top)], "nats", grid=True),
         "Entropy and loss by position in the context",
     )
     for css, name, values in zip(("1", "2"), ("entropy", "loss"), series, strict=True):
@@ -183,7 +95,7 @@ def position_chart(positions: NDArray[np.int64], entropy: Floats, loss: Floats, 
     return plot.svg()
 
 
-def weights_chart(tensors: Sequence[TensorHealth]) -> str:
+def weights_chart(tensors: Sequence[TensorHealth]) -> Markup:
     """RMS of every parameter by layer, on a logarithmic axis; embeddings at the left end, the rest at the right."""
     shown = [tensor for tensor in tensors if tensor.status != "ok" or not tensor.name.endswith("bias")]
     layers = 1 + max((tensor.layer for tensor in shown if tensor.layer is not None), default=0)
@@ -192,9 +104,9 @@ def weights_chart(tensors: Sequence[TensorHealth]) -> str:
     ticks = [(float(value), f"{10.0**value:g}") for value in range(low, high + 1, step)]
     gap = max(1.0, 0.1 * layers)  # wide enough for the words below it
     first, last = -gap, layers - 1 + gap
-    names = [(first, "embed"), *((value, f"{value:g}") for value in _steps(layers - 1)), (last, "head")]
+    names = [(first, "embed"), *((value, f"{value:g}") for value in round_values(0, layers - 1)), (last, "head")]
     x = Axis(first - gap / 2, last + gap / 2, names, "layer")
-    plot = Plot(x, Axis(low, high, ticks, "RMS"), "RMS of the weights by layer")
+    plot = Plot(x, Axis(low, high, ticks, "RMS", grid=True), "RMS of the weights by layer")
     for role in dict.fromkeys(tensor.role for tensor in shown if tensor.layer is not None):
         peers = [(float(t.layer), _log10(t.rms)) for t in shown if t.role == role and t.layer is not None]
         plot.line(peers, f"peers line{_kind(role)}")
@@ -246,17 +158,5 @@ def _unit_axis(title: str) -> Axis:
 
 
 def _share_axis(most: float) -> Axis:
-    ticks = [(value, percent(value)) for value in _steps(most)]
-    return Axis(0, max(most * 1.05, 1e-9), ticks, "of positions")
-
-
-def _steps(most: float) -> list[float]:
-    """Round values from 0 to `most`, about four of them; whole ones where `most` is a whole number above 3."""
-    if most <= 0:
-        return [0]
-    rough = most / 4
-    scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)
-    if isinstance(most, int):
-        step = max(1, round(step))
-    return [index * step for index in range(int(most / step + 1e-9) + 1)]
+    ticks = [(value, percent(value)) for value in round_values(0, most)]
+    return Axis(0, max(most * 1.05, 1e-9), ticks, "of positions", grid=True)

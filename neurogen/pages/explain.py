@@ -1,18 +1,16 @@
 """An explanation as one HTML page: the text coloured by probability, and of each token its candidates, with sliders.
 
 The sliders recompute in the page what temperature, k and p would have kept of the same logits; the script is
-`explain_page.js` with `explain_sliders.js`. Everything a model has written is escaped, in the page and in its data.
+`explain.js` with `explain_sliders.js`. Everything a model has written is escaped, in the page and in its data.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurogen.files import to_json
+from neurogen.files import write_text
 from neurogen.pages import page as pages
 
 if TYPE_CHECKING:
@@ -29,30 +27,6 @@ SLIDERS = {"topk": "k", "topp": "p", "temperature": None}
 LINE_BREAK = "<0x0A>"
 """How a SentencePiece vocabulary spells it."""
 
-CSS = """
-.ng .text{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9}
-.ng .text .prompt{color:var(--muted)}
-.ng .text button{border:0;padding:0;margin:0;font:inherit;color:inherit;cursor:pointer;border-radius:2px;
-white-space:pre-wrap;display:inline;text-align:left}.ng .text .p0{background:none}
-.ng .text button:hover,.ng .text button:focus-visible{outline:2px solid var(--c1)}
-.ng .text button[aria-pressed=true]{outline:2px solid var(--c2)}
-.ng .sliders{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:.4rem 1.4rem}
-.ng .sliders label{display:block;font-size:.85rem;color:var(--muted)}
-.ng .sliders output{color:var(--ink);font-weight:650;float:right}
-.ng .sliders input{width:100%}
-.ng .tape{height:1.4rem;border:1px solid var(--line);border-radius:4px;position:relative;margin:.5rem 0;overflow:hidden}
-.ng .tape i{position:absolute;top:0;bottom:0;background:var(--c1);opacity:.55;min-width:2px}
-.ng .tape b{position:absolute;top:0;bottom:0;width:2px;background:var(--c2)}
-.ng td.bar{width:30%;min-width:110px}.ng td.bar i{display:block;height:.75rem;border-radius:3px;background:var(--c1);
-min-width:1px}
-.ng td.bar i+i{background:var(--c3);margin-top:2px}
-.ng tr.gone td{color:var(--muted)}.ng tr.gone td:nth-child(2){text-decoration:line-through}
-.ng tr.chosen td{font-weight:650}
-.ng .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin:0 .3rem 0 .8rem;background:var(--c1)}
-.ng .swatch.now{background:var(--c3)}
-.ng td.token{white-space:pre;font-family:ui-monospace,monospace;max-width:22rem;overflow:hidden;text-overflow:ellipsis}
-"""
-
 
 def write_page(explanation: Explanation, path: str | Path) -> None:
     """Write the page; the file appears whole or not at all.
@@ -60,65 +34,48 @@ def write_page(explanation: Explanation, path: str | Path) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    pages.write_page(path, lambda: page(explanation))
+    write_text("The page", path, page(explanation))
 
 
 def page(explanation: Explanation) -> str:
     """A whole HTML document."""
-    return pages.document(f"Why these tokens? {explanation.sampler}", CSS, _body(explanation))
+    return pages.document("explain.html", **_values(explanation))
 
 
 def fragment(explanation: Explanation) -> str:
     """The same for a notebook, where it must not style anything else."""
-    return f'<style>{pages.BASE_CSS}{CSS}</style><div class="ng">{_body(explanation)}</div>'
+    return pages.fragment("explain.html", **_values(explanation))
 
 
-def _body(explanation: Explanation) -> str:
-    result = explanation.result
-    tokens = "".join(_token(index, step) for index, step in enumerate(explanation.steps))
-    key = "".join(
-        f'<span class="{css}">{label}</span>'
-        for (_, css), label in zip(pages.PROBABILITY_STEPS, pages.STEP_LABELS, strict=True)
-    )
-    processors = "".join(f"{escape(one)}, " for one in result.processors or ())
-    notices = "".join(f"<p>{escape(notice)}</p>" for notice in result.notices or ())
-    return (
-        '<div class="ng-explain"><h1>Why these tokens?</h1>'
-        f'<p class="note">{escape(explanation.model)}, {processors}{escape(explanation.sampler)}, seed {result.seed}; '
-        f"{len(explanation.steps)} tokens of {explanation.vocab_size:,}, ended by {result.finish_reason}.</p>{notices}"
-        f'<p class="note key">The model gave the token chosen: {key}</p>'
-        f'<div class="card text"><span class="prompt">{escape(result.prompt)}</span>{tokens}</div>'
-        '<div class="detail" aria-live="polite"><p class="note">Click a token to see its candidates.</p></div>'
-        f'<script type="application/json" class="data">{_data(explanation)}</script>'
-        f"<script>(() => {{\n{_script('explain_sliders.js')}\n{_script('explain_page.js')}}})();</script></div>"
-    )
+def _values(explanation: Explanation) -> dict[str, Any]:
+    """What the template shows."""
+    return {
+        "explanation": explanation,
+        "result": explanation.result,
+        "tokens": [_token(step) for step in explanation.steps],
+        "data": _data(explanation),
+    }
 
 
-def _script(name: str) -> str:
-    return resources.files("neurogen.pages").joinpath(name).read_text(encoding="utf-8")
+def _token(step: ExplainedStep) -> dict[str, str]:
+    return {
+        "text": "\n" if step.text == LINE_BREAK else step.text or "\u2400",
+        "css": pages.probability_class(step.probability),
+        "hint": f"{100 * step.probability:.3g} %, rank {step.rank:,}",
+    }
 
 
-def _token(index: int, step: ExplainedStep) -> str:
-    text = "\n" if step.text == LINE_BREAK else step.text or "\u2400"
-    hint = f"{100 * step.probability:.3g} %, rank {step.rank:,}"
-    return (
-        f'<button class="{pages.probability_class(step.probability)}" data-step="{index}" aria-pressed="false" '
-        f'title="{escape(hint)}">{escape(text)}</button>'
-    )
-
-
-def _data(explanation: Explanation) -> str:
-    """The steps for the script; without a < no text of a model can end the element that holds it."""
+def _data(explanation: Explanation) -> dict[str, Any]:
+    """The steps for the script."""
     own, order = _own_settings(explanation)
     whole = sum(len(step.sorted_logits) for step in explanation.steps) <= MOST_BYTES
-    values = {
+    return {
         "own": own,
         "start": own or {"temperature": _number(explanation, "temperature", 1.0), "k": 0, "p": 1.0},
         "order": order,
         "sampler": explanation.result.sampler,
         "steps": [_step(step, whole=whole) for step in explanation.steps],
     }
-    return to_json(values).replace("<", "\\u003c")
 
 
 def _own_settings(explanation: Explanation) -> tuple[dict[str, Any] | None, list[str]]:

@@ -6,16 +6,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from neurogen.errors import DataError
-from neurogen.files import read_text, replacing, writing
+from neurogen.files import read_text
+from neurogen.pages.pictures import plain_panel, save_picture
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["draw_charts", "read_metrics", "save_picture"]
+__all__ = ["draw_charts", "read_metrics"]
 
 Lines = Sequence[dict[str, Any]]
 
@@ -47,26 +47,13 @@ def draw_charts(metrics: Path, picture: Path) -> None:
     Raises:
         DataError: the metrics cannot be read, or the picture cannot be written.
     """
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics)
     figure = Figure(figsize=(15, 8.4), layout="constrained")
     panels: tuple[Callable[[Any, Lines], None], ...] = (_loss, _accuracy, _entropy, _speed, _tokens, _loss_and_accuracy)
     for axes, panel in zip(figure.subplots(2, 3).flat, panels, strict=True):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_panel(axes)
         panel(axes, lines)
     save_picture(figure, picture, dpi=110)
-
-
-def save_picture(figure: Figure, picture: Path, *, dpi: int) -> None:
-    """Write a PNG; whoever looks meanwhile sees the one before.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    with writing("The picture", picture), replacing(picture) as draft:
-        figure.savefig(draft, format="png", dpi=dpi)
 
 
 def _loss(axes: Axes, lines: Lines) -> None:

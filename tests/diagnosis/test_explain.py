@@ -28,7 +28,7 @@ from neurogen.text.generation import Prompt
 from neurogen.text.runner import Runner
 
 TEXT = "Once upon a time"
-SLIDERS = Path(neurogen.__file__).parent / "pages" / "explain_sliders.js"
+SLIDERS = Path(neurogen.__file__).parent / "pages" / "templates" / "explain_sliders.js"
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(name: str, request: 
     assert not re.search(r"https?:|@import|url\(", html)
     assert f" {diagnosis.verdict}" in found.text
     assert all(reason in found.text.replace("\u00a0", " ") for reason in diagnosis.reasons)
-    assert "prefers-color-scheme:dark" in html
+    assert "prefers-color-scheme: dark" in html
     assert "nan" not in re.sub("<style>.*</style>", "", html, flags=re.DOTALL).replace("NaN", "").split("<svg")[0]
     assert len(html) < 200_000
 
@@ -133,7 +133,7 @@ def test_in_a_notebook_nothing_else_is_styled(of_logits: Diagnosis) -> None:
     assert html == fragment(of_logits)
     parsed(html)
     css = html[html.index("<style>") + 7 : html.index("</style>")]
-    outer = re.sub(r"@media[^{]*\{(.*?\})\}", r"\1", css, flags=re.DOTALL)
+    outer = re.sub(r"@media[^{]*\{(.*?\})\s*\}", r"\1", css, flags=re.DOTALL)
     selectors = [selector for rule in re.findall(r"([^{}]+)\{", outer) for selector in rule.split(",")]
     assert len(selectors) > 30
     assert all(selector.strip().startswith(".ng") for selector in selectors)
@@ -160,10 +160,10 @@ def test_a_page_that_fails_leaves_the_old_file(
     path = tmp_path / "d.html"
     path.write_text("old")
 
-    def full_disk(_: Diagnosis) -> str:
+    def full_disk(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("neurogen.pages.diagnosis.page", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(DataError, match=r"cannot be written to .*d\.html: No space left on device"):
         write_page(of_logits, path)
     assert path.read_text() == "old"
