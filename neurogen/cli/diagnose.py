@@ -29,8 +29,8 @@ from neurogen.cli.ranks import check_single
 from neurogen.files import check_place
 
 if TYPE_CHECKING:
+    from neurogen.diagnosis.accuracies import SamplerAccuracy
     from neurogen.diagnosis.diagnose import Diagnosis
-    from neurogen.diagnosis.measures import SamplerAccuracy
     from neurogen.diagnosis.weights import TensorHealth
 
 __all__ = ["command"]

@@ -64,22 +64,18 @@ class Cause:
     steps: tuple[str, ...]
 
 
-def find_causes(
-    measures: Measures, health: Health, weights: Sequence[TensorHealth], unigram: float, names: str
-) -> list[Cause]:
+def find_causes(measures: Measures, weights: Sequence[TensorHealth], unit: str) -> list[Cause]:
     """The causes that fit the figures of a model that is neither healthy nor flat; one is enough to explain them.
 
     Args:
         measures: of valid positions only.
-        health: their means.
         weights: the model's; empty where they are unknown.
-        unigram: loss of a unigram model of the same text, nats.
-        names: what a position is called.
+        unit: what a position is called.
     """
-    found = [_weights(weights), _shift(measures, names)]
-    if health.loss > math.log(health.vocab_size) and not any(found):
-        found = [_scale(health, names) or _tokens(measures, unigram)]
-    return [cause for cause in found if cause is not None]
+    causes = [_weights(weights), _shift(measures, unit)]
+    if measures.health.loss > math.log(measures.vocab_size) and not any(causes):
+        causes = [_scale(measures.health, unit) or _tokens(measures)]
+    return [cause for cause in causes if cause is not None]
 
 
 def shift_of(measures: Measures) -> tuple[int, float, float] | None:
@@ -129,16 +125,16 @@ def _variance(share: float, count: int) -> float:
     return smooth * (1 - smooth)
 
 
-def _shift(measures: Measures, names: str) -> Cause | None:
+def _shift(measures: Measures, unit: str) -> Cause | None:
     found = shift_of(measures)
     if found is None:
         return None
     offset, hits, right = found
-    where = f"{abs(offset)} {names}{'s' if abs(offset) > 1 else ''} {'later' if offset > 0 else 'earlier'}"
+    where = f"{abs(offset)} {unit}{'s' if abs(offset) > 1 else ''} {'later' if offset > 0 else 'earlier'}"
     explained, step = _explained(offset, _in_order(measures))
     return Cause(
         "shift",
-        f"The top token is the target of {where} at {hits:.1%} of {names}s, and its own target at {right:.1%}: "
+        f"The top token is the target of {where} at {hits:.1%} of {unit}s, and its own target at {right:.1%}: "
         f"predictions and targets are shifted against each other. {explained}",
         (step,),
     )
@@ -195,19 +191,19 @@ def _weights(weights: Sequence[TensorHealth]) -> Cause | None:
     )
 
 
-def _scale(health: Health, names: str) -> Cause | None:
+def _scale(health: Health, unit: str) -> Cause | None:
     if health.accuracy < OFTEN or health.top1_probability < health.accuracy + OVERCONFIDENT:
         return None
     return Cause(
         "scale",
-        f"The top token is right at {health.accuracy:.1%} of {names}s and yet holds {health.top1_probability:.1%} on "
+        f"The top token is right at {health.accuracy:.1%} of {unit}s and yet holds {health.top1_probability:.1%} on "
         "average: the model is far too certain where it is wrong, as where the logits are too large.",
         ("Look at what scales the logits: the last norm, the head, or a division by a temperature below 1.",),
     )
 
 
-def _tokens(measures: Measures, unigram: float) -> Cause | None:
-    mean = measures.predicted / measures.predicted.sum()
+def _tokens(measures: Measures) -> Cause | None:
+    mean, unigram = measures.predicted / measures.predicted.sum(), measures.unigram_loss
     entropy = -float(mean @ np.log(np.maximum(mean, np.finfo(float).tiny)))
     same = np.bincount(measures.greedy).max() / len(measures)
     if len(measures) < ENOUGH or same > MONOTONOUS or entropy < VARIED * unigram:

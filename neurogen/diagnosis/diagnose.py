@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,21 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neurogen.diagnosis.accuracies import SamplerAccuracy, accuracies, load_samplers
 from neurogen.diagnosis.health import Health
 from neurogen.diagnosis.input import SAMPLE_TEXT, Window, check_logits, windows
-from neurogen.diagnosis.measures import (
-    MASS_KS,
-    NUCLEUS_PS,
-    Measures,
-    SamplerAccuracy,
-    accuracies,
-    join,
-    load_samplers,
-    measure,
-)
-from neurogen.diagnosis.verdict import Verdict, decide, health_of, unigram_entropy, unigram_loss
+from neurogen.diagnosis.measures import MASS_KS, NUCLEUS_PS, Measures, join, measure, unigram_entropy
+from neurogen.diagnosis.verdict import Verdict, decide
 from neurogen.diagnosis.weights import TensorHealth, examine
 from neurogen.errors import DeviceError, ParameterError
+from neurogen.files import finite
 from neurogen.models.foreign import check_loaded
 from neurogen.models.probabilities import Kind, LogitsAre, check_logits_are, kind_of
 
@@ -81,7 +73,7 @@ class Diagnosis:
     Attributes:
         source: the model or file.
         verdict: healthy, undertrained, flat, saturated, worse than uniform, diverged or broken; see
-            `diagnosis_verdict`.
+            `verdict`.
         reasons: sentences with the numbers it rests on.
         next_steps: what to do.
         accuracies: what each sampler would have reported; empty where no position is valid.
@@ -99,15 +91,15 @@ class Diagnosis:
     weights: tuple[TensorHealth, ...] | None = None
     document: tuple[Token, ...] = ()
 
-    @cached_property
+    @property
     def health(self) -> Health:
         """Means over the valid positions."""
-        return health_of(self.measures)
+        return self.measures.health
 
-    @cached_property
+    @property
     def unigram_loss(self) -> float:
-        """Loss of a unigram model of the same text, nats; see `diagnosis_verdict.unigram_loss`."""
-        return unigram_loss(self.measures.targets, self.measures.vocab_size)
+        """Loss of a unigram model of the same text, nats; see `measures.unigram_loss`."""
+        return self.measures.unigram_loss
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """Mean, smallest, 5 %, median, 95 % and largest of every measure, over the finite values."""
@@ -130,7 +122,7 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """All of it except single positions, as plain values; what is not a finite number is None."""
         invalid = np.flatnonzero(~self.measures.valid)
-        found: dict[str, Any] = {
+        report: dict[str, Any] = {
             "source": self.source,
             "verdict": self.verdict,
             "reasons": list(self.reasons),
@@ -146,15 +138,15 @@ class Diagnosis:
                 "uniform": math.log(self.measures.vocab_size),
             },
             "accuracy": {"greedy": self.health.accuracy, "top5": self.health.top5_accuracy},
-            "samplers": [_accuracy_json(score) for score in self.accuracies],
+            "samplers": [score.to_json() for score in self.accuracies],
             "measures": self.summaries(),
             "non_finite_logits": dict(
                 zip(("nan", "inf", "minus_inf"), self.measures.non_finite.sum(0).tolist(), strict=True)
             ),
             "calibration_error": self.calibration_error(),
-            "weights": None if self.weights is None else [_weight_json(tensor) for tensor in self.weights],
+            "weights": None if self.weights is None else [tensor.to_json() for tensor in self.weights],
         }
-        return _plain(found)  # type: ignore[no-any-return]
+        return finite(report)  # type: ignore[no-any-return]
 
     def _repr_html_(self) -> str:
         """The report in a notebook."""
@@ -258,20 +250,11 @@ def _diagnosis(
     measures: Measures,
     weights: tuple[TensorHealth, ...] | None,
     document: tuple[Token, ...],
-    names: str,
+    unit: str,
 ) -> Diagnosis:
     scores = accuracies(measures) if measures.valid.any() else ()
-    judgement = decide(measures, scores, weights or (), names)
-    return Diagnosis(
-        source=source,
-        verdict=judgement.verdict,
-        reasons=judgement.reasons,
-        next_steps=judgement.next_steps,
-        accuracies=scores,
-        measures=measures,
-        weights=weights,
-        document=document,
-    )
+    judgement = decide(measures, scores, weights or (), unit)
+    return Diagnosis(source, *judgement, scores, measures, weights, document)
 
 
 def _context(model: LanguageModel, context: int | None) -> int:
@@ -366,34 +349,3 @@ def _summary(values: NDArray[np.float64]) -> dict[str, float]:
         **{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
         "max": float(finite.max()),
     }
-
-
-def _accuracy_json(score: SamplerAccuracy) -> dict[str, Any]:
-    return {
-        "sampler": score.setting.sampler,
-        "params": dict(score.setting.params),
-        "role": score.setting.role,
-        "accuracy": score.accuracy,
-        "deviation": score.deviation,
-        "never": score.never,
-    }
-
-
-def _weight_json(tensor: TensorHealth) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "shape": list(tensor.shape),
-        "rms": tensor.rms,
-        "non_finite": tensor.non_finite,
-        "status": tensor.status,
-        "reason": tensor.reason,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for every number that JSON has not."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

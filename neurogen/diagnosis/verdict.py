@@ -5,7 +5,7 @@ In order, the first that holds:
 - *broken*: rows of logits without a distribution, a target that has been masked out, or weights that are not finite;
 - *saturated*, *diverged*, *flat*, *worse than uniform*: as `health.judge` tells them, with the same constants as during
   training. What is above a uniform guess, however far, because predictions and targets are shifted against each other
-  or the ids are not the model's, is *worse than uniform* and not diverged; see `diagnosis_causes`;
+  or the ids are not the model's, is *worse than uniform* and not diverged; see `causes`;
 - *undertrained*: the loss is not clearly below `unigram_loss`, that of a model which knows how frequent every token of
   this text is and nothing of what stands before it. Frequencies are the first thing a model learns; a model no better
   than them has learnt nothing from context yet, whatever else its curves do;
@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neurogen.diagnosis.accuracies import SamplerAccuracy
 from neurogen.diagnosis.causes import Cause, find_causes
-from neurogen.diagnosis.health import Health, judge
-from neurogen.diagnosis.measures import Measures, SamplerAccuracy
+from neurogen.diagnosis.health import judge
+from neurogen.diagnosis.measures import Measures
 from neurogen.diagnosis.weights import TensorHealth
 
-__all__ = ["Judgement", "Verdict", "decide", "health_of", "percent", "unigram_entropy", "unigram_loss"]
+__all__ = ["Judgement", "Verdict", "decide", "percent"]
 
 Verdict = Literal["healthy", "undertrained", "flat", "saturated", "worse than uniform", "diverged", "broken"]
 
@@ -35,10 +35,9 @@ LEARNT = 0.95
 """Loss, in units of the unigram's, below which a model has learnt from context. `unigram_loss` is up to 4 % above the
 loss of a real unigram model from 500 positions on, and a story model of 260,000 parameters has 0.84 on web text."""
 
-FEW_POSITIONS = 200  # see unigram_loss
+FEW_POSITIONS = 200  # see `measures.unigram_loss`
 MOSTLY = 0.5
 NAMED = 8
-TOP = 5
 
 NEXT_STEPS: dict[Verdict, tuple[str, ...]] = {
     "healthy": ("Measure accuracy with greedy decoding while training, and keep sampling for inference.",),
@@ -83,8 +82,7 @@ RETURN_LOGITS = (
 AGAIN = "Then measure again, before any longer training."
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict, the reasons for it as sentences with numbers, and what to do next."""
 
     verdict: Verdict
@@ -101,53 +99,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def health_of(measures: Measures) -> Health:
-    """The means over valid positions; NaN where there is none."""
-    valid = measures.valid
-    count = int(valid.sum())
-
-    def mean(values: NDArray[np.generic]) -> float:
-        return float(values[valid].mean()) if count else math.nan
-
-    return Health(
-        positions=count,
-        vocab_size=measures.vocab_size,
-        loss=mean(measures.loss),
-        accuracy=mean(measures.correct),
-        top5_accuracy=mean((measures.rank <= TOP) & np.isfinite(measures.loss)),
-        entropy=mean(measures.entropy),
-        top1_probability=mean(measures.top1),
-    )
-
-
-def unigram_entropy(targets: NDArray[np.int64]) -> float:
-    """Entropy of the frequencies of `targets`, nats: the loss of a unigram model that was fitted to this very text."""
-    _, counts = np.unique(targets, return_counts=True)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum()) + 0.0
-
-
-def unigram_loss(targets: NDArray[np.int64], vocab_size: int) -> float:
-    """Loss, nats, of a unigram model that sees all the other targets, but not the one it predicts.
-
-    Fitted to the text itself, a unigram model of a short text knows too much: of 100 different tokens each would have
-    1 %. So each target is predicted from the N - 1 others, mixed with a uniform guess: (1 - s) (count - 1) / (N - 1) +
-    s / vocab, where s is the share of tokens that occur once, which estimates how often the next one is new (Good,
-    1953, "The population frequencies of species and the estimation of population parameters"); never worse than that
-    guess alone. For long texts this becomes `unigram_entropy`. On 500 tokens of web text in SmolLM2's vocabulary, a
-    unigram model of other web text has 7.35 nats; this function gives 7.60, the fitted entropy is 5.16. On 2,000 tokens
-    the three are 7.09, 6.99 and 5.65; below 200 this one says too much.
-    """
-    _, counts = np.unique(targets, return_counts=True)
-    total = int(counts.sum())
-    new = float((counts == 1).sum()) / total
-    seen = (counts - 1) / max(total - 1, 1)
-    loss = -(counts * np.log((1 - new) * seen + new / vocab_size)).sum() / total
-    return float(min(loss, math.log(vocab_size))) + 0.0
-
-
 def decide(
-    measures: Measures, accuracies: Sequence[SamplerAccuracy], weights: Sequence[TensorHealth], names: str = "row"
+    measures: Measures, accuracies: Sequence[SamplerAccuracy], weights: Sequence[TensorHealth], unit: str = "row"
 ) -> Judgement:
     """The verdict.
 
@@ -155,91 +108,80 @@ def decide(
         measures: of at least one position.
         accuracies: what samplers would have reported; empty where no position is valid.
         weights: the model's; empty where they are unknown.
-        names: what a position is called: "row" of a file of logits, "position" in a text.
+        unit: what a position is called: "row" of a file of logits, "position" in a text.
     """
-    given = _given(measures, names)
-    steps: tuple[str, ...] = (RETURN_LOGITS,) if measures.kind == "probabilities" and names == "position" else ()
-    problems = [*_broken_rows(measures, names), *_broken_weights(weights)]
+    remarks = _remarks_on_probabilities(measures, unit)
+    steps = (RETURN_LOGITS,) if measures.kind == "probabilities" and unit == "position" else ()
+    problems = [*_broken_rows(measures, unit), *_broken_weights(weights)]
     if problems:
-        return Judgement("broken", (*problems, *given), (*steps, *NEXT_STEPS["broken"]))
-    health = health_of(measures)
+        return Judgement("broken", (*problems, *remarks), (*steps, *NEXT_STEPS["broken"]))
+    verdict, reason, causes = _verdict(measures, weights, unit)
+    repair = tuple(step for cause in causes for step in cause.steps)
+    usual = (AGAIN,) if causes and verdict == "undertrained" else NEXT_STEPS[verdict]
+    reasons = (
+        *([] if verdict in ("undertrained", "worse than uniform") else [f"{reason[0].upper()}{reason[1:]}."]),
+        _numbers(verdict, measures),
+        *(cause.reason for cause in causes if cause.reason),
+        *_odd_weights(weights),
+        *remarks,
+        _sampled_accuracies(verdict, accuracies),
+        *_habits(measures, verdict),
+        *_few(len(measures), unit),
+    )
+    return Judgement(verdict, reasons, (*steps, *repair, *usual))
+
+
+def _verdict(measures: Measures, weights: Sequence[TensorHealth], unit: str) -> tuple[Verdict, str, list[Cause]]:
+    """The verdict on finite logits and weights, the reason by `judge`, and the causes that fit."""
+    health = measures.health
     verdict: Verdict
     verdict, reason = judge(health)
-    reasons = [_sentence(reason)]
-    unigram = unigram_loss(measures.targets, measures.vocab_size)
-    if verdict == "healthy" and health.loss >= LEARNT * unigram:
+    if verdict == "healthy" and health.loss >= LEARNT * measures.unigram_loss:
         verdict = "undertrained"
-    causes = _causes(verdict, measures, health, weights, unigram, names)
-    if (verdict in ("undertrained", "diverged") or _only_shifted(verdict, measures, causes)) and _explains_all(
-        causes, health
-    ):
-        verdict = "worse than uniform"
-    if verdict in ("undertrained", "worse than uniform"):
-        reasons = []
-    steps += tuple(step for cause in causes for step in cause.steps)
-    steps += (AGAIN,) if causes and verdict == "undertrained" else NEXT_STEPS[verdict]
-    reasons += _numbers(verdict, health, measures, unigram)
-    reasons += [*(cause.reason for cause in causes if cause.reason), *_odd_weights(weights), *given]
-    reasons += [*_scores(verdict, accuracies), *_habits(measures, verdict), *_few(len(measures), names)]
-    return Judgement(verdict, tuple(reasons), steps)
-
-
-def _causes(
-    verdict: Verdict,
-    measures: Measures,
-    health: Health,
-    weights: Sequence[TensorHealth],
-    unigram: float,
-    names: str,
-) -> list[Cause]:
     if verdict in ("healthy", "flat"):
-        return []
-    causes = find_causes(measures, health, weights, unigram, names)
-    return [cause for cause in causes if verdict != "saturated" or cause.kind != "tokens"]
+        return verdict, reason, []
+    causes = find_causes(measures, weights, unit)
+    if verdict == "saturated":
+        causes = [cause for cause in causes if cause.kind != "tokens"]
+    kinds = {cause.kind for cause in causes}
+    # A saturated model may be right: the targets are shifted, and no inputs show that they are not.
+    innocent = verdict != "saturated" or ("shift" in kinds and bool((measures.inputs < 0).all()))
+    if health.loss > math.log(health.vocab_size) and kinds & {"shift", "tokens"} and innocent:
+        verdict = "worse than uniform"
+    return verdict, reason, causes
 
 
-def _only_shifted(verdict: str, measures: Measures, causes: Sequence[Cause]) -> bool:
-    """Whether a saturated model may be right: the targets are shifted, and no inputs show that they are not."""
-    unread = bool((measures.inputs < 0).all())
-    return verdict == "saturated" and unread and any(cause.kind == "shift" for cause in causes)
-
-
-def _explains_all(causes: Sequence[Cause], health: Health) -> bool:
-    """Whether the loss is above a uniform guess, and not because of the model alone."""
-    return health.loss > math.log(health.vocab_size) and any(cause.kind in ("shift", "tokens") for cause in causes)
-
-
-def _given(measures: Measures, names: str) -> list[str]:
+def _remarks_on_probabilities(measures: Measures, unit: str) -> list[str]:
     """That probabilities were measured, and what had been rounded away."""
     if measures.kind == "logits":
         return []
-    found = [
-        f"The {names}s hold probabilities (none below 0, and their sum is 1), not logits: their logarithms were "
+    remarks = [
+        f"The {unit}s hold probabilities (none below 0, and their sum is 1), not logits: their logarithms were "
         "measured. If they are logits, say so with logits_are='logits' (--logits-are logits)."
     ]
     count = int(measures.rounded.sum())
     if count:
         largest = measures.loss[measures.rounded][0]
-        found.append(
-            f"At {count:,} of {len(measures):,} {names}s the right token has the probability 0, rounded from a small "
+        remarks.append(
+            f"At {count:,} of {len(measures):,} {unit}s the right token has the probability 0, rounded from a small "
             f"number: the loss counts as {largest:.1f} nats there and may be larger. Save logits to know it."
         )
-    return found
+    return remarks
 
 
-def _broken_rows(measures: Measures, names: str) -> list[str]:
+def _broken_rows(measures: Measures, unit: str) -> list[str]:
     rows = np.flatnonzero(~measures.valid)
     problems = []
     if len(rows):
         nan, high, low = measures.non_finite[rows].sum(0).tolist()
         problems.append(
-            f"{len(rows):,} of {len(measures):,} {names}s have no distribution ({nan:,} logits are NaN, {high:,} +inf, "
-            f"{low:,} -inf): {names}{_s(len(rows))} {_listed(rows)}."
+            f"{len(rows):,} of {len(measures):,} {unit}s have no distribution ({nan:,} logits are NaN, {high:,} +inf, "
+            f"{low:,} -inf): {unit}{_s(len(rows))} {_listed(rows)}."
         )
     masked = np.flatnonzero(np.isinf(measures.loss))
     if len(masked):
         problems.append(
-            f"The right token has the logit -inf, so that the loss is infinite: {names}{_s(len(masked))} "
+            f"The right token has the logit -inf, so that the loss is infinite: {unit}{_s(len(masked))} "
             f"{_listed(masked)}. A mask over the vocabulary removes tokens that the text has."
         )
     return problems
@@ -254,38 +196,39 @@ def _broken_weights(weights: Sequence[TensorHealth]) -> list[str]:
     return [f"{values:,} {are} NaN or infinite, in {_listed([tensor.name for tensor in broken])}."]
 
 
-def _numbers(verdict: Verdict, health: Health, measures: Measures, unigram: float) -> list[str]:
+def _numbers(verdict: Verdict, measures: Measures) -> str:
     """What the verdict rests on."""
+    health, target, unigram = measures.health, measures.target_probability, measures.unigram_loss
     uniform = math.log(health.vocab_size)
-    target = measures.target_probability
     if verdict == "flat":
-        return [
+        return (
             f"The most probable token holds {percent(health.top1_probability)} on average and the right one "
             f"{percent(float(target.mean()))}; a uniform guess gives each of {health.vocab_size:,} tokens "
             f"{percent(1 / health.vocab_size)}."
-        ]
+        )
+    rank = f"{np.median(measures.rank):,.0f}"
     if verdict in ("saturated", "diverged"):
-        return [
+        return (
             f"The right token holds {percent(float(target.mean()))} on average ({percent(float(np.median(target)))} in "
-            f"the median) and stands at rank {np.median(measures.rank):,.0f} in the median; the top logit is "
+            f"the median) and stands at rank {rank} in the median; the top logit is "
             f"{float(np.median(measures.margin)):.1f} above the second in the median."
-        ]
-    compared = f"{unigram:.2f} nats of a unigram model of the same text"
+        )
     if verdict == "worse than uniform":
-        return [
+        return (
             f"The loss of {health.loss:.2f} nats is worse than the {uniform:.2f} of a uniform guess over "
             f"{health.vocab_size:,} tokens: the model would do better by knowing nothing. The right token stands at "
-            f"rank {np.median(measures.rank):,.0f} in the median."
-        ]
+            f"rank {rank} in the median."
+        )
+    compared = f"{unigram:.2f} nats of a unigram model of the same text"
     if verdict == "undertrained":
-        return [
+        return (
             f"The loss of {health.loss:.2f} nats is not clearly below the {compared}, which knows how frequent each "
             f"token is and nothing of what stands before it; a uniform guess has {uniform:.2f}."
-        ]
-    return [f"The loss of {health.loss:.2f} nats is below the {compared}; a uniform guess has {uniform:.2f}."]
+        )
+    return f"The loss of {health.loss:.2f} nats is below the {compared}; a uniform guess has {uniform:.2f}."
 
 
-def _scores(verdict: Verdict, accuracies: Sequence[SamplerAccuracy]) -> list[str]:
+def _sampled_accuracies(verdict: Verdict, accuracies: Sequence[SamplerAccuracy]) -> str:
     """What the samplers would have said, and what can be read from it."""
     greedy, *mistakes = [score for score in accuracies if score.setting.params.get("temperature", 1.0) == 1.0]
     said = " and ".join(f"{score.setting.label} {percent(score.accuracy)}" for score in mistakes)
@@ -297,7 +240,7 @@ def _scores(verdict: Verdict, accuracies: Sequence[SamplerAccuracy]) -> list[str
         sentence += (
             " Such numbers look alike for a flat and a saturated model; entropy and top-1 probability tell which it is."
         )
-    return [sentence]
+    return sentence
 
 
 def _habits(measures: Measures, verdict: Verdict) -> list[str]:
@@ -334,10 +277,10 @@ def _odd_weights(weights: Sequence[TensorHealth]) -> list[str]:
     return sentences
 
 
-def _few(positions: int, names: str) -> list[str]:
+def _few(positions: int, unit: str) -> list[str]:
     if positions >= FEW_POSITIONS:
         return []
-    return [f"Only {positions} {names}{_s(positions)} measured: give more text before trusting the numbers."]
+    return [f"Only {positions} {unit}{_s(positions)} measured: give more text before trusting the numbers."]
 
 
 def _s(count: int) -> str:
@@ -348,7 +291,3 @@ def _listed(items: Sequence[object] | NDArray[np.int64], limit: int = NAMED) -> 
     named = ", ".join(str(item) for item in items[:limit])
     more = len(items) - limit
     return f"{named} and {more:,} more" if more > 0 else named
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class TensorHealth:
         """RMS times the square root of the inputs, of a matrix; else the RMS."""
         return self.rms * math.sqrt(self.shape[-1]) if len(self.shape) > 1 else self.rms
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the layer is told by the name."""
+        return {name: value for name, value in vars(self).items() if name != "layer"}
+
 
 @torch.no_grad()
 def examine(parameters: Iterable[tuple[str, Tensor]]) -> tuple[TensorHealth, ...]:
@@ -77,25 +81,21 @@ def examine(parameters: Iterable[tuple[str, Tensor]]) -> tuple[TensorHealth, ...
         parameters: names and tensors, such as `model.named_parameters()` gives; empty and integer tensors are passed
             over.
     """
-    measured = [
-        _measure(name, tensor) for name, tensor in parameters if tensor.is_floating_point() and tensor.numel() > 0
-    ]
+    measured = [_measure(name, tensor) for name, tensor in parameters if tensor.is_floating_point() and tensor.numel()]
     peers: dict[str, list[float]] = {}
     for tensor in measured:
         peers.setdefault(tensor.role, []).append(tensor.rms)
-    return tuple(_judged(tensor, peers[tensor.role]) for tensor in measured)
+    findings = (_finding(tensor, peers[tensor.role]) for tensor in measured)
+    return tuple(
+        replace(tensor, status=status, reason=reason)
+        for tensor, (status, reason) in zip(measured, findings, strict=True)
+    )
 
 
 def _measure(name: str, tensor: Tensor) -> TensorHealth:
     rms, non_finite = _rms(tensor.detach().flatten())
     layer = LAYER.search(name)
-    return TensorHealth(
-        name=name,
-        shape=tuple(tensor.shape),
-        layer=int(layer[1]) if layer else None,
-        rms=rms,
-        non_finite=non_finite,
-    )
+    return TensorHealth(name, tuple(tensor.shape), int(layer[1]) if layer else None, rms, non_finite)
 
 
 def _rms(values: Tensor) -> tuple[float, int]:
@@ -108,22 +108,19 @@ def _rms(values: Tensor) -> tuple[float, int]:
     return norm / math.sqrt(max(len(finite), 1)), len(values) - len(finite)
 
 
-def _judged(tensor: TensorHealth, peers: Sequence[float]) -> TensorHealth:
-    """The tensor with its status, and the reason for it."""
+def _finding(tensor: TensorHealth, peers: Sequence[float]) -> tuple[Status, str]:
+    """The status of a tensor, and the reason for it."""
     median = statistics.median(peers) if len(peers) >= LEAST_PEERS else None
+    weight = not tensor.name.endswith("bias")  # many models start biases at zero, and leave them near it
+    rms = tensor.rms
     if tensor.non_finite:
-        return replace(tensor, status="non-finite", reason=f"{tensor.non_finite:,} values are NaN or infinite")
-    if not tensor.name.endswith("bias"):  # which many models start at zero, and leave near it
-        if tensor.rms < DEAD_RMS:
-            return replace(tensor, status="dead", reason=f"its RMS is {tensor.rms:.2g}: all about zero")
-        if median and tensor.rms < DEAD_RATIO * median:
-            return replace(tensor, status="dead", reason=f"its RMS is {tensor.rms:.2g}, that of its peers {median:.2g}")
-    if median and tensor.rms > EXPLODED_RATIO * median:
-        return replace(tensor, status="exploded", reason=f"its RMS is {tensor.rms:.3g}, that of its peers {median:.2g}")
-    if not tensor.name.endswith("bias") and tensor.gain > EXPLODED_GAIN:
-        return replace(
-            tensor,
-            status="exploded",
-            reason=f"its RMS is {tensor.rms:.3g}: it scales what it is given {tensor.gain:,.0f}-fold",
-        )
-    return tensor
+        return "non-finite", f"{tensor.non_finite:,} values are NaN or infinite"
+    if weight and rms < DEAD_RMS:
+        return "dead", f"its RMS is {rms:.2g}: all about zero"
+    if weight and median and rms < DEAD_RATIO * median:
+        return "dead", f"its RMS is {rms:.2g}, that of its peers {median:.2g}"
+    if median and rms > EXPLODED_RATIO * median:
+        return "exploded", f"its RMS is {rms:.3g}, that of its peers {median:.2g}"
+    if weight and tensor.gain > EXPLODED_GAIN:
+        return "exploded", f"its RMS is {rms:.3g}: it scales what it is given {tensor.gain:,.0f}-fold"
+    return "ok", ""

@@ -16,9 +16,10 @@ from torch import Tensor
 
 import neurogen
 from neurogen import reference
+from neurogen.diagnosis.accuracies import SETTINGS, load_samplers
 from neurogen.diagnosis.diagnose import diagnose_logits
-from neurogen.diagnosis.measures import MASS_KS, NUCLEUS_PS, SETTINGS, load_samplers, measure
-from neurogen.diagnosis.verdict import percent, unigram_entropy, unigram_loss
+from neurogen.diagnosis.measures import MASS_KS, NUCLEUS_PS, measure, unigram_entropy, unigram_loss
+from neurogen.diagnosis.verdict import percent
 from neurogen.diagnosis.weights import examine
 
 VOCAB = 32_000

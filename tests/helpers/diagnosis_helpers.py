@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurogen.diagnosis.accuracies import SETTINGS
 from neurogen.diagnosis.diagnose import Diagnosis
-from neurogen.diagnosis.measures import SETTINGS, Measures
+from neurogen.diagnosis.measures import Measures
 
 SCORES = [(setting.sampler, setting.params.get("temperature")) for setting in SETTINGS]
 
