@@ -41,7 +41,7 @@ MOVED = {
     "engines.vllm": "integrations.vllm_engine",
     "explain": "diagnosis.explain",
     "explain_page": "pages.explain",
-    "explanation": "diagnosis.explanation",
+    "explanation": "diagnosis.explain",
     "foreign": "models.foreign",
     "generation": "text.generation",
     "health": "diagnosis.health",

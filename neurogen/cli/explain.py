@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from neurogen.contract.sampler import Sampler
-    from neurogen.diagnosis.explanation import Candidate, ExplainedStep, Explanation
+    from neurogen.diagnosis.explain import Candidate, ExplainedStep, Explanation
 
 __all__ = ["PAGE_TOP", "command", "report", "report_page"]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from neurogen.decoding.request import Drawn, Row
@@ -49,9 +50,6 @@ METRICS: dict[str, str] = {
     "accuracy": "share of texts that hold a reference of their prompt; needs references",
 }
 """Measure -> what it is."""
-
-Groups = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-"""A measure is a ratio: numerators and denominators, one a prompt."""
 
 
 @dataclass(frozen=True)
@@ -282,92 +280,59 @@ def _run(
             progress(len(results))
     seconds = time.perf_counter() - started
     in_order = sorted(results, key=lambda one: (one.index, one.sample))
-    return [_sample(one, sums.of[one.index, one.sample]) for one in in_order], failures, seconds
+    return [_sample(one, *sums.of[one.index, one.sample]) for one in in_order], failures, seconds
 
 
-def _sample(result: Result, sums: Sequence[float]) -> Sample:
-    tokens, loss, entropy, agreed = sums
-    return Sample(
-        result.index,
-        result.sample,
-        result.text,
-        result.token_ids,
-        int(tokens),
-        loss,
-        entropy,
-        int(agreed),
-        result.notices,
-    )
+def _sample(result: Result, tokens: float, loss: float, entropy: float, agreed: float) -> Sample:
+    chosen = result.index, result.sample, result.text, result.token_ids
+    return Sample(*chosen, int(tokens), loss, entropy, int(agreed), result.notices)
 
 
 def _measures(samples: Sequence[Sample], references: Mapping[int, Sequence[str]]) -> dict[str, Estimate]:
-    groups: dict[int, list[Sample]] = defaultdict(list)
+    """An estimate of every measure that applies; each is a ratio, with a numerator and a denominator a prompt."""
+    of_prompt: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        groups[sample.index].append(sample)
-    order = sorted(groups)
-    by_prompt = [groups[index] for index in order]
-    found: dict[str, Estimate] = {}
-    for name, of_prompt in _RATIOS.items():
-        _add(found, name, [of_prompt(group) for group in by_prompt], math.exp if name == "perplexity" else None)
-    alike = [self_bleu([sample.text for sample in group]) for group in by_prompt]
-    _add(found, "self_bleu", [(score, 1) for score in alike if score is not None])
-    answered = [index for index in order if references.get(index)]
-    _add(found, "accuracy", [(_right(groups[index], references[index]), len(groups[index])) for index in answered])
-    return found
+        of_prompt[sample.index].append(sample)
+    ratios = {name: [ratio(group) for group in of_prompt.values()] for name, ratio in _RATIOS.items()}
+    scores = [self_bleu([sample.text for sample in group]) for group in of_prompt.values()]
+    ratios["self_bleu"] = [(score, 1) for score in scores if score is not None]
+    ratios["accuracy"] = [
+        (sum(is_right(sample.text, references[index]) for sample in group), len(group))
+        for index, group in of_prompt.items()
+        if references.get(index)
+    ]
+    return {name: _estimate(name, pairs) for name, pairs in ratios.items() if any(below for _, below in pairs)}
 
 
-def _total(name: str) -> Callable[[Sequence[Sample]], tuple[float, float]]:
+def _per_token(name: str) -> Callable[[Sequence[Sample]], tuple[float, float]]:
     return lambda group: (sum(getattr(one, name) for one in group), sum(one.tokens for one in group))
 
 
+def _repetition(group: Sequence[Sample]) -> tuple[int, int]:
+    pairs = [repeated(one.token_ids) for one in group]
+    return sum(above for above, _ in pairs), sum(below for _, below in pairs)
+
+
 _RATIOS: dict[str, Callable[[Sequence[Sample]], tuple[float, float]]] = {
-    "perplexity": _total("loss"),
-    "entropy": _total("entropy"),
-    "agreement": _total("agreed"),
+    "perplexity": _per_token("loss"),
+    "entropy": _per_token("entropy"),
+    "agreement": _per_token("agreed"),
     "distinct_1": lambda group: distinct([one.token_ids for one in group], 1),
     "distinct_2": lambda group: distinct([one.token_ids for one in group], 2),
-    "repetition": lambda group: _added([repeated(one.token_ids) for one in group]),
+    "repetition": _repetition,
     "length": lambda group: (sum(len(one.token_ids) for one in group), len(group)),
 }
 
 
-def _added(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return sum(above for above, _ in pairs), sum(below for _, below in pairs)
-
-
-def _right(group: Sequence[Sample], references: Sequence[str]) -> int:
-    return sum(is_right(one.text, references) for one in group)
-
-
-def _add(
-    found: dict[str, Estimate],
-    name: str,
-    pairs: Sequence[tuple[float, float]],
-    shape: Callable[[float], float] | None = None,
-) -> None:
-    """Add a measure, unless there is nothing to measure."""
-    columns = np.array(pairs, dtype=float).reshape(-1, 2)
-    above, below = columns[:, 0], columns[:, 1]
-    if below.sum() == 0:
-        return
-    low, high = _interval((above, below))
-    shape = shape or float
-    value = shape(float(above.sum() / below.sum()))
-    found[name] = Estimate(value, None if low is None else shape(low), None if high is None else shape(high))
-
-
-def _interval(groups: Groups) -> tuple[float | None, float | None]:
-    above, below = groups
-    if len(below) < 2:
-        return None, None
-    from scipy.stats import bootstrap
-
-    def ratio(one: Any, other: Any, axis: int = -1) -> Any:
-        return one.sum(axis=axis) / np.maximum(other.sum(axis=axis), 1e-12)
-
+def _estimate(name: str, pairs: Sequence[tuple[float, float]]) -> Estimate:
+    above, below = np.array(pairs, dtype=float).T
+    shape = math.exp if name == "perplexity" else float
+    value = shape(above.sum() / below.sum())
+    if len(pairs) < 2:
+        return Estimate(value, None, None)
     interval = bootstrap(
         (above, below),
-        ratio,
+        lambda one, other, axis=-1: one.sum(axis=axis) / np.maximum(other.sum(axis=axis), 1e-12),
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
@@ -375,4 +340,4 @@ def _interval(groups: Groups) -> tuple[float | None, float | None]:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return Estimate(value, shape(interval.low), shape(interval.high))

@@ -6,8 +6,11 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from safetensors import SafetensorError, safe_open
 
 from neurogen.errors import DataError, ParameterError
 from neurogen.registry.registry import load_sampler
@@ -20,39 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMPLE_TEXT", "Window", "check_logits", "load_logits", "read_texts", "windows"]
 
-SAMPLE_TEXT = """\
-The last ferry of the day was late, and so the children sat on the wall above the harbour and counted boats. Mara \
-found eleven. Her brother Tom found twelve, because he also counted the rowing boat that had sunk in the spring \
-and now lay on its side in the mud with grass growing out of it.
-
-"That one does not count," said Mara. "A boat has to float."
-
-"It floated once," said Tom. "And if somebody mended the hole, it would float again. So it is a boat that is \
-resting."
-
-Their grandmother laughed. She had a basket on her knees with bread, two apples and a piece of cheese wrapped in \
-paper. She cut the apples into quarters with a small knife and gave each child three pieces, and kept the last two \
-for herself.
-
-When the ferry came round the lighthouse at half past six, it was already getting dark. The lamps along the pier \
-went on one after the other, as if someone were walking past them and touching each with a finger. A man in a \
-yellow coat threw a rope, another man caught it, and the water between the ship and the stones grew narrow and \
-loud.
-
-Water is denser than ice, which is why ice floats and lakes freeze from the top. This is unusual: most substances \
-shrink when they become solid. Because the cold layer stays above, the water near the bottom remains at about four \
-degrees, and fish can live there through the winter. If ice sank instead, a pond would fill up with it from below, \
-and in a cold year nothing would survive.
-
-To make a simple soup, peel two onions and cut them into thin slices. Heat a spoonful of oil in a pot, add the \
-onions, and let them cook slowly for ten minutes, stirring now and then. Add four potatoes in small cubes, a litre \
-of water and a little salt. After twenty minutes the potatoes are soft. Mash them in the pot, taste, and add \
-pepper if you like it.
-
-The committee will meet again on the first Monday of next month. Members who wish to speak should send a short \
-note to the secretary by Thursday evening. The budget for the coming year, the repair of the roof and the opening \
-hours of the library are on the list; other questions can be raised at the end, if there is time.
-"""
+SAMPLE_TEXT = resources.files("neurogen.diagnosis").joinpath("sample.txt").read_text(encoding="utf-8")
 """English text of several kinds, so that a model can be diagnosed with nothing else at hand."""
 
 LOGITS_TENSORS = ("logits", "targets")
@@ -158,8 +129,6 @@ def load_logits(path: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: the file is no safetensors file, lacks one of the two, or they do not fit together.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             names = sorted(file.keys())

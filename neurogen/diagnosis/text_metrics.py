@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from sacrebleu.metrics.bleu import BLEU
+
 __all__ = ["distinct", "is_right", "ngrams", "repeated", "self_bleu"]
 
 
@@ -33,8 +35,6 @@ def self_bleu(texts: Sequence[str]) -> float | None:
     "Texygen"), by sacrebleu with its effective order for short texts; None for fewer than two."""
     if len(texts) < 2:
         return None
-    from sacrebleu.metrics.bleu import BLEU
-
     bleu = BLEU(effective_order=True)
     others = ([text for j, text in enumerate(texts) if j != i] for i in range(len(texts)))
     scores = [bleu.sentence_score(text, rest).score for text, rest in zip(texts, others, strict=True)]

@@ -14,7 +14,7 @@ from neurogen.files import write_text
 from neurogen.pages import page as pages
 
 if TYPE_CHECKING:
-    from neurogen.diagnosis.explanation import ExplainedStep, Explanation
+    from neurogen.diagnosis.explain import ExplainedStep, Explanation
 
 __all__ = ["fragment", "page", "write_page"]
 

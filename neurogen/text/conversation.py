@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neurogen.decoding.request import Drawn, Row
-    from neurogen.diagnosis.explain import Observed
-    from neurogen.diagnosis.explanation import Explanation
+    from neurogen.diagnosis.explain import Explanation, Observed
     from neurogen.models.language_model import LanguageModel
 
 __all__ = ["Conversation", "Message"]
