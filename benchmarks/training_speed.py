@@ -25,7 +25,8 @@ import torch.nn.functional as functional
 from transformers import Trainer as HFTrainer
 from transformers import TrainerCallback, TrainingArguments
 
-from neurogen.training.presets import PRESETS, model_config, new_model
+from neurogen.training.options import PRESETS
+from neurogen.training.presets import model_config, new_model
 from neurogen.training.trainer import Trainer
 
 CONTEXT = 256

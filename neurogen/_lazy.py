@@ -95,12 +95,12 @@ MOVED = {
     "tokenizer": "models.tokenizer",
     "tokenizer_training": "data.tokenizer_training",
     "trainer": "training.trainer",
-    "training_data": "training.texts",
-    "training_files": "training.files",
+    "training_data": "training.data",
+    "training_files": "training.run_folder",
     "training_options": "training.options",
     "training_report": "training.report",
     "training_resume": "training.resume",
-    "training_setup": "training.setup",
+    "training_setup": "training.run",
     "weights": "models.weights",
 }
 """Where a module of version 0.1 is now. These names go with version 0.3."""

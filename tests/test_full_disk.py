@@ -18,9 +18,9 @@ import neurogen
 from neurogen import DataError, ModelError
 from neurogen.cli.results import ResultsFile
 from neurogen.files import write_text
+from neurogen.models.checkpoints import checkpoints_of
 from neurogen.models.known import CONVERTED_FILES, KnownModel, resolve_known_model
 from neurogen.registry.scaffold import new_sampler
-from neurogen.training.checkpoint import checkpoints_of
 from neurogen.training.run import TrainingOptions, TrainingRun
 
 LARGE = "x" * 3_000_000

@@ -133,7 +133,8 @@ def recording_parser(folder: Path) -> Parser:
 
 
 def state_parser(folder: Path) -> Parser:
-    from neurogen.training.checkpoint import STATE_FILE, read_state
+    from neurogen.models.checkpoints import STATE_FILE
+    from neurogen.training.checkpoint import read_state
 
     return in_file(folder, STATE_FILE, lambda path: read_state(path.parent))
 

@@ -217,7 +217,7 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
 
 def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport], None]]:
     from neurogen.cli.training_tensorboard import tensorboard_writer
-    from neurogen.training.run import METRICS_FILE
+    from neurogen.training.run_folder import METRICS_FILE
 
     if not run.is_main:
         return []
@@ -236,7 +236,7 @@ def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport
 
 def _charts(run: TrainingRun) -> None:
     from neurogen.pages.training_charts import draw_charts
-    from neurogen.training.run import METRICS_FILE
+    from neurogen.training.run_folder import METRICS_FILE
 
     metrics = run.folder / METRICS_FILE
     if run.chunk and metrics.is_file():
@@ -253,8 +253,8 @@ def _check_reports(folder: Path, *, tensorboard: bool) -> None:
 
 def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
     """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
-    from neurogen.training.checkpoint import latest_checkpoint
-    from neurogen.training.run import METRICS_FILE
+    from neurogen.models.checkpoints import latest_checkpoint
+    from neurogen.training.run_folder import METRICS_FILE
 
     checkpoint = latest_checkpoint(run.folder)
     return {
@@ -275,7 +275,8 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
         code: the exit code.
         begun: the chunk that it went on from.
     """
-    from neurogen.training.checkpoint import kept_of, latest_checkpoint
+    from neurogen.models.checkpoints import latest_checkpoint
+    from neurogen.training.run_folder import kept_of
 
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
     ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"

@@ -17,6 +17,7 @@ import torch
 from neurogen.errors import DeviceError, ModelError
 from neurogen.files import is_file, is_folder
 from neurogen.kernels.cuda_extra import MissingExtraError, lacking
+from neurogen.models.checkpoints import latest_checkpoint
 from neurogen.models.known import (
     KNOWN_MODELS,
     PICKLE_REFUSED,
@@ -30,7 +31,6 @@ from neurogen.models.known import (
 )
 from neurogen.models.tokenizer import Tokenizer, load_tokenizer
 from neurogen.models.weights import DTYPES, load_weights, quiet_transformers
-from neurogen.training.checkpoint import latest_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

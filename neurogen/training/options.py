@@ -1,28 +1,15 @@
-"""What a training run is asked to do, checked once, and what a resumed run may change of it."""
+"""What a training step and a training run are asked to do, checked once. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from neurogen.contract.parameters import INT64, is_whole
-from neurogen.errors import DataError, ParameterError
-from neurogen.files import read_text
-from neurogen.training.files import IDENTITY
-from neurogen.training.presets import PRESETS, check_preset
+from neurogen.errors import ModelError, ParameterError
 
-__all__ = ["OPTIONS_FILE", "TrainerOptions", "TrainingOptions", "options_in_force", "read_options"]
-
-OPTIONS_FILE = "training.json"
-FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "chart_every", "tensorboard", "device"})
-"""Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
-
-MAY_MOVE = frozenset({"data", "val"})
-"""Options that a resumed run may be given anew where the same data now lie; see `training_resume.check_identity`."""
+__all__ = ["PRESETS", "Preset", "TrainerOptions", "TrainingOptions", "check_preset"]
 
 COUNTS = (
     "tokens_per_chunk",
@@ -38,6 +25,39 @@ COUNTS = (
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("float32", "bf16")
 DEFAULT_WARMUP = 100
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of Llama with tied embeddings.
+
+    Attributes:
+        description: for listings.
+        vocab_size: of the tokenizer that is trained where none is given.
+        hidden, inner, layers, heads: widths and counts; heads are 64 or 32 wide.
+        learning_rate: peak, for AdamW and Muon alike.
+    """
+
+    description: str
+    vocab_size: int
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    learning_rate: float
+
+
+PRESETS = {
+    "tiny": Preset("about 3M parameters: minutes on a laptop", 4096, 192, 512, 5, 6, 2e-3),
+    "small": Preset("about 25M parameters", 32_000, 384, 1024, 7, 6, 1e-3),
+    "base": Preset("about 124M parameters", 32_000, 768, 2560, 12, 12, 6e-4),
+}
+
+
+def check_preset(name: str) -> None:
+    """Raise ModelError unless there is a preset of this name."""
+    if name not in PRESETS:
+        raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
 
 
 @dataclass(frozen=True)
@@ -163,24 +183,26 @@ class TrainingOptions:
         if not self.data:
             raise ParameterError("data must name at least one file, folder or data set.", "data")
         check_preset(self.preset)
-        self.for_trainer(None)
+        self.for_trainer()
 
-    def for_trainer(self, total_steps: int | None, separator: int | None = None) -> TrainerOptions:
-        """How the weights are changed in a run of so many steps.
+    def for_trainer(self, processes: int = 1, separator: int | None = None) -> TrainerOptions:
+        """How the weights are changed in this run.
 
         Args:
-            total_steps: of the run; None: it has no end.
+            processes: that train together.
             separator: the id that begins a document in the data.
 
         Raises:
             ParameterError: a value outside its domain.
         """
+        total_steps = None if self.max_chunks is None else self.max_chunks * self.steps_per_chunk(processes)
+        warmup_steps = DEFAULT_WARMUP if total_steps is None else min(DEFAULT_WARMUP, max(1, total_steps // 10))
         preset = PRESETS[self.preset]
         return TrainerOptions(
             learning_rate=preset.learning_rate if self.learning_rate is None else self.learning_rate,
             optimizer=self.optimizer,
             weight_decay=self.weight_decay,
-            warmup_steps=self.warmup(total_steps),
+            warmup_steps=warmup_steps if self.warmup_steps is None else self.warmup_steps,
             total_steps=total_steps,
             max_gradient_norm=self.max_gradient_norm,
             accumulation=self.accumulation,
@@ -201,12 +223,6 @@ class TrainingOptions:
         """Optimizer steps in a chunk."""
         return max(1, round(self.tokens_per_chunk / (self.sequences * self.context * processes)))
 
-    def warmup(self, total_steps: int | None) -> int:
-        """Steps over which the learning rate rises."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        return DEFAULT_WARMUP if total_steps is None else min(DEFAULT_WARMUP, max(1, total_steps // 10))
-
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -221,58 +237,3 @@ def _check_count(options: Any, name: str, least: int) -> None:
 
 def _wrong(name: str, allowed: str, value: object) -> ParameterError:
     return ParameterError(f"{name} must be {allowed}, got {value!r}.", name)
-
-
-def options_in_force(
-    folder: Path, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
-) -> TrainingOptions:
-    """The options of a new run, or those that the run in a folder began with, with what is changed of them.
-
-    Raises:
-        DataError: there is a run where a new one is to begin, or none to resume.
-        ParameterError: an option may not change.
-    """
-    file = folder / OPTIONS_FILE
-    begun = read_options(file) if file.is_file() else None
-    if not resume:
-        if begun is not None:
-            raise DataError(f"{folder} holds a training run already. Go on with --resume, or choose another folder.")
-        if options is None or changes:
-            raise ParameterError("options must be given for a new run, and no changes of others.", "options")
-        return options
-    if options is not None:
-        raise ParameterError(
-            "options must be left out with resume, which does as the run began; give what is to differ as changes.",
-            "options",
-        )
-    if begun is None:
-        raise DataError(f"There is no training run in {folder} to resume. Start one without --resume.")
-    changed = {name: value for name, value in changes.items() if getattr(begun, name) != value}
-    refused = sorted(changed.keys() - FREE_TO_CHANGE - MAY_MOVE)
-    if refused:
-        was = ", ".join(f"{name} = {getattr(begun, name)!r} (now {changed[name]!r})" for name in refused)
-        raise ParameterError(
-            f"The run in {folder} began with other options: {was}. To go on with it leave them out; to change them "
-            f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change, and "
-            "where the data are.",
-            refused[0],
-        )
-    return replace(begun, **changed)
-
-
-def read_options(file: Path) -> TrainingOptions:
-    """What a run was asked to do.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        values: dict[str, Any] = json.loads(read_text(file))
-        values |= {name: tuple(values[name]) for name in ("data", "val")}
-        values.pop(IDENTITY, None)
-        return TrainingOptions(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}. It was damaged or written by another version of neurogen; its "
-            "checkpoints can still be used as models."
-        ) from None

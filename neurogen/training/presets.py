@@ -1,58 +1,32 @@
-"""Architectures to train from nothing: named sizes of Llama, or a configuration file of transformers."""
+"""Models to train: a new one of a named size or a configuration file of transformers, or that of a checkpoint."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from neurogen.errors import ModelError
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from neurogen.errors import DataError, ModelError
 from neurogen.files import read_text
+from neurogen.models.tokenizer import Tokenizer
+from neurogen.models.weights import load_weights
+from neurogen.training.options import PRESETS, check_preset
 from neurogen.training.randomness import seeded
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    from neurogen.models.tokenizer import Tokenizer
-
-__all__ = ["PRESETS", "Preset", "check_config", "check_preset", "model_config", "new_model", "read_config"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A size of Llama with tied embeddings.
-
-    Attributes:
-        description: for listings.
-        vocab_size: of the tokenizer that is trained where none is given.
-        hidden, inner, layers, heads: widths and counts; heads are 64 or 32 wide.
-        learning_rate: peak, for AdamW and Muon alike.
-    """
-
-    description: str
-    vocab_size: int
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    learning_rate: float
-
-
-PRESETS = {
-    "tiny": Preset("about 3M parameters: minutes on a laptop", 4096, 192, 512, 5, 6, 2e-3),
-    "small": Preset("about 25M parameters", 32_000, 384, 1024, 7, 6, 1e-3),
-    "base": Preset("about 124M parameters", 32_000, 768, 2560, 12, 12, 6e-4),
-}
+__all__ = ["PRESETS", "check_config", "check_preset", "checkpoint_model", "model_config", "new_model", "read_config"]
 
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
-
-
-def check_preset(name: str) -> None:
-    """Raise ModelError unless there is a preset of this name."""
-    if name not in PRESETS:
-        raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
 
 
 def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
@@ -66,8 +40,6 @@ def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
     Raises:
         ModelError: it is no configuration, or one that does not do.
     """
-    import torch
-
     config = _from_file(Path(file), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}, context)
     try:
         with torch.device("meta"):
@@ -96,8 +68,6 @@ def model_config(
     if file is not None:
         return _from_file(Path(file), shared, context)
     check_preset(preset)
-    from transformers import LlamaConfig
-
     size = PRESETS[preset]
     return LlamaConfig(
         hidden_size=size.hidden,
@@ -129,8 +99,6 @@ def read_config(file: str | Path) -> tuple[Any, dict[str, Any]]:
 
 def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
     kind, values = read_config(file)
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{file}: the installed transformers does not know the architecture {kind!r}.")
     try:
@@ -160,8 +128,6 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     Weights are normal with the configuration's `initializer_range`; those that write into the residual stream are
     divided by sqrt(2 * layers), as in GPT-2 (Radford et al., 2019), so that its variance does not grow with depth.
     """
-    import torch
-
     with seeded(seed, torch.device("cpu")):
         model = _model_of(config)
     layers = getattr(config, "num_hidden_layers", 1)
@@ -173,9 +139,18 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
 
 def _model_of(config: PretrainedConfig) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     loader: Any = AutoModelForCausalLM
     model: PreTrainedModel = loader.from_config(config, trust_remote_code=False, dtype=torch.float32)
     return model
+
+
+def checkpoint_model(checkpoint: Path) -> PreTrainedModel:
+    """The model of a checkpoint, in float32 on the CPU.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    try:
+        return load_weights(checkpoint, torch.device("cpu"), "float32")
+    except ModelError as error:
+        raise DataError(f"{error} Remove that checkpoint to go on from the one before.") from None

@@ -1,23 +1,26 @@
-"""Several processes that train together, as torchrun and accelerate launch start them: what one cannot do, none does.
+"""Processes that train together, as torchrun and accelerate launch start them: where one fails, all of them end.
 
-What they decide they decide from the same numbers. Where one fails alone, the others would wait for it for ever.
+A process that failed alone would leave the others waiting for it forever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+
 from neurogen.errors import DataError, NeurogenError
 
-__all__ = ["all_or_none", "one_each", "peers_lost"]
+__all__ = ["all_or_none", "peers_lost", "same_in_all"]
 
 BROKEN_CONNECTION = ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe", "connection refused")
 
 
 @contextmanager
-def all_or_none(accelerator: Any) -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """Do something in which each process may fail by itself, such as reading and writing: all fail where one does.
 
     Within it no process may wait for another.
@@ -28,23 +31,16 @@ def all_or_none(accelerator: Any) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if accelerator.num_processes > 1:
-            with peers_lost():
-                one_each(accelerator, [1])
+        with peers_lost():
+            gather_object([True])
         raise
-    if accelerator.num_processes > 1 and any(failed for (failed,) in one_each(accelerator, [0])):
+    if any(gather_object([False])):
         raise DataError("Another process of this run has failed, so that this one ends too; its message says why.")
 
 
-def one_each(accelerator: Any, numbers: Sequence[int]) -> list[list[int]]:
-    """The numbers of every process, in the order of ranks; each gives as many, of 64 bits."""
-    import torch
-
-    if accelerator.num_processes == 1:
-        return [list(numbers)]
-    own = torch.tensor([list(numbers)], dtype=torch.int64, device=accelerator.device)
-    every: list[list[int]] = accelerator.gather(own).tolist()
-    return every
+def same_in_all(value: Any) -> bool:
+    """Whether all processes give the same value, which can be pickled. Called by every process."""
+    return all(other == value for other in gather_object([value]))
 
 
 @contextmanager
@@ -54,8 +50,6 @@ def peers_lost() -> Iterator[None]:
     Raises:
         DataError: another process has ended.
     """
-    import torch
-
     try:
         yield
     except NeurogenError:

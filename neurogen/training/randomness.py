@@ -10,10 +10,9 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import torch
 
 __all__ = ["derived_seed", "seeded"]
 
@@ -32,9 +31,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         seed: at least 0.
         device: whose generator torch uses, beside that of the CPU.
     """
-    import numpy as np
-    import torch
-
     states = random.getstate(), np.random.get_state()
     cards = [device.index or 0] if device.type == "cuda" else []
     try:

@@ -1,23 +1,34 @@
-"""What a training run that goes on shares with the one that was begun, and what is told where it differs."""
+"""What a run that is resumed shares with the one that was begun, what of it may change, and what is told then."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from neurogen.errors import DataError, ParameterError
 from neurogen.files import read_text
-from neurogen.training.files import IDENTITY
-from neurogen.training.options import OPTIONS_FILE, TrainingOptions, read_options
+from neurogen.training.optimizers import learning_rate_at
+from neurogen.training.options import TrainingOptions
+from neurogen.training.run_folder import OPTIONS_FILE
 
-__all__ = ["Begun", "check_identity", "check_more", "read_begun", "told_changes"]
+__all__ = ["IDENTITY", "Begun", "check_identity", "options_in_force", "read_begun", "told_changes"]
+
+IDENTITY = "identity"
+"""In the options' file: names for the contents of `data` and `val`; see `data.sources.fingerprint`."""
+
+FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "chart_every", "tensorboard", "device"})
+"""Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
+
+MAY_MOVE = frozenset({"data", "val"})
+"""Options that a resumed run may be given anew where the same data now lie; see `check_identity`."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run as it was when it was last begun or gone on with.
+    """A run as it was when it was last begun or resumed.
 
     Attributes:
         options: what it was asked to do.
@@ -28,16 +39,61 @@ class Begun:
     identity: Mapping[str, str]
 
 
-def read_begun(folder: Path) -> Begun:
-    """What is known of the run in a folder.
+def read_begun(folder: Path) -> Begun | None:
+    """The run in a folder, or None.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: its options cannot be read.
     """
     file = folder / OPTIONS_FILE
-    options = read_options(file)
-    identity = json.loads(read_text(file)).get(IDENTITY)
-    return Begun(options, identity if isinstance(identity, dict) else {})
+    if not file.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(read_text(file))
+        identity = values.pop(IDENTITY, None)
+        values |= {name: tuple(values[name]) for name in MAY_MOVE}
+        return Begun(TrainingOptions(**values), identity if isinstance(identity, dict) else {})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}. It was damaged or written by another version of neurogen; its "
+            "checkpoints can still be used as models."
+        ) from None
+
+
+def options_in_force(
+    folder: Path, begun: Begun | None, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
+) -> TrainingOptions:
+    """The options of a new run, or those that the run in a folder began with, with what is changed of them.
+
+    Raises:
+        DataError: there is a run where a new one is to begin, or none to resume.
+        ParameterError: an option may not change.
+    """
+    if not resume:
+        if begun is not None:
+            raise DataError(f"{folder} holds a training run already. Go on with --resume, or choose another folder.")
+        if options is None or changes:
+            raise ParameterError("options must be given for a new run, and no changes of others.", "options")
+        return options
+    if options is not None:
+        raise ParameterError(
+            "options must be left out with resume, which does as the run began; give what is to differ as changes.",
+            "options",
+        )
+    if begun is None:
+        raise DataError(f"There is no training run in {folder} to resume. Start one without --resume.")
+    was = begun.options
+    changed = {name: value for name, value in changes.items() if getattr(was, name) != value}
+    refused = sorted(changed.keys() - FREE_TO_CHANGE - MAY_MOVE)
+    if refused:
+        named = ", ".join(f"{name} = {getattr(was, name)!r} (now {changed[name]!r})" for name in refused)
+        raise ParameterError(
+            f"The run in {folder} began with other options: {named}. To go on with it leave them out; to change them "
+            f"start a new run in another folder. Only {', '.join(sorted(FREE_TO_CHANGE))} may change, and "
+            "where the data are.",
+            refused[0],
+        )
+    return replace(was, **changed)
 
 
 def check_identity(begun: Begun, identity: Mapping[str, str]) -> list[str]:
@@ -62,30 +118,25 @@ def check_identity(begun: Begun, identity: Mapping[str, str]) -> list[str]:
     return ["The data of --val have changed: val_loss is not comparable with that so far."] if changed else []
 
 
-def check_more(begun: TrainingOptions, options: TrainingOptions, chunk: int) -> None:
-    """Refuse a new end that has been reached already.
+def told_changes(
+    begun: TrainingOptions, options: TrainingOptions, chunk: int, step: int, begun_processes: int, processes: int
+) -> list[str]:
+    """What is otherwise than before, as sentences.
+
+    Args:
+        begun, options: before and now.
+        chunk, step: how many have been trained and made.
+        begun_processes, processes: how many there were at the last checkpoint, and are now.
 
     Raises:
-        ParameterError: there are as many chunks or more.
+        ParameterError: the run is to end at a chunk that it has reached.
     """
-    most = options.max_chunks
-    if most is not None and most != begun.max_chunks and most <= chunk:
+    most, moved = options.max_chunks, options.max_chunks != begun.max_chunks
+    if moved and most is not None and most <= chunk:
         raise ParameterError(
             f"max_chunks must be more than the {chunk:,} chunks that the run has trained already, got {most:,}.",
             "max_chunks",
         )
-
-
-def told_changes(
-    begun: TrainingOptions, options: TrainingOptions, step: int, begun_processes: int, processes: int
-) -> list[str]:
-    """What goes on otherwise than before, as sentences.
-
-    Args:
-        begun, options: before and now.
-        step: how many steps have been made.
-        begun_processes, processes: how many there were at the last checkpoint, and are now.
-    """
     told = []
     if processes != begun_processes:
         tokens = options.sequences * options.context
@@ -95,7 +146,6 @@ def told_changes(
         )
     before, now = _rate(begun, step, begun_processes), _rate(options, step, processes)
     if now != before:
-        moved = options.max_chunks != begun.max_chunks
         end = f"The run now ends after {_end(options)}, not after {_end(begun)}" if moved else "The steps are others"
         told.append(
             f"{end}, and the learning rate follows: the next step has {now:.2e}, where it would have had {before:.2e}."
@@ -104,10 +154,7 @@ def told_changes(
 
 
 def _rate(options: TrainingOptions, step: int, processes: int) -> float:
-    from neurogen.training.optimizers import learning_rate_at
-
-    chunks = options.max_chunks
-    trainer = options.for_trainer(None if chunks is None else chunks * options.steps_per_chunk(processes))
+    trainer = options.for_trainer(processes)
     return learning_rate_at(step, peak=trainer.learning_rate, warmup=trainer.warmup_steps, total=trainer.total_steps)
 
 

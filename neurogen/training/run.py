@@ -1,55 +1,41 @@
 """A training run from data to checkpoints: chunks of steps, each measured, judged, written down, and resumable.
 
-    RUN/
-        training.json    the options, kept for --resume
-        tokenizer/       a copy of the tokenizer
-        metrics.jsonl    a line a chunk      samples.jsonl    what the model predicted for a piece of it
-        checkpoints/     see `checkpoint`
-
-`TrainingRun.chunks` yields a report a chunk and prints nothing.
+`TrainingRun.chunks` yields a report a chunk and prints nothing. What a run writes is in `run_folder` and `checkpoint`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import fsum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from neurogen.errors import DataError
-from neurogen.training.checkpoint import (
-    kept_of,
-    latest_checkpoint,
-    load_checkpoint,
-    read_state,
-    remove_drafts,
-    save_checkpoint,
-)
-from neurogen.training.files import (
-    METRICS_FILE,
-    SAMPLES_FILE,
-    TOKENIZER_FOLDER,
-    append_report,
-    cut_behind,
-    locked,
-    remove_begun,
-    write_options,
-)
-from neurogen.training.options import OPTIONS_FILE, TrainingOptions, options_in_force
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from neurogen.data.batches import IGNORE_INDEX, BrokenRow, PackedBatch
+from neurogen.data.sources import resolve
+from neurogen.data.tokenizer_training import learn_tokenizer
+from neurogen.diagnosis.health import judge
+from neurogen.errors import DataError, ParameterError
+from neurogen.files import replacing, writing
+from neurogen.models.checkpoints import latest_checkpoint
+from neurogen.models.language_model import resolve_device
+from neurogen.models.tokenizer import SentencePieceTokenizer, load_tokenizer
+from neurogen.registry.registry import load_sampler
+from neurogen.training import presets
+from neurogen.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from neurogen.training.data import next_batches, open_data
+from neurogen.training.options import PRESETS, TrainingOptions
 from neurogen.training.processes import all_or_none, peers_lost
 from neurogen.training.report import ChunkReport, means_of, sums_of
-from neurogen.training.resume import check_identity, check_more, read_begun, told_changes
-from neurogen.training.setup import check_run, load_weights, make_tokenizer
-from neurogen.training.texts import batches_of_chunk, open_data
-
-if TYPE_CHECKING:
-    from filelock import FileLock
-    from torch import Tensor
-
-    from neurogen.data.batches import BrokenRow, PackedBatch
-    from neurogen.training.trainer import StepResult, Trainer
+from neurogen.training.resume import IDENTITY, Begun, check_identity, options_in_force, read_begun, told_changes
+from neurogen.training.run_folder import METRICS_FILE, SAMPLES_FILE, RunFolder, kept_of
+from neurogen.training.trainer import MEASURED_BY, StepResult, Trainer
 
 __all__ = ["METRICS_FILE", "SAMPLES_FILE", "ChunkReport", "TrainingOptions", "TrainingRun"]
 
@@ -63,7 +49,7 @@ class TrainingRun:
     Args:
         folder: where everything goes.
         options: what to do; not given with `resume`, which does as the run began.
-        resume: go on with the run in `folder`, behind its last checkpoint.
+        resume: go on with the run in `folder`, after its last checkpoint.
         changes: options that are to be otherwise from here on; few may be.
         on_broken: called for every row of the data that has no text.
 
@@ -72,7 +58,7 @@ class TrainingRun:
         trainer, tokenizer: of the run.
         chunk: how many chunks have been trained.
         saved: how many of them the newest checkpoint holds.
-        stop_requested: set it to True to end behind the current chunk, with a checkpoint.
+        stop_requested: set it to True to end after the current chunk, with a checkpoint.
         stopped: whether the run ended since that was asked for, in this process or in another.
         notices: what is otherwise than a user might think, as sentences.
 
@@ -91,55 +77,57 @@ class TrainingRun:
         on_broken: Callable[[BrokenRow], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.options = options_in_force(self.folder, options, resume, changes or {})
+        self._files = RunFolder(self.folder)
+        begun = read_begun(self.folder)
+        self.options = options_in_force(self.folder, begun, options, resume, changes or {})
         self.chunk = self.saved = 0
         self.stop_requested = self.stopped = False
-        self.notices: list[str] = []
-        self._lock: FileLock | None = None
-        self._made_folder = False
-        self._begun = read_begun(self.folder) if resume else None
-        check_run(self.folder, self.options, resume=resume)
+        self._files.check(resume=resume)
+        _check_inputs(self.folder, self.options, resume=resume)
         self._accelerator = _accelerator(self.options)
         try:
             with peers_lost():
-                self._begin(on_broken)
+                self._prepare(begun, on_broken)
         except BaseException:
-            if self._made_folder and not (self.folder / OPTIONS_FILE).exists():
-                remove_begun(self.folder)
             self.close()
             raise
 
-    def _begin(self, on_broken: Callable[[BrokenRow], None] | None) -> None:
-        """Make tokenizer, model and data ready where the run stands."""
-        from neurogen.models.tokenizer import load_tokenizer
-
-        accelerator = self._accelerator
-        with all_or_none(accelerator):
+    def _prepare(self, begun: Begun | None, on_broken: Callable[[BrokenRow], None] | None) -> None:
+        """Make tokenizer, model, data and trainer, and put them where the run stands."""
+        with all_or_none():
             if self.is_main:
-                is_new = not self.folder.exists()
-                self._lock = locked(self.folder)
-                self._made_folder = is_new
-                remove_drafts(self.folder)
-                if self._begun is None:
-                    make_tokenizer(self.options, self.folder / TOKENIZER_FOLDER)
-        with all_or_none(accelerator):
-            self.tokenizer = load_tokenizer(self.folder / TOKENIZER_FOLDER)
+                self._files.lock()
+                if begun is None:
+                    _make_tokenizer(self.options, self._files.tokenizer)
+        with all_or_none():
+            self.tokenizer = load_tokenizer(self._files.tokenizer)
             checkpoint = latest_checkpoint(self.folder)
-            model = self._model(checkpoint)
-        self._data = open_data(self.options, self.tokenizer, accelerator, on_broken)
-        self.notices += self._data.notices
-        self.trainer = self._trainer(model)
-        with all_or_none(accelerator):
-            if self._begun is not None:
-                self.notices += check_identity(self._begun, self._data.identity)
-            if checkpoint is not None:
-                self._go_to(checkpoint)
+            model = self._new_model() if checkpoint is None else presets.checkpoint_model(checkpoint)
+        self._data = open_data(self.options, self.tokenizer, self._accelerator, on_broken)
+        self.notices = self._data.notices
+        self.trainer = Trainer(
+            model,
+            self.options.for_trainer(self.processes, separator=min(self.tokenizer.eos_ids)),
+            accelerator=self._accelerator,
+            contrast=load_sampler("topk", k=50, temperature=1.0) if self.options.contrast else None,
+        )
+        with all_or_none():
+            if begun is not None:
+                self.notices += check_identity(begun, self._data.identity)
+                if checkpoint is not None:
+                    self._go_to(checkpoint, begun.options)
             if self.is_main:
-                write_options(self.folder / OPTIONS_FILE, asdict(self.options), self._data.identity)
-                for name in (METRICS_FILE, SAMPLES_FILE):
-                    cut_behind(self.folder / name, self.chunk)
+                self._files.begin({**asdict(self.options), IDENTITY: self._data.identity}, self.chunk)
 
-    def _go_to(self, checkpoint: Path) -> None:
+    def _new_model(self) -> PreTrainedModel:
+        options = self.options
+        config = presets.model_config(
+            self.tokenizer, context=options.context, preset=options.preset, file=options.config
+        )
+        return presets.new_model(config, options.seed)
+
+    def _go_to(self, checkpoint: Path, begun: TrainingOptions) -> None:
+        """Go on where a checkpoint was written."""
         state = read_state(checkpoint)
         load_checkpoint(checkpoint, self.trainer)
         try:
@@ -150,11 +138,8 @@ class TrainingRun:
                 "Remove that checkpoint to go on from the one before."
             ) from None
         self.chunk = self.saved = int(state["chunk"])
-        assert self._begun is not None
-        check_more(self._begun.options, self.options, self.chunk)
-        self.notices += told_changes(
-            self._begun.options, self.options, self.trainer.step, state.get("processes", self.processes), self.processes
-        )
+        processes = state.get("processes", self.processes)
+        self.notices += told_changes(begun, self.options, self.chunk, self.trainer.step, processes, self.processes)
 
     @property
     def is_main(self) -> bool:
@@ -178,8 +163,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Let others train in the folder."""
-        if self._lock is not None:
-            self._lock.release()
+        self._files.close()
 
     def chunks(self) -> Iterator[ChunkReport]:
         """Train, yielding the report of every chunk when its line is written.
@@ -195,19 +179,34 @@ class TrainingRun:
         batches = iter(self._data.train)
         hopeless = 0
         while self.options.max_chunks is None or self.chunk < self.options.max_chunks:
-            trained = self._train_chunk(batches)
-            if trained is None:
+            started = time.perf_counter()
+            # 1. Train on the next batches; the data may have ended.
+            found = next_batches(batches, self.steps_per_chunk)
+            if not found:
                 break
-            self.chunk += 1
-            report, stop = trained
+            results = [
+                self.trainer.train_step(batch.context_ids, batch.target_ids, joint_targets=batch.targets)
+                for batch in found
+            ]
+            # 2. Measure over all processes, and judge.
+            report, self.stopped = self._measured(results, started)
+            # 3. Write the lines of the chunk.
+            with all_or_none():
+                if self.is_main:
+                    sample = self._sample(report.chunk, found[-1], results[-1].predicted_ids)
+                    self._files.report(report.to_json(), sample)
+            self.chunk = report.chunk
             hopeless = hopeless + 1 if report.skipped_steps == self.steps_per_chunk else 0
             if hopeless >= HOPELESS_CHUNKS:
-                raise DataError(_hopeless(report, self.folder))
-            if (stop or self._is_due(self.options.save_every)) and self._is_finite():
+                raise DataError(
+                    f"Training stopped at chunk {report.chunk}: for {HOPELESS_CHUNKS} chunks no gradient was finite "
+                    f"({report.reason}). Try a lower --lr in a new folder. {kept_of(self.folder)}"
+                )
+            # 4. Write a checkpoint.
+            if (self.stopped or self.chunk % self.options.save_every == 0) and self._is_finite():
                 report = replace(report, checkpoint=self.save())
-            self.stopped = stop
             yield report
-            if stop:
+            if self.stopped:
                 return
         if self.saved != self.chunk and self._is_finite():
             self.save()
@@ -219,58 +218,44 @@ class TrainingRun:
         self.saved = self.chunk
         return made
 
-    def _train_chunk(self, batches: Iterator[PackedBatch]) -> tuple[ChunkReport, bool] | None:
-        """The steps of a chunk, its measures over all processes, its lines. None where the data have ended."""
-        import torch
+    def _measured(self, results: Sequence[StepResult], started: float) -> tuple[ChunkReport, bool]:
+        """The report of a chunk over all processes, and whether one of them is to stop.
 
-        started = time.perf_counter()
-        found = batches_of_chunk(self._accelerator, batches, self.steps_per_chunk)
-        if not found:
-            return None
-        results = [
-            self.trainer.train_step(batch.context_ids, batch.target_ids, joint_targets=batch.targets) for batch in found
-        ]
-        device = self._accelerator.device
+        Args:
+            results: of the chunk's steps in this process.
+            started: when the chunk began.
+        """
         sums = torch.stack([sums_of(result) for result in results]).sum(0)
         sums = torch.cat([sums, torch.tensor([float(self.stop_requested)], dtype=sums.dtype)])
-        total: list[float] = self._accelerator.reduce(sums.to(device), "sum").tolist()
-        report = self._report(results, total, time.perf_counter() - started)
-        if (self.chunk + 1) % self.options.val_every == 0 and self._data.validation:
-            held_out = ((batch.context_ids, batch.target_ids) for batch in self._data.validation)
-            report = replace(report, validation=self.trainer.evaluate(held_out))
-        with all_or_none(self._accelerator):
-            if self.is_main:
-                sample = self._sample(report.chunk, found[-1], results[-1].predicted_ids)
-                append_report(self.folder / METRICS_FILE, report.to_json())
-                append_report(self.folder / SAMPLES_FILE, sample)
-        return report, total[-1] > 0
-
-    def _report(self, results: list[StepResult], total: list[float], seconds: float) -> ChunkReport:
-        from neurogen.diagnosis.health import judge
-
+        total: list[float] = self._accelerator.reduce(sums.to(self._accelerator.device), "sum").tolist()
+        seconds = time.perf_counter() - started
         health, contrast = means_of(total, self.trainer.vocab_size)
         norm = fsum(result.gradient_norm for result in results) / len(results)
         verdict, reason = judge(health, norm)
-        return ChunkReport(
-            chunk=self.chunk + 1,
+        chunk, data = self.chunk + 1, self._data
+        validation = None
+        if chunk % self.options.val_every == 0 and data.validation:
+            validation = self.trainer.evaluate((batch.context_ids, batch.target_ids) for batch in data.validation)
+        report = ChunkReport(
+            chunk=chunk,
             step=self.trainer.step,
-            tokens=self._data.train.tokens,
-            epoch=self._data.train.epoch,
+            tokens=data.train.tokens,
+            epoch=data.train.epoch,
             health=health,
             gradient_norm=norm,
             learning_rate=results[-1].learning_rate,
             tokens_per_second=health.positions / seconds,
             verdict=verdict,
             reason=reason,
-            broken_rows=self._data.train.broken,
+            broken_rows=data.train.broken,
             skipped_steps=sum(result.skipped for result in results),
             contrast_accuracy=contrast if self.options.contrast else None,
+            validation=validation,
         )
+        return report, total[-1] > 0
 
     def _sample(self, chunk: int, batch: PackedBatch, predicted: Tensor) -> dict[str, Any]:
-        """What the model predicted in a stretch of the last batch, each token after the right ones before it."""
-        from neurogen.diagnosis.health import IGNORE_INDEX
-
+        """What the model predicted in a piece of the last batch, each token after the right ones before it."""
         lengths = (batch.target_ids != IGNORE_INDEX).sum(1)  # the last batch of the data may end within a sequence
         row = chunk % int((lengths > 0).sum())
         middle = int(lengths[row]) // 2
@@ -293,51 +278,59 @@ class TrainingRun:
         """Whether every weight is a finite number; a model with one that is not never becomes a checkpoint."""
         return all(bool(weight.isfinite().all()) for weight in self.trainer.model.parameters())
 
-    def _is_due(self, every: int) -> bool:
-        return self.chunk % every == 0
 
-    def _model(self, checkpoint: Path | None) -> Any:
-        from neurogen.training.presets import model_config, new_model
+def _check_inputs(folder: Path, options: TrainingOptions, *, resume: bool) -> None:
+    """Refuse what can be refused, before a tokenizer is trained and a model made. Nothing is written.
 
-        options = self.options
-        if checkpoint is not None:
-            return load_weights(checkpoint)
-        config = model_config(self.tokenizer, context=options.context, preset=options.preset, file=options.config)
-        return new_model(config, options.seed)
+    Raises:
+        NeurogenError: data, tokenizer, configuration or samplers cannot be used.
+    """
+    for name, sources in {"DATA": options.data, "--val DATA": options.val or options.data}.items():
+        try:
+            resolve(sources)
+        except DataError as error:
+            moved = f" If the data have been moved, give their new place: neurogen train {name} --resume --out {folder}"
+            raise DataError(f"{error}{moved}" if resume else str(error)) from None
+    load_sampler("greedy", require=MEASURED_BY)
+    if options.contrast:
+        load_sampler("topk")
+    vocab_size = PRESETS[options.preset].vocab_size
+    if options.tokenizer is not None and not resume:
+        vocab_size = load_tokenizer(Path(options.tokenizer).expanduser()).vocab_size
+    if options.config is not None and latest_checkpoint(folder) is None:
+        presets.check_config(options.config, context=options.context, vocab_size=vocab_size)
 
-    def _trainer(self, model: Any) -> Trainer:
-        from neurogen.training.trainer import Trainer
 
-        chunks, separator = self.options.max_chunks, min(self.tokenizer.eos_ids)
-        return Trainer(
-            model,
-            self.options.for_trainer(None if chunks is None else chunks * self.steps_per_chunk, separator),
-            accelerator=self._accelerator,
-            contrast=_contrast() if self.options.contrast else None,
-        )
+def _make_tokenizer(options: TrainingOptions, folder: Path) -> None:
+    """Write the tokenizer's files, in place of what a run that failed early has left."""
+    with writing("The tokenizer", folder), replacing(folder) as draft:
+        draft.mkdir()
+        if options.tokenizer is None:
+            source = draft / "tokenizer.model"
+            source.write_bytes(_learnt_tokenizer(options))
+        else:
+            source = Path(options.tokenizer).expanduser()
+        tokenizer = load_tokenizer(source)
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            tokenizer.adds_bos = False  # documents are trained without a start token
+        tokenizer.save(draft)
 
 
-def _accelerator(options: TrainingOptions) -> Any:
-    from accelerate import Accelerator
+def _learnt_tokenizer(options: TrainingOptions) -> bytes:
+    """A tokenizer for the data, with as many pieces as the preset says."""
+    try:
+        return learn_tokenizer(options.data, PRESETS[options.preset].vocab_size)
+    except ParameterError as error:
+        raise ParameterError(
+            f"{error} `neurogen tokenizer train` makes one with another --vocab-size, for --tokenizer here.",
+            error.parameter,
+        ) from None
 
-    from neurogen.models.language_model import resolve_device
 
+def _accelerator(options: TrainingOptions) -> Accelerator:
     device, _ = resolve_device(options.device)
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if options.precision == "bf16" else "no",
         dynamo_backend="inductor" if options.compile else None,
-    )
-
-
-def _contrast() -> Any:
-    from neurogen.registry.registry import load_sampler
-
-    return load_sampler("topk", k=50, temperature=1.0)
-
-
-def _hopeless(report: ChunkReport, folder: Path) -> str:
-    return (
-        f"Training stopped at chunk {report.chunk}: for {HOPELESS_CHUNKS} chunks no gradient was finite "
-        f"({report.reason}). Try a lower --lr in a new folder. {kept_of(folder)}"
     )

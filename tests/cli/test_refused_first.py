@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli_helpers import neurogen_command
 
-from neurogen.training.checkpoint import checkpoints_of
+from neurogen.models.checkpoints import checkpoints_of
 
 NUL = "\0"
 
@@ -24,7 +24,7 @@ def nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "neurogen.models.language_model.load_model", "neurogen.data.tokenizer_training._learn",
         "neurogen.bench.measure.measure_all",
-        "neurogen.training.run.locked",
+        "neurogen.training.run_folder.RunFolder.lock",
     ):  # fmt: skip
         monkeypatch.setattr(name, fail)
 

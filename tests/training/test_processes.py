@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from training_helpers import arguments, lines, train, wait_for_chunk
 
 from neurogen import DataError
+from neurogen.models.checkpoints import latest_checkpoint
 from neurogen.models.tokenizer import Tokenizer, load_tokenizer
-from neurogen.training.checkpoint import latest_checkpoint
-from neurogen.training.processes import all_or_none, one_each, peers_lost
+from neurogen.training import processes
+from neurogen.training.processes import all_or_none, peers_lost, same_in_all
 
 LIMIT = 240
 CONTEXT, BATCH = 16, 2
@@ -68,35 +69,38 @@ def document(folder: Path, tokenizer: Tokenizer, tokens: int) -> Path:
 # What is decided together, without processes
 
 
-class Joined:
-    """What an accelerator of two processes says to this one, where the other gives `other`."""
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What another process gives, and what it has been given by this one."""
+    said: dict[str, list[Any]] = {"gives": [], "got": []}
 
-    num_processes, device = 2, torch.device("cpu")
+    def gather(own: list[Any]) -> list[Any]:
+        said["got"] += own
+        return [*own, said["gives"].pop(0)]
 
-    def __init__(self, *other: list[int]) -> None:
-        self.other, self.own = list(other), []  # type: ignore[var-annotated]
-
-    def gather(self, own: torch.Tensor) -> torch.Tensor:
-        self.own.append(own[0].tolist())
-        return torch.cat([own, torch.tensor([self.other.pop(0)])])
+    monkeypatch.setattr(processes, "gather_object", gather)
+    return said
 
 
-def test_a_failure_of_another_process_ends_this_one() -> None:
-    with pytest.raises(DataError, match="Another process of this run has failed"), all_or_none(Joined([1])):
+def test_a_failure_of_another_process_ends_this_one(peer: dict[str, list[Any]]) -> None:
+    peer["gives"] = [True, False]
+    with pytest.raises(DataError, match="Another process of this run has failed"), all_or_none():
         pass
-    with all_or_none(Joined([0])):
+    with all_or_none():
         pass
 
 
-def test_a_failure_of_this_process_is_told_to_the_others() -> None:
-    joined = Joined([0])
-    with pytest.raises(DataError, match="disk"), all_or_none(joined):
+def test_a_failure_of_this_process_is_told_to_the_others(peer: dict[str, list[Any]]) -> None:
+    peer["gives"] = [False]
+    with pytest.raises(DataError, match="disk"), all_or_none():
         raise DataError("The disk is full.")
-    assert joined.own == [[1]]
+    assert peer["got"] == [True]
 
 
-def test_numbers_are_those_of_all_processes() -> None:
-    assert one_each(Joined([3, 4]), [1, 2]) == [[1, 2], [3, 4]]
+def test_values_are_compared_over_all_processes(peer: dict[str, list[Any]]) -> None:
+    peer["gives"] = [[1, 2], [1, 3]]
+    assert same_in_all([1, 2])
+    assert not same_in_all([1, 2])
 
 
 def test_a_lost_connection_is_one_sentence_and_other_errors_stay() -> None:

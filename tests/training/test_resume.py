@@ -14,7 +14,7 @@ from training_helpers import arguments, invoke, lines, small_model, train
 
 from neurogen import DataError, ParameterError
 from neurogen.diagnosis.health import IGNORE_INDEX, measure
-from neurogen.training.checkpoint import checkpoints_of, latest_checkpoint
+from neurogen.models.checkpoints import checkpoints_of, latest_checkpoint
 from neurogen.training.optimizers import learning_rate_at
 from neurogen.training.report import means_of, sums_of
 from neurogen.training.run import TrainingOptions, TrainingRun

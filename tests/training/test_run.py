@@ -15,8 +15,9 @@ import pytest
 from training_helpers import arguments, invoke, lines, process, train, wait_for_chunk
 
 from neurogen import DataError, ModelError, ParameterError
+from neurogen.models.checkpoints import checkpoints_of, latest_checkpoint
 from neurogen.models.language_model import load_model
-from neurogen.training.checkpoint import checkpoints_of, latest_checkpoint, read_state
+from neurogen.training.checkpoint import read_state
 from neurogen.training.run import TrainingOptions, TrainingRun
 
 
@@ -381,7 +382,7 @@ def test_the_command_trains_draws_and_says_how_to_use_the_model(tmp_path: Path, 
 def test_without_a_tokenizer_one_is_trained(tmp_path: Path, options: dict[str, Any], monkeypatch: Any) -> None:
     from dataclasses import replace
 
-    from neurogen.training.presets import PRESETS
+    from neurogen.training.options import PRESETS
 
     monkeypatch.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], vocab_size=300))
     del options["tokenizer"]

@@ -16,7 +16,8 @@ import neurogen
 from neurogen import ContractError, ModelError, ParameterError, PluginError, Registry, Sampler, hookimpl
 from neurogen.registry.registry import ENTRY_POINT_GROUP
 from neurogen.training.optimizers import learning_rate_at, make_optimizers
-from neurogen.training.presets import PRESETS, model_config
+from neurogen.training.options import PRESETS
+from neurogen.training.presets import model_config
 from neurogen.training.trainer import Trainer, TrainerOptions, UnmovedWarning
 
 

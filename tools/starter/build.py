@@ -60,7 +60,7 @@ def publish(run: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from neurogen.training.checkpoint import latest_checkpoint
+    from neurogen.models.checkpoints import latest_checkpoint
 
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None

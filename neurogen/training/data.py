@@ -1,21 +1,26 @@
-"""The texts of a training run: what is trained on, and what is held out and measured on."""
+"""The data of a training run: the texts to train on, and those that are held out and measured on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from accelerate import Accelerator
+
+from neurogen.data.batches import BrokenRow, PackedBatch, PackedStream
 from neurogen.errors import DataError
-from neurogen.training.processes import all_or_none, one_each
+from neurogen.models.tokenizer import Tokenizer
+from neurogen.training.options import TrainingOptions
+from neurogen.training.processes import all_or_none, same_in_all
 
-if TYPE_CHECKING:
-    from neurogen.data.batches import BrokenRow, PackedBatch, PackedStream
-    from neurogen.models.tokenizer import Tokenizer
-    from neurogen.training.options import TrainingOptions
+__all__ = ["TrainingData", "next_batches", "open_data"]
 
-__all__ = ["TrainingData", "batches_of_chunk", "open_data"]
+OTHER_DATA = (
+    "The processes of this run do not read the same data. Each reads all files and takes its share of the batches: "
+    "give every machine the same files, with the same names and contents."
+)
 
 
 @dataclass
@@ -36,15 +41,16 @@ class TrainingData:
 
 
 def open_data(
-    options: TrainingOptions, tokenizer: Tokenizer, accelerator: Any, on_broken: Callable[[BrokenRow], None] | None
+    options: TrainingOptions,
+    tokenizer: Tokenizer,
+    accelerator: Accelerator,
+    on_broken: Callable[[BrokenRow], None] | None,
 ) -> TrainingData:
     """Find the data of a run and read what is held out.
 
     Raises:
         DataError: they cannot be read, or are not the same for all processes.
     """
-    from neurogen.data.batches import PackedStream
-
     shares: dict[str, Any] = {
         "context": options.context,
         "batch_size": options.sequences,
@@ -53,7 +59,7 @@ def open_data(
         "pad_last": True,
         "parse_special": options.parse_special,
     }
-    with all_or_none(accelerator):
+    with all_or_none():
         train = PackedStream(
             options.data,
             tokenizer,
@@ -66,33 +72,31 @@ def open_data(
         if options.val:
             held_out = PackedStream(options.val, tokenizer, **shares, repeat=False)
             data.identity["val"] = held_out.text.fingerprint
-            data.validation = _measured(held_out, options.val_tokens)
+            data.validation = _read(held_out, options.val_tokens)
         elif options.hold_out:
             _hold_out(data, options, tokenizer, shares)
         if data.validation and options.max_chunks is not None and options.max_chunks < options.val_every:
             data.notices.append(_never_measured(options, options.max_chunks))
-    _check_same(accelerator, data)
+    if not same_in_all((data.identity, len(data.validation))):
+        raise DataError(OTHER_DATA)
     return data
 
 
-def batches_of_chunk(accelerator: Any, batches: Iterator[PackedBatch], steps: int) -> list[PackedBatch]:
+def next_batches(batches: Iterator[PackedBatch], steps: int) -> list[PackedBatch]:
     """The next batches, as many on every process; fewer than `steps` where the data end.
 
     Raises:
         DataError: a process cannot read its data, or gets other batches than the rest.
     """
-    with all_or_none(accelerator):
+    with all_or_none():
         found = list(islice(batches, steps))
-    every = one_each(accelerator, [len(found), sum(batch.targets for batch in found)])
-    if any(numbers != every[0] for numbers in every):
-        raise _other_data()
+    if not same_in_all([batch.targets for batch in found]):
+        raise DataError(OTHER_DATA)
     return found
 
 
 def _hold_out(data: TrainingData, options: TrainingOptions, tokenizer: Tokenizer, shares: dict[str, Any]) -> None:
     """Read the documents that are not trained on, or note that there are none."""
-    from neurogen.data.batches import PackedStream
-
     seen = 0
 
     def select(document: int) -> bool:
@@ -102,7 +106,7 @@ def _hold_out(data: TrainingData, options: TrainingOptions, tokenizer: Tokenizer
 
     held_out = PackedStream(options.data, tokenizer, **shares, repeat=False, select=select)
     try:
-        data.validation = _measured(held_out, options.val_tokens)
+        data.validation = _read(held_out, options.val_tokens)
     except DataError:
         if not 0 < seen < options.hold_out:
             raise
@@ -123,7 +127,7 @@ def _never_measured(options: TrainingOptions, chunks: int) -> str:
     )
 
 
-def _measured(held_out: PackedStream, tokens: int) -> list[PackedBatch]:
+def _read(held_out: PackedStream, tokens: int) -> list[PackedBatch]:
     """As many batches as hold so many tokens over all processes, or all there are."""
     batches = []
     for batch in held_out:
@@ -131,17 +135,3 @@ def _measured(held_out: PackedStream, tokens: int) -> list[PackedBatch]:
         if held_out.tokens >= tokens:
             break
     return batches
-
-
-def _check_same(accelerator: Any, data: TrainingData) -> None:
-    own = [int(name, 16) >> 1 for name in data.identity.values()]  # 64 bits without a sign, but for one
-    every = one_each(accelerator, [*own, len(data.validation)])
-    if any(numbers != every[0] for numbers in every):
-        raise _other_data()
-
-
-def _other_data() -> DataError:
-    return DataError(
-        "The processes of this run do not read the same data. Each reads all files and takes its share of the batches: "
-        "give every machine the same files, with the same names and contents."
-    )
