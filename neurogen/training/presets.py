@@ -20,7 +20,7 @@ from transformers import (
 from neurogen.errors import DataError, ModelError
 from neurogen.files import read_text
 from neurogen.models.tokenizer import Tokenizer
-from neurogen.models.weights import load_weights
+from neurogen.models.weights import load_weights, quiet_transformers
 from neurogen.training.options import PRESETS, check_preset
 from neurogen.training.randomness import seeded
 
@@ -151,6 +151,7 @@ def checkpoint_model(checkpoint: Path) -> PreTrainedModel:
         DataError: it cannot be loaded.
     """
     try:
-        return load_weights(checkpoint, torch.device("cpu"), "float32")
+        with quiet_transformers():
+            return load_weights(checkpoint, torch.device("cpu"), "float32")
     except ModelError as error:
         raise DataError(f"{error} Remove that checkpoint to go on from the one before.") from None
