@@ -2,32 +2,78 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass as plain_dataclass
+from functools import wraps
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from neurogen.contract.parameters import INT64, is_whole
+from pydantic import AfterValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from neurogen.contract.parameters import INT64, domain_of
 from neurogen.errors import ModelError, ParameterError
 
 __all__ = ["PRESETS", "Preset", "TrainerOptions", "TrainingOptions", "check_preset"]
 
-COUNTS = (
-    "tokens_per_chunk",
-    "max_chunks",
-    "context",
-    "batch_size",
-    "val_every",
-    "val_tokens",
-    "save_every",
-    "keep",
-    "chart_every",
-)
-OPTIMIZERS = ("adamw", "muon")
-PRECISIONS = ("float32", "bf16")
+T = TypeVar("T")
+
 DEFAULT_WARMUP = 100
+CHECKED = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
 
-@dataclass(frozen=True)
+def _of_64_bits(value: int) -> int:
+    if value not in INT64:
+        raise ValueError
+    return value
+
+
+Int64 = Annotated[int, AfterValidator(_of_64_bits)]
+Count = Annotated[Int64, Field(ge=1)]
+CountOrZero = Annotated[Int64, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveOrZero = Annotated[float, Field(ge=0)]
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+
+def explained(cls: type[T]) -> type[T]:
+    """Let a pydantic dataclass raise ParameterError, which says the domain in words, for a wrong value."""
+    make: Any = cls.__init__
+
+    @wraps(make)
+    def init(self: T, *args: Any, **values: Any) -> None:
+        try:
+            make(self, *args, **values)
+        except ValidationError as error:
+            raise _parameter_error(cls, error) from None
+
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def _parameter_error(cls: Any, error: ValidationError) -> Exception:
+    first = error.errors()[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, ParameterError):  # raised by a check of ours
+        return own
+    name = str(first["loc"][0])
+    if first["type"] in ("missing", "missing_argument", "unexpected_keyword_argument"):
+        return TypeError(f"{cls.__name__}({name}=...): {first['msg']}.")
+    return ParameterError(f"{name} must be {_domain(cls.__pydantic_fields__[name])}, got {first['input']!r}.", name)
+
+
+def _domain(field: FieldInfo) -> str:
+    """What values an option may take, in words; None is not named."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(kinds)
+    if get_origin(field.annotation) is tuple:
+        return "a sequence of names"
+    words = domain_of(FieldInfo.from_annotation(kinds[0]) if kinds else field)
+    return "an integer of 64 bits" if words == "an integer" else words
+
+
+@plain_dataclass(frozen=True)
 class Preset:
     """A size of Llama with tied embeddings.
 
@@ -60,7 +106,8 @@ def check_preset(name: str) -> None:
         raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
 
 
-@dataclass(frozen=True)
+@explained
+@dataclass(frozen=True, config=CHECKED)
 class TrainerOptions:
     """How weights are changed.
 
@@ -80,31 +127,19 @@ class TrainerOptions:
         ParameterError: a value outside its domain.
     """
 
-    learning_rate: float = 1e-3
-    optimizer: str = "adamw"
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
-    total_steps: int | None = None
-    max_gradient_norm: float = 1.0
-    accumulation: int = 1
-    seed: int = 0
-    document_separator: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_gradient_norm"):
-            if not (_is_finite(getattr(self, name)) and getattr(self, name) > 0):
-                raise _wrong(name, "a finite number > 0", getattr(self, name))
-        if self.optimizer not in OPTIMIZERS:
-            raise _wrong("optimizer", " or ".join(OPTIMIZERS), self.optimizer)
-        if not (_is_finite(self.weight_decay) and self.weight_decay >= 0):
-            raise _wrong("weight_decay", "a finite number >= 0", self.weight_decay)
-        for name, least in (("warmup_steps", 0), ("accumulation", 1), ("total_steps", 1), ("document_separator", 0)):
-            _check_count(self, name, least)
-        if not is_whole(self.seed):
-            raise _wrong("seed", "an integer of 64 bits", self.seed)
+    learning_rate: Positive = 1e-3
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: PositiveOrZero = 0.1
+    warmup_steps: CountOrZero = 100
+    total_steps: Count | None = None
+    max_gradient_norm: Positive = 1.0
+    accumulation: Count = 1
+    seed: Int64 = 0
+    document_separator: CountOrZero | None = None
 
 
-@dataclass(frozen=True)
+@explained
+@dataclass(frozen=True, config=CHECKED)
 class TrainingOptions:
     """What a run is, as `neurogen train` takes it.
 
@@ -141,49 +176,42 @@ class TrainingOptions:
         ModelError: no such preset.
     """
 
-    data: tuple[str, ...]
+    data: Names
     tokenizer: str | None = None
     preset: str = "tiny"
     config: str | None = None
-    tokens_per_chunk: int = 4096
-    max_chunks: int | None = None
-    context: int = 256
-    batch_size: int | None = None
-    accumulation: int = 1
-    learning_rate: float | None = None
-    optimizer: str = "adamw"
-    weight_decay: float = 0.1
-    warmup_steps: int | None = None
-    max_gradient_norm: float = 1.0
-    val: tuple[str, ...] = ()
-    hold_out: int = 100
-    val_every: int = 50
-    val_tokens: int = 32_768
-    save_every: int = 100
-    keep: int = 2
-    precision: str = "float32"
+    tokens_per_chunk: Count = 4096
+    max_chunks: Count | None = None
+    context: Count = 256
+    batch_size: Count | None = None
+    accumulation: Count = 1
+    learning_rate: Positive | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: PositiveOrZero = 0.1
+    warmup_steps: CountOrZero | None = None
+    max_gradient_norm: Positive = 1.0
+    val: Names = ()
+    hold_out: CountOrZero = 100
+    val_every: Count = 50
+    val_tokens: Count = 32_768
+    save_every: Count = 100
+    keep: Count = 2
+    precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     contrast: bool = False
-    chart_every: int = 100
+    chart_every: Count = 100
     tensorboard: bool = False
     device: str = "auto"
-    seed: int = 0
+    seed: Int64 = 0
     parse_special: bool = False
     document_mask: bool = False
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            _check_count(self, name, 1)
-        if self.precision not in PRECISIONS:
-            raise _wrong("precision", " or ".join(PRECISIONS), self.precision)
-        if not is_whole(self.hold_out, range(INT64.stop)) or self.hold_out == 1:
-            raise _wrong("hold_out", "0 or an integer >= 2", self.hold_out)
-        if isinstance(self.data, str) or isinstance(self.val, str):
-            raise ParameterError("data and val must be sequences of names, not one text.", "data")
+        if self.hold_out == 1:
+            raise ParameterError("hold_out must be 0 or an integer >= 2, got 1.", "hold_out")
         if not self.data:
             raise ParameterError("data must name at least one file, folder or data set.", "data")
         check_preset(self.preset)
-        self.for_trainer()
 
     def for_trainer(self, processes: int = 1, separator: int | None = None) -> TrainerOptions:
         """How the weights are changed in this run.
@@ -222,18 +250,3 @@ class TrainingOptions:
     def steps_per_chunk(self, processes: int) -> int:
         """Optimizer steps in a chunk."""
         return max(1, round(self.tokens_per_chunk / (self.sequences * self.context * processes)))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_count(options: Any, name: str, least: int) -> None:
-    """Refuse a count that is given and is none."""
-    value = getattr(options, name)
-    if value is not None and not is_whole(value, range(least, INT64.stop)):
-        raise _wrong(name, f"an integer >= {least}", value)
-
-
-def _wrong(name: str, allowed: str, value: object) -> ParameterError:
-    return ParameterError(f"{name} must be {allowed}, got {value!r}.", name)

@@ -154,4 +154,4 @@ def checkpoint_model(checkpoint: Path) -> PreTrainedModel:
         with quiet_transformers():
             return load_weights(checkpoint, torch.device("cpu"), "float32")
     except ModelError as error:
-        raise DataError(f"{error} Remove that checkpoint to go on from the one before.") from None
+        raise DataError(f"{error} Or remove that checkpoint, to go on from the one before.") from None
