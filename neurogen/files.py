@@ -1,5 +1,7 @@
-"""How neurogen reads text files, writes JSON, and makes files that appear whole or not at all. Every module does it by
-these functions, so that a byte order mark, a number that is not finite and a full disk are treated alike everywhere.
+"""How neurogen reads text files, writes JSON, and makes files that appear whole or not at all.
+
+Every module uses these functions, so that a byte order mark, a number that is not finite and a full disk are treated
+alike everywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ __all__ = [
     "read_text",
     "replacing",
     "to_json",
+    "write_bytes",
     "write_problem",
     "write_text",
     "writing",
@@ -71,27 +74,18 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a file; a text that can be no file's name, too long or with a NUL, names none."""
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):
-        return False
+    """Whether there is such a file; False for a text that can be no file's name, too long or with a NUL."""
+    return os.path.isfile(path)  # noqa: PTH113  (Path.is_file raises for such names)
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether there is such a folder; likewise."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
+    """Whether there is such a folder; see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is anything of this name; likewise."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):
-        return False
+    """Whether there is anything of this name; see `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def to_json(
@@ -179,8 +173,11 @@ def writing(
         cause = write_problem(error, path, needed)
         if cause is None:
             raise
-        whole = f"{path} cannot be written" if what is None else f"{what} cannot be written to {path}"
-        raise error_type(f"{whole}: {cause}. {advice}") from None
+        raise error_type(f"{_unwritten(what, path)}: {cause}. {advice}") from None
+
+
+def _unwritten(what: str | None, path: str | os.PathLike[str]) -> str:
+    return f"{path} cannot be written" if what is None else f"{what} cannot be written to {path}"
 
 
 def write_problem(error: BaseException, path: str | os.PathLike[str], needed: int | None = None) -> str | None:
@@ -203,14 +200,13 @@ def check_place(what: str | None, path: str | os.PathLike[str]) -> None:
     """
     problem = _problem_of(path)
     if problem is not None:
-        whole = f"{path} cannot be written" if what is None else f"{what} cannot be written to {path}"
-        raise DataError(f"{whole}: {problem}. Give a file in a folder that exists and can be written.")
+        raise DataError(f"{_unwritten(what, path)}: {problem}. Give a file in a folder that exists and can be written.")
 
 
 def _problem_of(path: str | os.PathLike[str]) -> str | None:
     if not os.fspath(path) or "\0" in os.fspath(path):
         return "it is no name of a file"
-    place = _place(path)
+    place = Path(os.path.realpath(path))
     if place.is_dir():
         return "it is a folder"
     if not place.parent.is_dir():
@@ -239,11 +235,6 @@ def _room(path: Path, needed: int | None) -> str:
     return f" (about {size} are needed, {free})"
 
 
-def _place(path: str | os.PathLike[str]) -> Path:
-    """Where a path leads: a link stays, and what it names is written."""
-    return Path(os.path.realpath(path))
-
-
 def _is_special(path: Path) -> bool:
     """Whether it is a device or a pipe, such as /dev/stdout, which is written and never replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
@@ -263,7 +254,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: the file system refuses; `writing` around it tells the user.
     """
-    target = _place(path)
+    target = Path(os.path.realpath(path))  # a link stays, and what it names is replaced
     if _is_special(target):
         yield target
         return
@@ -274,7 +265,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield draft
         if target.is_file():
             shutil.copymode(target, draft)
-        for made in (*_files_in(draft), draft):
+        for made in (*draft.rglob("*"), draft):
             _sync(made)
         if draft.is_dir() and target.is_dir():
             shutil.rmtree(target)
@@ -285,23 +276,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the drafts of `target` whose process is no more: it was killed, and nobody else knows of them."""
+    """Remove the drafts of `target` that processes which were killed have left: nobody else knows of them."""
     for draft in target.parent.glob(f".{escape(target.name)}.*.tmp"):
         number = draft.name.removeprefix(f".{target.name}.").removesuffix(".tmp")
         if number.isdecimal() and not _is_running(int(number)):
-            with suppress(OSError):  # another's, or gone meanwhile: then it is not ours to remove
+            with suppress(OSError):  # another user's, or removed meanwhile
                 _remove(draft)
 
 
 def _is_running(process: int) -> bool:
     if sys.platform == "win32":
-        return True  # there a signal of 0 ends a process, so that nobody can be asked
+        return True  # there a signal of 0 ends a process, so that it cannot be asked
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):  # another user's
-        return True
+        pass
     return True
 
 
@@ -311,7 +302,15 @@ def write_text(what: str | None, path: str | os.PathLike[str], text: str) -> Non
     Raises:
         DataError: it cannot be written; see `writing`.
     """
-    data = text.encode("utf-8")
+    write_bytes(what, path, text.encode("utf-8"))
+
+
+def write_bytes(what: str | None, path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written; see `writing`.
+    """
     with writing(what, path, needed=len(data)), replacing(path) as draft:
         draft.write_bytes(data)
 
@@ -346,10 +345,6 @@ def append(descriptor: int, data: bytes) -> None:
         with suppress(OSError):  # a device or a pipe
             os.ftruncate(descriptor, before)
         raise
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*")) if folder.is_dir() else []
 
 
 def _sync(path: Path) -> None:

@@ -16,9 +16,11 @@ import click
 from neurogen.cli.common import WholeNumber, debug_option, device_option, echo, tell, typed, write_json
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.training_display import Display, make_display
-from neurogen.cli.training_tensorboard import check_tensorboard
+from neurogen.cli.training_tensorboard import check_tensorboard, tensorboard_writer
 from neurogen.errors import DataError, ParameterError
 from neurogen.files import check_place
+from neurogen.models.checkpoints import latest_checkpoint
+from neurogen.training.run_folder import METRICS_FILE, kept_of
 
 if TYPE_CHECKING:
     from neurogen.training.run import ChunkReport, TrainingRun
@@ -166,7 +168,7 @@ class _BrokenRows:
 
 def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkReport], None]]) -> int:
     """Run until the end or a signal; the exit code."""
-    with _stopping(run, display) as caught, _unmoved_said(display):
+    with _stopping(run, display) as caught, _trainer_warnings(display):
         for report in run.chunks():
             display.show(report)
             for observer in observers:
@@ -177,19 +179,19 @@ def _train(run: TrainingRun, display: Display, observers: list[Callable[[ChunkRe
 
 
 @contextmanager
-def _unmoved_said(display: Display) -> Iterator[None]:
-    """Show the trainer's warning as a line of ours."""
+def _trainer_warnings(display: Display) -> Iterator[None]:
+    """Show the trainer's warnings as lines of the display."""
     from neurogen.training.trainer import UnmovedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnmovedWarning)
-        shown = warnings.showwarning
+        show_others = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, UnmovedWarning):
                 display.say(str(message))
             else:
-                shown(message, category, *place, **more)
+                show_others(message, category, *place, **more)
 
         warnings.showwarning = show
         yield
@@ -216,9 +218,6 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
 
 
 def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport], None]]:
-    from neurogen.cli.training_tensorboard import tensorboard_writer
-    from neurogen.training.run_folder import METRICS_FILE
-
     if not run.is_main:
         return []
 
@@ -236,7 +235,6 @@ def _observers(run: TrainingRun, display: Display) -> list[Callable[[ChunkReport
 
 def _charts(run: TrainingRun) -> None:
     from neurogen.pages.training_charts import draw_charts
-    from neurogen.training.run_folder import METRICS_FILE
 
     metrics = run.folder / METRICS_FILE
     if run.chunk and metrics.is_file():
@@ -253,9 +251,6 @@ def _check_reports(folder: Path, *, tensorboard: bool) -> None:
 
 def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
     """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
-    from neurogen.models.checkpoints import latest_checkpoint
-    from neurogen.training.run_folder import METRICS_FILE
-
     checkpoint = latest_checkpoint(run.folder)
     return {
         "folder": str(run.folder),
@@ -275,9 +270,6 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
         code: the exit code.
         begun: the chunk that it went on from.
     """
-    from neurogen.models.checkpoints import latest_checkpoint
-    from neurogen.training.run_folder import kept_of
-
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
     ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
     if run.chunk == begun and not code and checkpoint is not None:

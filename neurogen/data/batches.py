@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurogen.contract.parameters import INT64, is_whole
 from neurogen.data.documents import BrokenRow, TextStream
 from neurogen.data.encoding import Ids, Segment, Start, segments
 from neurogen.diagnosis.health import IGNORE_INDEX
@@ -60,13 +61,12 @@ class PackedStream:
         tokens: targets given out so far, over all ranks.
     """
 
-    _parts: list[Ids]  # what has been tokenized and not been given out
-    _count: int  # ids in the parts
+    _ids: Ids  # what has been tokenized and not been given out
     _segment: Segment | None  # what the last of them are from
-    _own: int  # how many of them
+    _from_segment: int  # how many of them are
     _following: Start  # where the next segment begins
     _skipped: int  # ids at its beginning that have been given out
-    _given: bool  # a sequence, since the beginning of the data
+    _given: bool  # a batch, since the beginning of the data
     _ended: bool  # the last batch of data that are not repeated has been given out
     _exhausted: bool  # and the iteration has ended, so that the next begins anew
 
@@ -109,7 +109,9 @@ class PackedStream:
             ModelError: the tokenizer has no EOS id.
             ParameterError: a number is out of its domain.
         """
-        _check(context=context, batch_size=batch_size, world_size=world_size)
+        for name, value in {"context": context, "batch_size": batch_size, "world_size": world_size}.items():
+            if not is_whole(value, range(1, INT64.stop)):
+                raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
         if not 0 <= rank < world_size:
             raise ParameterError(
                 f"rank must be an integer from 0 to world_size - 1 = {world_size - 1}, got {rank}.", "rank"
@@ -154,10 +156,10 @@ class PackedStream:
 
         Of the ids that have been tokenized and not been given out it holds one at most; the rest is tokenized again.
         """
-        ids, start, skipped = self._joined(), self._following, self._skipped
-        if self._segment is not None and self._own and self._count > 1:
-            start, skipped = self._segment.start, len(self._segment.ids) - self._own
-            ids = ids[: self._count - self._own]
+        ids, start, skipped = self._ids, self._following, self._skipped
+        if self._segment is not None and self._from_segment and len(ids) > 1:
+            start, skipped = self._segment.start, len(self._segment.ids) - self._from_segment
+            ids = ids[: len(ids) - self._from_segment]
         return {
             "version": STATE_VERSION,
             "tokenizer": self._tokenizer_identity(),
@@ -192,66 +194,73 @@ class PackedStream:
             )
         self.text.load_state_dict(state["text"])
         self._following, self._skipped = Start(self.text.position(), state.get("behind", "")), state.get("skipped", 0)
-        self._parts, self._count = [np.array(state["ids"], dtype=np.int64)], len(state["ids"])
-        self._segment, self._own, self._exhausted = None, 0, False
+        self._ids = np.array(state["ids"], dtype=np.int64)
+        self._segment, self._from_segment, self._exhausted = None, 0, False
         self.tokens, self._given, self._ended = state["tokens"], state["given"], state["ended"]
 
     def _begin(self) -> None:
-        """Stand before the first document, with the EOS that it follows on."""
-        self._parts = [np.array([self._eos], dtype=np.int64)]
-        self._count = 1
+        """Go to before the first document, with the EOS that it follows."""
+        self._ids = np.array([self._eos], dtype=np.int64)
         self._given = self._ended = self._exhausted = False
         self._begin_texts()
 
     def _begin_texts(self) -> None:
-        self._segment, self._own, self._skipped = None, 0, 0
+        self._segment, self._from_segment, self._skipped = None, 0, 0
         self._following = Start(self.text.position(), "")
 
     def _batches(self) -> Iterator[PackedBatch]:
         full = self._batch_size * self._world_size * self._context
         self.text.start_at(self._following.position)
-        behind, parse = self._following.behind, self._parse_special
-        found = segments(self.text, self._tokenizer, self._eos, behind=behind, repeat=self._repeat, parse_special=parse)
-        while self._read(found, full + 1):
-            yield self._give(full, self._batch_size)
+        found = segments(
+            self.text,
+            self._tokenizer,
+            self._eos,
+            behind=self._following.behind,
+            repeat=self._repeat,
+            parse_special=self._parse_special,
+        )
+        while self._tokenize(found, full + 1):
+            yield self._next_batch(full, self._batch_size)
         self._begin_texts()
         self._ended = True
-        rest = self._count - 1
+        rest = len(self._ids) - 1
         if not self._pad_last:
             rest -= rest % self._context
         if not rest and not self._given:
             raise DataError(
-                f"The data hold {self._count - 1:,} tokens, which is no whole sequence of {self._context:,}. Give more "
-                "data or a shorter context."
+                f"The data hold {len(self._ids) - 1:,} tokens, which is no whole sequence of {self._context:,}. Give "
+                "more data or a shorter context."
             )
         sequences = -(-rest // self._context)
-        batch = self._give(rest, -(-sequences // self._world_size) if self._pad_last else self._batch_size)
+        batch = self._next_batch(rest, -(-sequences // self._world_size) if self._pad_last else self._batch_size)
         if len(batch.context_ids):
             yield batch
 
-    def _read(self, found: Iterator[Segment], needed: int) -> bool:
+    def _tokenize(self, found: Iterator[Segment], needed: int) -> bool:
         """Tokenize until there are `needed` ids; False where the data end before."""
-        while self._count < needed:
-            segment = next(found, None)
-            if segment is None:
-                return False
-            ids = segment.ids[self._skipped :]
-            self._segment, self._own, self._following, self._skipped = segment, len(ids), segment.following, 0
-            self._parts.append(ids)
-            self._count += len(ids)
-        return True
+        parts, count = [self._ids], len(self._ids)
+        try:
+            while count < needed and (segment := next(found, None)) is not None:
+                ids = segment.ids[self._skipped :]
+                self._segment, self._from_segment = segment, len(ids)
+                self._following, self._skipped = segment.following, 0
+                parts.append(ids)
+                count += len(ids)
+        finally:
+            self._ids = np.concatenate(parts)
+        return count >= needed
 
-    def _give(self, length: int, rows: int) -> PackedBatch:
+    def _next_batch(self, length: int, rows: int) -> PackedBatch:
         """Take `length` targets from the front, and of them this rank's share; the last id stays, to begin the next.
 
         Args:
             length: over all ranks.
             rows: sequences that each rank gets as far as they reach, or with `pad_last` in any case.
         """
-        ids = self._joined()
+        ids = self._ids
         # A copy, so that the batch's memory is not kept for the sake of the few ids that are left.
-        self._parts, self._count = [ids[length:].copy()], self._count - length
-        self._own = min(self._own, self._count)
+        self._ids = ids[length:].copy()
+        self._from_segment = min(self._from_segment, len(self._ids))
         self.tokens += length
         self._given = True
         share = rows * self._context
@@ -261,11 +270,6 @@ class PackedStream:
         targets = np.pad(ids[first + 1 : last + 1], (0, missing), constant_values=IGNORE_INDEX)
         shape = (-1, self._context)
         return PackedBatch(torch.tensor(contexts).view(shape), torch.tensor(targets).view(shape), length)
-
-    def _joined(self) -> Ids:
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0]
 
     def _tokenizer_identity(self) -> list[int]:
         return [self._tokenizer.vocab_size, self._eos]
@@ -279,9 +283,3 @@ def _end_of_text(tokenizer: Tokenizer) -> int:
             "has one; `neurogen tokenizer train` makes such a tokenizer from your data."
         )
     return min(tokenizer.eos_ids)
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)

@@ -11,20 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from neurogen.data.rows import FIELD, PIECE, SourceRow
 from neurogen.data.sources import Source, fingerprint, names_and_sizes, resolve
 from neurogen.errors import DataError
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset  # type: ignore[import-untyped]
 
 __all__ = ["BrokenRow", "Piece", "TextStream"]
 
 STATE_VERSION = 2
 NAMES_AND_SIZES = 1
 """The version of states that know files by name and size alone."""
+
+BEGINNING: dict[str, Any] = {"part": 0, "position": None, "row": 0, "offset": 0, "documents": 0, "open": False}
+"""A position at the beginning of the data.
+
+part: which source. position: in the source, as the datasets library gives it; None is its beginning. row: how many rows
+of the source come before. offset: characters of the next row that come before. documents: how many have begun since the
+beginning of the data. open: whether the next row continues a document.
+"""
 
 SHOWN = 40
 
@@ -75,14 +80,7 @@ class TextStream:
         piece_start: where the piece that was given out last begins, as `start_at` takes it.
     """
 
-    _part: int  # which source
-    _position: dict[str, Any] | None  # where to start in it, once it is opened
-    _dataset: IterableDataset | None  # the source that is open, and knows the position itself
-    _row: int  # rows of it that are behind us
-    _offset: int  # where to start in the next row, in characters
-    _within: dict[str, Any] | None  # where the next piece begins, within a row that has been read
-    _documents: int  # given out since the beginning of the data
-    _open: bool  # within a document
+    _at: dict[str, Any]  # where the next piece begins; see `BEGINNING`
     _seen: tuple[int, int]  # source and row up to which broken rows have been reported
 
     def __init__(
@@ -110,7 +108,7 @@ class TextStream:
         self.broken = 0
         self.epoch = 0
         self._begin()
-        self.piece_start = self.position()
+        self.piece_start = self._at
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,18 +124,17 @@ class TextStream:
         parts: list[str] = []
         for piece in self.pieces():
             parts.append(piece.text)
-            if self._within is None:
+            if not self._at["offset"]:
                 text, parts = "".join(parts), []
                 if text:
                     yield text
 
     def pieces(self) -> Iterator[Piece]:
         """As `__iter__`, but in pieces, and tells where documents end, for which an empty piece may follow the text."""
-        self.start_at(self.position())
-        while self._part < len(self._sources):
-            yield from self._pieces_of(self._sources[self._part])
-            self._part, self._row, self._offset, self._position, self._dataset = self._part + 1, 0, 0, None, None
-        if not self._documents:
+        while self._at["part"] < len(self._sources):
+            yield from self._pieces_of(self._sources[self._at["part"]])
+            self._at = self._at | {"part": self._at["part"] + 1, "position": None, "row": 0, "offset": 0}
+        if not self._at["documents"]:
             raise DataError(
                 f"There is no text to train on in {self._named}: {self._tally()}. A row needs a field {FIELD!r} that "
                 "holds some text."
@@ -147,13 +144,11 @@ class TextStream:
 
     def position(self) -> dict[str, Any]:
         """Where the next piece begins, as what JSON can hold."""
-        return self._within or self._row_start()
+        return self._at
 
     def start_at(self, position: Mapping[str, Any]) -> None:
         """Go to a position, of `position` or `piece_start`, in the epoch that is being read."""
-        self._part, self._position, self._row = position["part"], position["position"], position["row"]
-        self._documents, self._open, self._offset = position["documents"], position["open"], position.get("offset", 0)
-        self._dataset = self._within = None
+        self._at = {name: position.get(name, beginning) for name, beginning in BEGINNING.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the last piece that was given out, as what JSON can hold."""
@@ -182,57 +177,40 @@ class TextStream:
             )
         self.epoch, self.broken = state["epoch"], state["broken"]
         self.start_at(state)
-        self._seen = tuple(state["seen"]) if "seen" in state else (self._part, self._row)
-        self.piece_start = self.position()
+        self._seen = tuple(state["seen"]) if "seen" in state else (self._at["part"], self._at["row"])
+        self.piece_start = self._at
 
     def _begin(self) -> None:
-        """Stand at the beginning of the data."""
-        self._part, self._row, self._offset, self._documents = 0, 0, 0, 0
-        self._position = self._dataset = self._within = None
-        self._open = False
-        self._seen = (0, 0)
-
-    def _row_start(self) -> dict[str, Any]:
-        """Where the next row begins, or what is left of it."""
-        return {
-            "part": self._part,
-            "position": self._position if self._dataset is None else self._dataset.state_dict(),
-            "row": self._row,
-            "offset": self._offset,
-            "documents": self._documents,
-            "open": self._open,
-        }
+        """Go to the beginning of the data."""
+        self._at, self._seen = dict(BEGINNING), (0, 0)
 
     def _pieces_of(self, source: Source) -> Iterator[Piece]:
+        """The pieces of a source, from where the stream stands."""
         dataset = source.dataset()
-        if self._position is not None:
-            dataset.load_state_dict(self._position)
-        rows = source.rows(dataset, self._row)
-        while True:
-            start = self._row_start()
-            row = next(rows, None)
-            if row is None:
-                return
-            self._dataset = dataset  # which only knows its position once it has been read from
-            self._row, self._offset = self._row + 1, 0
+        if self._at["position"] is not None:
+            dataset.load_state_dict(self._at["position"])
+        for row in source.rows(dataset, self._at["row"]):
+            start = self._at
             text = self._text(row)
-            self._seen = max(self._seen, (self._part, self._row))
-            if text or (self._open and row.ends):
-                self._documents += not self._open
-                self._open = not row.ends
-                if self._select is None or self._select(self._documents):
-                    yield from self._pieces_of_row(text, row.ends, start)
+            self._seen = max(self._seen, (start["part"], start["row"] + 1))
+            following = start | {"position": dataset.state_dict(), "row": start["row"] + 1, "offset": 0}
+            if text or (start["open"] and row.ends):
+                following |= {"documents": start["documents"] + (not start["open"]), "open": not row.ends}
+                if self._select is None or self._select(following["documents"]):
+                    yield from self._pieces_of_row(text, row.ends, start, following)
+            self._at = following
 
-    def _pieces_of_row(self, text: str, ends: bool, start: Mapping[str, Any]) -> Iterator[Piece]:
-        """What is left of a row's text behind `start`, cut where it is long."""
-        begin = start["offset"]
-        while True:
+    def _pieces_of_row(
+        self, text: str, ends: bool, start: dict[str, Any], following: dict[str, Any]
+    ) -> Iterator[Piece]:
+        """The rest of a row's text from the offset of `start`, cut where it is long."""
+        begin, end = start["offset"], -1
+        while end < len(text):
             end = _cut(text, begin)
+            is_last = end == len(text)
             self.piece_start = {**start, "offset": begin}
-            self._within = {**start, "offset": end} if end < len(text) else None
-            yield Piece(text[begin:end], ends and end == len(text))
-            if end == len(text):
-                return
+            self._at = following if is_last else {**start, "offset": end}
+            yield Piece(text[begin:end], ends and is_last)
             begin = end
 
     def _text(self, row: SourceRow) -> str:
@@ -240,7 +218,7 @@ class TextStream:
         try:
             if row.kind == "text":
                 text = self._decode_lines(row)
-                return text if self._open or not text.isspace() else ""
+                return text if self._at["open"] or not text.isspace() else ""
             return _text_of(row)
         except _NoTextError as error:
             self._report(row, 0, error)
@@ -261,7 +239,7 @@ class TextStream:
         return "\n".join(kept)
 
     def _report(self, row: SourceRow, offset: int, error: _NoTextError) -> None:
-        if self.epoch or (self._part, self._row) <= self._seen:
+        if self.epoch or (self._at["part"], self._at["row"] + 1) <= self._seen:
             return
         self.broken += 1
         if self._on_broken is not None:

@@ -17,7 +17,7 @@ from typing import Any
 from neurogen.contract.parameters import is_whole
 from neurogen.data.documents import BrokenRow, TextStream
 from neurogen.errors import DataError, NeurogenError, ParameterError
-from neurogen.files import check_place, replacing, writing
+from neurogen.files import check_place, write_bytes
 
 __all__ = [
     "DEFAULT_SENTENCES",
@@ -258,5 +258,4 @@ def _explained(error: RuntimeError, vocab_size: int) -> NeurogenError:
 
 def _write(path: Path, model: bytes, *, force: bool) -> None:
     _refuse_existing(path, force=force)
-    with writing(None, path, needed=len(model)), replacing(path) as draft:
-        draft.write_bytes(model)
+    write_bytes(None, path, model)

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError
-from neurogen.files import append_line, check_place, replacing, to_json, write_text, writing
+from neurogen.files import append_line, check_place, to_json, write_bytes, write_text
 from neurogen.models.checkpoints import FOLDER, checkpoints_of, latest_checkpoint
 
 __all__ = ["METRICS_FILE", "OPTIONS_FILE", "SAMPLES_FILE", "RunFolder", "kept_of"]
@@ -117,8 +117,7 @@ class RunFolder:
         for file in (self.metrics, self.samples):
             if file.is_file():
                 kept = [line for line in file.read_bytes().splitlines(keepends=True) if _chunk_of(line) <= chunk]
-                with writing("The training's report", file), replacing(file) as draft:
-                    draft.write_bytes(b"".join(kept))
+                write_bytes("The training's report", file, b"".join(kept))
 
     def report(self, metrics: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
         """Add the lines of a chunk.

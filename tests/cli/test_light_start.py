@@ -22,7 +22,7 @@ LIGHT = frozenset(
 BASE = frozenset({"_lazy", "cli", "contract", "errors", "files", "kernels", "registry", "text"})
 """Neurogen's own folders and modules that every command takes."""
 
-COMMANDS = BASE | {"bench", "data", "decoding", "models", "processors"}
+COMMANDS = BASE | {"bench", "data", "decoding", "models", "processors", "training"}
 ANSI = re.compile(r"\x1b\[")
 PROGRAM = """
 import json, sys
