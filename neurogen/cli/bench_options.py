@@ -11,10 +11,11 @@ from pydantic.fields import FieldInfo
 
 from neurogen.cli.common import listed, tell, unambiguous_names, write_sections
 from neurogen.cli.configuration import variable_of
-from neurogen.cli.sampler_options import OPTION_NAME, FieldType, unknown_option
+from neurogen.cli.parameter_options import ParameterType, naming_option
+from neurogen.cli.sampler_options import OPTION_NAME, unknown_option
 from neurogen.contract.parameters import option_of
 from neurogen.contract.sampler import Sampler
-from neurogen.errors import ParameterError, PluginError
+from neurogen.errors import PluginError
 from neurogen.registry.registry import SAMPLERS, Plugin, Registry, default_registry
 
 __all__ = ["BenchCommand", "SharedOption", "load_samplers"]
@@ -36,6 +37,8 @@ class SharedOption(click.Option):
         option: as it is typed.
         owners: who has it.
     """
+
+    section = "Options of the samplers"
 
     def __init__(self, option: str, owners: Sequence[Owner], number: int) -> None:
         self.option = option
@@ -70,10 +73,7 @@ class BenchCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The samplers' options in a section of their own."""
-        params = self.get_params(ctx)
-        own = [param for param in params if not isinstance(param, SharedOption)]
-        shared = [param for param in params if isinstance(param, SharedOption)]
-        write_sections(ctx, formatter, {"Options": own, "Options of the samplers": shared})
+        write_sections(ctx, formatter, self.get_params(ctx))
 
 
 def load_samplers(
@@ -142,12 +142,8 @@ def _made(
         for owner, parameter, field in option.owners:
             if owner is plugin:
                 own[parameter] = option, _value(plugin, parameter, field, text, option, ctx)
-    try:
+    with naming_option(ctx, {parameter: option for parameter, (option, _) in own.items()}):
         return registry.load_sampler(name, **{parameter: value for parameter, (_, value) in own.items()})
-    except ParameterError as error:
-        if error.parameter not in own:
-            raise
-        raise click.BadParameter(str(error), ctx=ctx, param=own[error.parameter][0]) from None
 
 
 def _value(
@@ -155,7 +151,7 @@ def _value(
 ) -> Any:
     if field.annotation is bool:
         return click.BOOL.convert(text, option, ctx)
-    return FieldType(plugin.name, parameter, field).convert(text, option, ctx)
+    return ParameterType(plugin.name, parameter, field).convert(text, option, ctx)
 
 
 def _no_such_option(error: click.NoSuchOption, typed: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from neurogen.cli.chat_input import PipeReader, Reader, TerminalReader
 from neurogen.cli.common import listed, tell
 from neurogen.cli.explain import PAGE_TOP, report, report_page
 from neurogen.cli.output import write_stdout, write_text
-from neurogen.cli.sampler_command import sampler_names
+from neurogen.cli.sampler_options import sampler_names
 from neurogen.contract.parameters import INT64, domain_of, is_whole, unknown_parameter
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.files import check_place

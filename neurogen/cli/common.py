@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -247,15 +247,16 @@ def unambiguous_names(plugins: Sequence[Plugin]) -> list[str]:
     return [plugin.qualified_name if names.count(plugin.name) > 1 else plugin.name for plugin in plugins]
 
 
-def write_sections(
-    ctx: click.Context, formatter: click.HelpFormatter, sections: Mapping[str, Sequence[click.Parameter]]
-) -> None:
-    """Write options into a help text, a section for each title; none for one that has nothing to show."""
-    for title, members in sections.items():
-        records = [record for param in members if (record := param.get_help_record(ctx))]
-        if records:
-            with formatter.section(title):
-                formatter.write_dl(records)
+def write_sections(ctx: click.Context, formatter: click.HelpFormatter, params: Iterable[click.Parameter]) -> None:
+    """Write options into a help text, each into the section that its attribute `section` names, else `Options`."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for param in params:
+        record = param.get_help_record(ctx)
+        if record is not None:
+            sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+    for title, records in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(records)
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

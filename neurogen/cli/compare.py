@@ -30,7 +30,7 @@ from neurogen.cli.common import (
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
 from neurogen.cli.ranks import check_single
-from neurogen.cli.sampler_command import complete_sampler
+from neurogen.cli.sampler_options import complete_sampler
 from neurogen.errors import DataError
 from neurogen.files import check_place, decoded
 from neurogen.registry.registry import default_registry

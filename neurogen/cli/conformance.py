@@ -13,8 +13,7 @@ import click
 
 from neurogen.cli.common import WholeNumber, debug_option, echo, write_json
 from neurogen.cli.ranks import check_single
-from neurogen.cli.sampler_command import CommandOfSampler
-from neurogen.cli.sampler_options import SamplerOption, make_sampler
+from neurogen.cli.sampler_options import CommandOfSampler, SamplerOption, make_sampler
 from neurogen.contract.sampler import Sampler
 from neurogen.errors import DeviceError, PluginError
 from neurogen.registry.registry import default_registry
@@ -47,10 +46,10 @@ class ConformanceCommand(click.Command):
 class OneSampler(CommandOfSampler):
     """`conformance` with the options of one sampler."""
 
-    def options_beside(self, taken: set[str]) -> list[SamplerOption]:
+    def options_beside(self, base: click.Command) -> list[SamplerOption]:
         """The sampler's options; none where they cannot be given: the check of the declaration says so."""
         try:
-            return super().options_beside(taken)
+            return super().options_beside(base)
         except PluginError:
             return []
 

@@ -22,8 +22,13 @@ from neurogen.cli.common import (
 )
 from neurogen.cli.model_options import load_shown, model_option, parse_special_option, tell_of_special
 from neurogen.cli.ranks import check_single
-from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
-from neurogen.cli.sampler_options import make_sampler
+from neurogen.cli.sampler_options import (
+    CommandWithSampler,
+    complete_sampler,
+    make_sampler,
+    profile_option,
+    require_sampler,
+)
 from neurogen.files import check_place
 from neurogen.registry.registry import default_registry
 from neurogen.text.printable import json_printable, printable

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from neurogen.cli.sampler_options import METAVARS, FieldType, negated
+from neurogen.cli.parameter_options import ParameterOption, ParameterType
 from neurogen.contract.parameters import domain_of, option_of
 from neurogen.contract.processor import Processor
 from neurogen.errors import ParameterError
@@ -20,8 +20,9 @@ from neurogen.processors import FIRST_PARTY
 from neurogen.processors.listing import quoted
 from neurogen.registry.registry import PROCESSORS, Registry, default_registry
 
-__all__ = ["OfProcessors", "direct_option", "make_processors", "processor_options"]
+__all__ = ["direct_option", "make_processors", "processor_options"]
 
+SECTION = "Processors, which change logits before the sampler"
 OTHERS_COME_BEFORE = "no-repeat-ngram"
 """Processors of `--processor` come after whatever shifts logits and before this one, the first that bans."""
 
@@ -39,50 +40,38 @@ ALONE_IS_ENOUGH: Mapping[str, Sequence[str]] = {"grammar": ("json_schema", "rege
 """Processors that several parameters ask for; all others are asked for by their first one."""
 
 
-class OfProcessors(click.Option):
-    """An option that is about processors; the help shows them together."""
+class ProcessorOption(ParameterOption):
+    """One parameter of a processor of neurogen itself."""
 
-
-class ProcessorOption(OfProcessors):
-    """One parameter of a processor of neurogen itself; None where the user does not give it.
-
-    Attributes:
-        processor, parameter: whose it is.
-    """
+    section = SECTION
 
     def __init__(self, processor: type[Processor], parameter: str) -> None:
         self.processor = processor
-        self.parameter = parameter
         field = processor.Params.model_fields[parameter]
-        option = option_of(parameter, field)
-        flag = field.annotation is bool
-        metavar = HINTS.get(parameter, "TEXT") if field.annotation is str else METAVARS.get(field.annotation)
-        known = [domain_of(field)] if field.annotation not in (str, bool) else []
+        notes = [domain_of(field)] if field.annotation not in (str, bool) else []
         if parameter not in _asking(processor):
-            known.append(f"default: {field.default}")
-        super().__init__(
-            [f"{option}/{negated(option)}" if flag else option, _destination(processor, parameter)],
-            type=None if flag else FieldType(processor.name, parameter, field),
-            default=None,
-            metavar=None if flag else metavar,
-            help=f"{field.description}  [{'; '.join(known)}]" if known else field.description,
-        )
+            notes.append(f"default: {field.default}")
+        kind = ParameterType(processor.name, parameter, field)
+        metavar = HINTS.get(parameter) if field.annotation is str else None
+        super().__init__(kind, _destination(processor, parameter), notes, metavar)
 
 
-class _RepeatedOption(OfProcessors):
-    """An option that may be given several times."""
+class RepeatedOption(click.Option):
+    """An option about processors that may be given several times."""
 
-    def __init__(self, option: str, destination: str, metavar: str, **extra: Any) -> None:
-        super().__init__([option, destination], multiple=True, metavar=metavar, callback=_not_empty, **extra)
+    section = SECTION
+
+    def __init__(self, option: str, destination: str, metavar: str, **attributes: Any) -> None:
+        super().__init__([option, destination], multiple=True, metavar=metavar, callback=_not_empty, **attributes)
 
 
 def processor_options(command: click.Command) -> click.Command:
     """Let a command accept `--processor`, `--ban` and the direct options; `make_processors` reads them."""
     any_processor = "A processor of any plugin, as NAME or NAME(parameter=value). See neurogen processors. Repeatable."
     command.params += [
-        _RepeatedOption("--processor", "processor_specs", "SPEC", help=any_processor, shell_complete=_complete),
+        RepeatedOption("--processor", "processor_specs", "SPEC", help=any_processor, shell_complete=_complete),
         *(ProcessorOption(cls, name) for cls in FIRST_PARTY for name in cls.Params.model_fields if _has_option(name)),
-        _RepeatedOption("--ban", "banned_texts", "TEXT", help="A text that must not occur. Repeatable."),
+        RepeatedOption("--ban", "banned_texts", "TEXT", help="A text that must not occur. Repeatable."),
     ]
     return command
 

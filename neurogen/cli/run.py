@@ -1,6 +1,6 @@
 """`neurogen run`: its options and what they allow. What is then done is in `execution`.
 
-The options depend on the sampler; see `sampler_command`.
+The options depend on the sampler; see `sampler_options`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from neurogen.cli.engine_options import check_engine, engine_options
 from neurogen.cli.execution import execute
 from neurogen.cli.model_options import DEFAULT_MODEL, parse_special_option
 from neurogen.cli.processor_options import make_processors, processor_options
-from neurogen.cli.sampler_command import CommandWithSampler, complete_sampler, profile_option, require_sampler
-from neurogen.cli.sampler_options import make_sampler
+from neurogen.cli.sampler_options import (
+    CommandWithSampler,
+    complete_sampler,
+    make_sampler,
+    profile_option,
+    require_sampler,
+)
 from neurogen.cli.session import Arguments
 from neurogen.files import check_place
 from neurogen.registry.registry import default_registry

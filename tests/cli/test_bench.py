@@ -21,7 +21,7 @@ import neurogen
 from neurogen import Registry
 from neurogen.bench.machine import cpu_name
 from neurogen.bench.plot import draw_plot, slope
-from neurogen.bench.results import Report
+from neurogen.bench.results import BenchReport
 from neurogen.cli import main
 from neurogen.cli.bench_output import print_report
 
@@ -71,7 +71,7 @@ def test_the_table_has_a_row_for_every_cell_and_says_where_it_was_measured() -> 
 
 
 def test_a_narrow_terminal_gets_medians_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = Report.model_validate(reported("greedy", *QUICK))
+    report = BenchReport.model_validate(reported("greedy", *QUICK))
     shown = []
     for columns in (100, 200):
         monkeypatch.setattr("shutil.get_terminal_size", lambda columns=columns: os.terminal_size((columns, 24)))
@@ -93,7 +93,7 @@ def test_json_holds_machine_cells_times_and_ratios() -> None:
     assert result["cell"] == {"kind": "normal", "dtype": "float32", "vocab": 500, "batch": 2}
     assert result["params"] == {"k": 50, "temperature": 0.8}
     assert 0 < result["own"]["least"] <= result["own"]["microseconds"]["median"]
-    assert Report.model_validate(report).results[0].ratio_to("torch") > 0
+    assert BenchReport.model_validate(report).results[0].ratio_to("torch") > 0
 
 
 def test_without_a_name_every_sampler_that_loads_is_measured(registry: Registry) -> None:
@@ -207,7 +207,7 @@ def test_the_picture_is_drawn_for_several_sizes(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
-    report = Report.model_validate(reported("greedy", *QUICK))
+    report = BenchReport.model_validate(reported("greedy", *QUICK))
     with pytest.raises(neurogen.errors.DataError, match="cannot be written"):
         draw_plot(report, tmp_path / "absent" / "times.png")
 
