@@ -18,6 +18,7 @@ from collections.abc import Callable
 import llama_cpp
 
 import neurogen
+from neurogen.decoding.engine import engine_for
 from neurogen.decoding.request import Request
 from neurogen.integrations.llamacpp import LlamaCppModel, load_llamacpp_model
 from neurogen.models.language_model import load_model
@@ -60,7 +61,7 @@ def loops(threads: int, tokens: int, with_torch: bool) -> dict[str, Callable[[],
     }
     if with_torch:
         torchs = load_model(NAME, device="cpu")
-        made["torch"] = lambda: list(torchs.engine(sampler).generate([request]))
+        made["torch"] = lambda: list(engine_for(torchs, sampler).generate([request]))
     return made
 
 

@@ -1,7 +1,7 @@
 """neurogen: a plugin-based decoding framework.
 
-The public names are imported when they are first used: importing the package itself loads nothing, so that the command
-is ready for Ctrl-C at once, and using them loads neither torch nor numba.
+The public names are imported when they are first used: importing the package itself loads next to nothing, so that the
+command is ready for Ctrl-C at once, and using them loads neither torch nor numba.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from neurogen._lazy import MovedModules, names_of
+from neurogen.contract.display import display_with
 
 if TYPE_CHECKING:
     from neurogen.contract.hookspecs import hookimpl
@@ -68,6 +69,16 @@ __getattr__ = names_of(
 )
 
 sys.meta_path.append(MovedModules())
+
+display_with(
+    {
+        "neurogen.contract.sampler:Sampler": "neurogen.pages.notebook:sampler_html",
+        "neurogen.diagnosis.compare:Comparison": "neurogen.pages.compare:fragment",
+        "neurogen.diagnosis.diagnose:Diagnosis": "neurogen.pages.diagnosis:fragment",
+        "neurogen.diagnosis.explain:Explanation": "neurogen.pages.explain:fragment",
+        "neurogen.text.generation:Result": "neurogen.pages.notebook:result_html",
+    }
+)
 
 
 def __dir__() -> list[str]:

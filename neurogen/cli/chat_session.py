@@ -229,7 +229,9 @@ class ChatSession:
         self._show(self._conversation.retry())
 
     def _explain(self, rest: str) -> None:
-        explanation = self._conversation.explain(top=PAGE_TOP if rest else TOP)
+        from neurogen.diagnosis.explain import explain_answer
+
+        explanation = explain_answer(self._conversation, top=PAGE_TOP if rest else TOP)
         if rest:
             check_place("The page", rest)
             report_page(explanation, rest)

@@ -14,6 +14,7 @@ from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.model_options import why_gpu_unused
 from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
+from neurogen.decoding.engine import engine_for
 from neurogen.errors import NeurogenError
 from neurogen.kernels.compiling import unwatched
 from neurogen.text.generation import RunOptions
@@ -79,7 +80,7 @@ def make_runner(loaded: Loaded, session: Session, options: RunOptions, observer:
 
         return Runner(model, sampler, options, engine=BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler))
     engine: DecodingEngine
-    engine = loaded.speculative or model.engine(sampler, batch_size=options.batch_size, observer=observer)
+    engine = loaded.speculative or engine_for(model, sampler, batch_size=options.batch_size, observer=observer)
     if arguments.best_of == 1:
         return Runner(model, sampler, options, engine=engine)
     from neurogen.text.best_of import BestOf

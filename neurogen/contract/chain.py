@@ -55,9 +55,22 @@ class Chain(Sampler):
     def stages(
         self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
     ) -> list[SamplerStage]:
-        from neurogen.contract.stages import stages_of_chain
+        """The temperature once, then each sampler on what the last one left."""
+        import torch
 
-        return stages_of_chain(self, logits, seed, position, state, params)
+        from neurogen.contract.stages import named, tempered, truncated
+
+        values = {**self.params.model_dump(), **params}
+        temperature = values.get(SHARED, 1.0)
+        stages, left = tempered(logits, temperature), logits
+        *links, (last, names) = self.parts()
+        for link, shared in links:
+            own = {name: values[of_chain] for name, of_chain in shared.items()}
+            left = left.masked_fill(~link.support(left, **own), -torch.inf)
+            stages.append(truncated(named(link.name, own), left, temperature))
+        own = {name: values[of_chain] for name, of_chain in names.items()}
+        rest = last.stages(left, seed=seed, position=position, state=state, **own)
+        return [*stages, *(stage for stage in rest if stage.kind != "temperature")]
 
     def new_state(self, batch: int) -> State:
         return self._samplers[-1].new_state(batch)

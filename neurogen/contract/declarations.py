@@ -11,9 +11,21 @@ from neurogen.contract.processor import Processor
 from neurogen.contract.sampler import API_VERSION, DTYPES, Sampler, TruncationSampler
 from neurogen.errors import NeurogenError
 
-__all__ = ["processor_problem", "sampler_problem"]
+__all__ = ["RUN_OPTIONS", "processor_problem", "sampler_problem"]
 
 RESERVED_PARAMETERS = frozenset({"self", "name", "logits", "seed", "position", "check", "state", "require"})
+RUN_OPTIONS = frozenset(
+    """
+    --allow --allow-end --ban --ban-texts --ban-tokens --batch-size --beams --best-of --chat --debug --device --draft
+    --draft-tokens --dry-allowed-length --dry-base --dry-last-n --dry-multiplier --dry-sequence-breakers --dtype
+    --early-stopping --engine --engine-option --frequency-penalty --grammar --json --json-schema --length-penalty
+    --logit-bias --logprobs --max-new-tokens --min-new-tokens --model --no-allow-end --no-chat --no-repeat-ngram
+    --no-repetition-prompt --no-stream --output --parse-special --presence-penalty --processor --profile --prompt
+    --prompts --quiet --record --regex --repetition-last-n --repetition-penalty --repetition-prompt --sampler --seed
+    --stop --stop-id --stream --threads -n -q -s
+    """.split()  # noqa: SIM905
+)
+"""The options of `neurogen run` itself, which no parameter of a sampler may have; a test compares them with it."""
 PARAMETER_TYPES = (*NUMBERS, bool, str)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
+from neurogen.contract.functions import line_naming
+
 __all__ = ["explained", "plain", "where_written"]
 
 LIBRARIES = {"numba", "numba_cuda", "cuda", "torch", "numpy", "llvmlite", "pluggy", "pydantic"}
@@ -157,8 +159,6 @@ def _naming(name: str, frames: list[FrameType]) -> Place | None:
     kernels += [frame.f_locals["kernel"] for frame in frames if hasattr(frame.f_locals.get("kernel"), "function")]
     if not kernels:
         return None
-    from neurogen.kernels.arithmetic import line_naming
-
     places = [Place(*found) for kernel in kernels if (found := line_naming(name, kernel.function))]
     return places[0] if places else None
 

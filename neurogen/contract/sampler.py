@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from neurogen.contract.cuda_extra import require_cuda_extra
+from neurogen.contract.display import Displayed
 from neurogen.contract.mistakes import explained, where_written
 from neurogen.contract.parameters import INT64, RowParams, SamplerParams, build_params, row_params
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
@@ -38,7 +40,7 @@ State = dict[str, "Tensor"]
 """Memory of a stateful sampler: tensors whose first dimension is the batch, so that an engine can move rows."""
 
 
-class Sampler:
+class Sampler(Displayed):
     """Turns logits into token ids. Subclass it, declare, and implement; see `TruncationSampler` for the short way.
 
     Declarations (class attributes):
@@ -82,11 +84,6 @@ class Sampler:
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.params.model_dump().items())
         return f"{self.name}({values})"
-
-    def _repr_html_(self) -> str:
-        from neurogen.pages.notebook import sampler_html
-
-        return sampler_html(self)
 
     # What users call.
 
@@ -180,9 +177,13 @@ class Sampler:
             state: of a sampler with memory, before the token; not changed.
             **params: as for `sample`, one number each.
         """
-        from neurogen.contract.stages import stages_of
+        from neurogen.contract.stages import SamplerStage, named, tempered
 
-        return stages_of(self, logits, state, params)
+        values = {**self.params.model_dump(), **params}
+        kept = self.support(logits, state=state, **params)
+        probs = self.probs(logits, state=state, **params).double()
+        truncation = SamplerStage("truncation", named(self.name, values), kept, probs)
+        return [*tempered(logits, values.get("temperature", 1.0)), truncation]
 
     def new_state(self, batch: int) -> State:
         """Fresh memory for `batch` sequences of a stateful sampler.
@@ -453,8 +454,6 @@ def _kernels(module: str, *, on_cuda: bool) -> Any:
         return importlib.import_module(module)
     except ImportError:
         if on_cuda:  # a plugin may import Numba's own parts before those of neurogen, which say so themselves
-            from neurogen.kernels.cuda_extra import require_cuda_extra
-
             require_cuda_extra()
         raise
 

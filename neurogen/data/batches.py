@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.parameters import INT64, is_whole
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.documents import BrokenRow, TextStream
 from neurogen.data.encoding import Ids, Segment, Start, segments
-from neurogen.diagnosis.health import IGNORE_INDEX
 from neurogen.errors import DataError, ModelError, ParameterError
-from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["IGNORE_INDEX", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
+
+IGNORE_INDEX = -100
+"""A target at which nothing is learnt or measured, because no id follows. torch and transformers use this number."""
 
 STATE_VERSION = 2
 STATE_OF_IDS = 1

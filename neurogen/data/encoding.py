@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.documents import Piece, TextStream
-from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["Ids", "Segment", "Start", "segments"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from neurogen.decoding.continuous import Column
-from neurogen.decoding.request import Row
-from neurogen.decoding.selection import Observer, Selection
+from neurogen.decoding.request import Observer, Row
+from neurogen.decoding.selection import Selection
 from neurogen.models.kvcache import KVBlock, new_cache
 
 if TYPE_CHECKING:

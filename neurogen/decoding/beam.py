@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.parameters import is_whole
-from neurogen.contract.processor import Processing, blamed, names_of
 from neurogen.contract.sampler import NO_TOKEN
 from neurogen.decoding.batch import Prefill
 from neurogen.decoding.beam_settings import BeamSettings
 from neurogen.decoding.continuous import check_request
 from neurogen.decoding.feed import Feed
 from neurogen.decoding.order import largest
+from neurogen.decoding.processing import Processing, blamed, names_of
 from neurogen.decoding.request import Request, Step
 from neurogen.decoding.selection import values_of
 from neurogen.errors import InvalidLogitsError, NeurogenError, ParameterError

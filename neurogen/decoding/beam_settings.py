@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neurogen.contract.parameters import is_whole
+from neurogen.decoding.scores import sequence_score
 from neurogen.errors import ParameterError
-from neurogen.text.scores import sequence_score
 
 __all__ = ["BeamSettings"]
 

@@ -5,7 +5,8 @@ The loop is `continuous.py`; `batch.py` holds the rows and their tensors, `kvcac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from neurogen.decoding.batch import Batch
 from neurogen.decoding.continuous import ContinuousEngine, check_request
@@ -14,10 +15,10 @@ from neurogen.models.kvcache import check_cache
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.selection import Observer
+    from neurogen.decoding.request import DecodableModel, DecodingEngine, Observer
     from neurogen.models.language_model import LanguageModel
 
-__all__ = ["Engine", "FinishReason", "Request", "Step", "TokenLogprobs"]
+__all__ = ["Engine", "FinishReason", "Request", "Step", "TokenLogprobs", "engine_for"]
 
 
 class Engine(ContinuousEngine):
@@ -53,3 +54,12 @@ class Engine(ContinuousEngine):
 
     def _check(self, request: Request) -> None:
         check_request(request, self.model)
+
+
+def engine_for(
+    model: DecodableModel, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None
+) -> DecodingEngine:
+    """The engine that decodes a model with a sampler: the model's own where it has one, as those of llama.cpp have."""
+    make = getattr(model, "engine", None) or partial(Engine, cast("LanguageModel", model))
+    engine: DecodingEngine = make(sampler, batch_size=batch_size, observer=observer)
+    return engine

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from neurogen.decoding.continuous import check_request, emit
-from neurogen.decoding.request import Request, Row, Step
-from neurogen.decoding.selection import Observer, Selection, row_of, values_of
+from neurogen.decoding.request import Observer, Request, Row, Step
+from neurogen.decoding.selection import Selection, row_of, values_of
 from neurogen.models.kvcache import KVBlock, check_cache, new_cache
 
 if TYPE_CHECKING:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from neurogen.errors import NeurogenError
 
 if TYPE_CHECKING:
-    from neurogen.contract.processor import Processor
-    from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.selection import Observer
-    from neurogen.models.tokenizer import Tokenizer
+    from torch import Tensor
 
-__all__ = ["DecodableModel", "DecodingEngine", "Drawn", "FinishReason", "Request", "Row", "Step", "TokenLogprobs"]
+    from neurogen.contract.processor import Processor
+    from neurogen.contract.tokenizer import Tokenizer
+
+__all__ = [
+    "DecodableModel",
+    "DecodingEngine",
+    "Drawn",
+    "FinishReason",
+    "Observed",
+    "Observer",
+    "Request",
+    "Row",
+    "Step",
+    "TokenLogprobs",
+]
 
 FinishReason = Literal["eos", "length", "error"]
 
@@ -97,6 +108,14 @@ class Drawn:
     error: NeurogenError | None = None
 
 
+Observed = tuple[Sequence[Row], "Tensor", Sequence[Drawn]]
+"""A step as it was seen: the rows, the model's logits [rows, vocab], and what was chosen."""
+
+Observer = Callable[[Sequence[Row], "Tensor", "Tensor", Sequence[Drawn]], None]
+"""Is shown every step: the rows, the model's logits [rows, vocab], what processors made of them (the same tensor where
+there is none), and what was chosen. It must not change anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One new token of one sequence.
@@ -143,13 +162,13 @@ class DecodingEngine(Protocol):
 
 
 class DecodableModel(Protocol):
-    """A model of any engine, as the runner sees it; see `neurogen.models.LanguageModel` for the attributes."""
+    """A model as the runner sees it; see `neurogen.models.LanguageModel` for the attributes.
+
+    One that cannot be decoded by `neurogen.decoding.engine.Engine` has a method `engine` that makes its own.
+    """
 
     name: str
     tokenizer: Tokenizer
     vocab_size: int
     context_length: int
     eos_ids: frozenset[int]
-
-    def engine(self, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None) -> DecodingEngine:
-        """An engine that decodes this model with a sampler."""

@@ -7,7 +7,7 @@ place and makes nothing anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,21 +15,17 @@ from torch import Tensor
 
 from neurogen.contract.mistakes import where_written
 from neurogen.contract.parameters import NUMBERS, build_params, clamped
-from neurogen.contract.processor import Processing, blamed
 from neurogen.contract.sampler import NO_TOKEN
 from neurogen.decoding.order import largest
-from neurogen.decoding.request import Drawn, Request, Row, TokenLogprobs
+from neurogen.decoding.processing import Processing, blamed
+from neurogen.decoding.request import Drawn, Observer, Request, Row, TokenLogprobs
 from neurogen.errors import ContractError, InvalidLogitsError, ParameterError
 
 if TYPE_CHECKING:
     from neurogen.contract.processor import Processor
     from neurogen.contract.sampler import Sampler, State
 
-__all__ = ["Observer", "Selection", "row_of", "values_of"]
-
-Observer = Callable[[Sequence[Row], Tensor, Tensor, Sequence[Drawn]], None]
-"""Is shown every step: the rows, the model's logits [rows, vocab], what processors made of them (the same tensor where
-there is none), and what was chosen. It must not change anything."""
+__all__ = ["Selection", "row_of", "values_of"]
 
 
 def values_of(sampler: Sampler, request: Request) -> dict[str, Any]:

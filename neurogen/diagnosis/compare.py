@@ -20,13 +20,15 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
+from neurogen.contract.display import Displayed
+from neurogen.decoding.engine import engine_for
 from neurogen.decoding.request import Drawn, Row
+from neurogen.decoding.scores import sequence_score
 from neurogen.diagnosis.text_metrics import distinct, is_right, repeated, self_bleu
 from neurogen.errors import ParameterError
 from neurogen.models.foreign import check_loaded
 from neurogen.text.generation import Failure, Prompt, Result, RunOptions
 from neurogen.text.runner import Runner
-from neurogen.text.scores import sequence_score
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
@@ -98,7 +100,7 @@ class Sample:
 
     @property
     def score(self) -> float:
-        """The mean log-probability of its tokens, in nats; see `neurogen.text.scores`."""
+        """The mean log-probability of its tokens, in nats; see `neurogen.decoding.scores`."""
         return sequence_score(-self.loss, self.tokens)
 
 
@@ -123,7 +125,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """Samplers side by side.
 
     Attributes:
@@ -146,11 +148,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-    def _repr_html_(self) -> str:
-        from neurogen.pages.compare import fragment
-
-        return fragment(self)
 
 
 def compare(
@@ -268,7 +265,7 @@ def _run(
     progress: Callable[[int], Any],
 ) -> tuple[list[Sample], list[Failure], float]:
     sums = _Sums()
-    engine = model.engine(sampler, batch_size=options.batch_size, observer=sums)
+    engine = engine_for(model, sampler, batch_size=options.batch_size, observer=sums)
     results: list[Result] = []
     failures: list[Failure] = []
     started = time.perf_counter()

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neurogen.contract.display import Displayed
 from neurogen.diagnosis.accuracies import SamplerAccuracy, accuracies, load_samplers
 from neurogen.diagnosis.health import Health
 from neurogen.diagnosis.input import SAMPLE_TEXT, Window, check_logits, windows
@@ -31,8 +32,8 @@ from neurogen.models.foreign import check_loaded
 from neurogen.models.probabilities import Kind, LogitsAre, check_logits_are, kind_of
 
 if TYPE_CHECKING:
+    from neurogen.contract.tokenizer import Tokenizer
     from neurogen.models.language_model import LanguageModel
-    from neurogen.models.tokenizer import Tokenizer
 
 __all__ = ["CONTEXT", "MAX_TOKENS", "Diagnosis", "Token", "diagnose_logits", "diagnose_model"]
 
@@ -67,7 +68,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Displayed):
     """What was found.
 
     Attributes:
@@ -147,12 +148,6 @@ class Diagnosis:
             "weights": None if self.weights is None else [tensor.to_json() for tensor in self.weights],
         }
         return finite(report)  # type: ignore[no-any-return]
-
-    def _repr_html_(self) -> str:
-        """The report in a notebook."""
-        from neurogen.pages.diagnosis import fragment
-
-        return fragment(self)
 
 
 def diagnose_logits(

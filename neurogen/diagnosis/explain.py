@@ -13,22 +13,34 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from neurogen.contract.processor import Processing
-from neurogen.contract.stages import SamplerStage, given, softmax
-from neurogen.decoding.request import Drawn, Request, Row
-from neurogen.errors import ParameterError, PluginError
+from neurogen.contract.chain import Chain, chain_class
+from neurogen.contract.display import Displayed
+from neurogen.contract.stages import SamplerStage, softmax
+from neurogen.decoding.engine import engine_for
+from neurogen.decoding.processing import Processing
+from neurogen.decoding.request import Drawn, Observed, Request, Row
+from neurogen.errors import NeurogenError, ParameterError, PluginError
 from neurogen.kernels.numerics import random_bits, uniform
+from neurogen.registry.registry import default_registry
 from neurogen.text.generation import Prompt, Result, RunOptions
 from neurogen.text.runner import Runner
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler, State
     from neurogen.decoding.request import DecodableModel
+    from neurogen.text.conversation import Conversation
 
-__all__ = ["Candidate", "ExplainedStep", "Explanation", "Observed", "Stage", "StageKind", "explain", "explain_steps"]
-
-Observed = tuple[Sequence[Row], Tensor, Sequence[Drawn]]
-"""A step of one sequence: the row, the model's logits [1, vocab], and what was chosen."""
+__all__ = [
+    "Candidate",
+    "ExplainedStep",
+    "Explanation",
+    "Observed",
+    "Stage",
+    "StageKind",
+    "explain",
+    "explain_answer",
+    "explain_steps",
+]
 
 PAGE_CANDIDATES = 200
 """So many of the largest logits a page gets of every step, so that its sliders can move."""
@@ -128,7 +140,7 @@ class ExplainedStep:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Displayed):
     """A generation and its steps.
 
     Attributes:
@@ -162,11 +174,6 @@ class Explanation:
             "steps": steps,
         }
 
-    def _repr_html_(self) -> str:
-        from neurogen.pages.explain import fragment
-
-        return fragment(self)
-
 
 def explain(
     model: DecodableModel,
@@ -197,7 +204,9 @@ def explain(
     if runner.options.n != 1:
         raise ParameterError(f"One sample is explained at a time: n must be 1, got {runner.options.n}.", "n")
     watch = _StepExplainer(model, sampler, _checked(top))
-    engine = model.engine(sampler, batch_size=1, observer=lambda rows, logits, _, drawn: watch(rows, logits, drawn))
+    engine = engine_for(
+        model, sampler, batch_size=1, observer=lambda rows, logits, _, drawn: watch(rows, logits, drawn)
+    )
     prompt = Prompt(0, text) if isinstance(text, str) else text
     events = Runner(model, sampler, runner.options, engine=engine).run([prompt])
     return watch.explanation(next(event for event in events if isinstance(event, Result)))
@@ -224,6 +233,30 @@ def _checked(top: int) -> int:
     if not isinstance(top, int) or top < 1:
         raise ParameterError(f"top must be an integer >= 1, got {top!r}.", "top")
     return top
+
+
+def explain_answer(conversation: Conversation, *, top: int = 10) -> Explanation:
+    """Explain the last answer of a conversation, from the logits that it was drawn from.
+
+    Raises:
+        ParameterError: there is no answer yet, or it was broken off; `top` outside its domain.
+    """
+    sampler, result, observed = conversation.last_answer()
+    return explain_steps(conversation.model, sampler, result, observed, top=top)
+
+
+def _stages(sampler: Sampler, logits: Tensor, seed: int, position: int, params: dict[str, Any]) -> list[SamplerStage]:
+    """The stages of a sampler; those of a chain where it offers one as a whole, as "topk+topp" does."""
+    stages = sampler.stages(logits, seed=seed, position=position, **params)
+    if "+" not in sampler.name or isinstance(sampler, Chain):
+        return stages
+    try:
+        links = [default_registry().load_class(name) for name in sampler.name.split("+")]
+        chain = chain_class(links)(**{**sampler.params.model_dump(), **params})
+    except NeurogenError:  # its parts are not installed, or have other parameters: it is shown as one
+        return stages
+    *most, last = chain.stages(logits)
+    return [*most, last._replace(kept=stages[-1].kept, probs=stages[-1].probs)]
 
 
 class _StepExplainer:
@@ -284,9 +317,9 @@ class _StepExplainer:
     def _sampler_stages(self, row: Row, logits: Tensor) -> list[SamplerStage]:
         """What the sampler did with what the processors left; then its memory goes on, as it did in the engine."""
         request, position = row.request, len(row.prompt) + row.produced
-        params: dict[str, Any] = given(self._sampler, request.params)
+        params: dict[str, Any] = dict(request.params)
         if not self._sampler.stateful:
-            return self._sampler.stages(logits, seed=request.seed, position=position, **params)
+            return _stages(self._sampler, logits, request.seed, position, params)
         if self._state is None:
             self._state = self._sampler.fresh_state(1, logits.device)
         before = {name: memory.clone() for name, memory in self._state.items()}

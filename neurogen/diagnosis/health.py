@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.parameters import is_whole
+from neurogen.data.batches import IGNORE_INDEX
 from neurogen.errors import ParameterError
 from neurogen.models.probabilities import are_probabilities
 
@@ -48,9 +49,6 @@ CHUNK_BYTES = 256 << 20
 
 LEAST = -1e4
 """What -inf counts as where it is multiplied by its probability of zero."""
-
-IGNORE_INDEX = -100
-"""As a target: there is none at this position, and nothing is measured. The number that torch and transformers use."""
 
 NO_TARGET = -1
 """What every ignored target is called from the border on."""

@@ -19,7 +19,7 @@ from neurogen.text.prompts import STDIN, BrokenLine, parse_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["SAMPLE_TEXT", "Window", "check_logits", "load_logits", "read_texts", "windows"]
 

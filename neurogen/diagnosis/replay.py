@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from neurogen.decoding.engine import engine_for
 from neurogen.decoding.request import Drawn, Row
 from neurogen.diagnosis.recording import Key, Recording, describe, environment, key_of
 from neurogen.errors import DataError
@@ -127,7 +128,7 @@ def replay(
         raise DataError(f"{recording.path} lacks what a replay needs: {error}. It is damaged.") from None
     model = load(name)
     watch = _Comparison(recording)
-    engine = model.engine(sampler, batch_size=options.batch_size, observer=watch)
+    engine = engine_for(model, sampler, batch_size=options.batch_size, observer=watch)
     report = watch.report
     now = environment(model, sampler)
     report.environment = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from neurogen.contract.parameters import is_whole
 from neurogen.decoding.continuous import Column, ContinuousEngine, check_request
-from neurogen.decoding.request import Request, Row
-from neurogen.decoding.selection import Observer, Selection
+from neurogen.decoding.request import Observer, Request, Row
+from neurogen.decoding.selection import Selection
 from neurogen.errors import DeviceError, ModelError, ParameterError
 from neurogen.files import is_file, is_folder
 from neurogen.models.known import KNOWN_MODELS, find_gguf, known_names, suggest_known_model

@@ -58,9 +58,9 @@ class Profile(TruncationSampler):
         self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
     ) -> list[SamplerStage]:
         """The temperature where the program has it, and each truncation that is on, in the program's order."""
-        from neurogen.contract.stages import closed, given, tempered, truncated
+        from neurogen.contract.stages import tempered, truncated
 
-        rows = self.effective(self._rows(given(self, params), 1, logits.device))
+        rows = self.effective(self._rows(params, 1, logits.device))
         temperature = float(rows.temperature)
         found = tempered(logits, temperature)
         if temperature > 0:
@@ -68,7 +68,9 @@ class Profile(TruncationSampler):
             left = self.truncate(Survivors(logits, rows.temperature if self.tempered else None), rows)
             cuts = [truncated(name, logits.masked_fill(~kept, -float("inf")), before) for name, kept in left.history]
             found = [*found, *cuts] if self.tempered else [*cuts, *found]
-        return closed(found or [truncated(self.name, logits, 1.0)], self, logits, None, params)
+        *most, last = found or [truncated(self.name, logits, 1.0)]
+        whole = super().stages(logits, **params)[-1]
+        return [*most, last._replace(kept=whole.kept, probs=whole.probs)]
 
 
 class Transformers(Profile):

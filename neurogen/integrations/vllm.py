@@ -26,7 +26,7 @@ from neurogen.text.runner import prompt_ids
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["check_installed", "continued", "generate", "load_engine", "quieten"]
 

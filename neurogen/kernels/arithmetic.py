@@ -8,23 +8,20 @@ Functions of neurogen itself are not looked at: its tests do that.
 
 from __future__ import annotations
 
-import builtins
 import dis
 import linecache
 import os
 import re
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from neurogen.contract.functions import OWN, codes_of, functions_of, line_of, named_values
 from neurogen.kernels.host import place_of
 
-__all__ = ["Inexact", "inexact_calls", "inexact_code", "line_naming"]
-
-OWN = ("neurogen.kernels", "numba.")
-"""Modules whose functions are not looked at."""
+__all__ = ["Inexact", "inexact_calls", "inexact_code"]
 
 EXACT_MATH = """
 ceil comb copysign degrees fabs factorial floor fmod frexp gcd isfinite isinf isnan isqrt ldexp modf nextafter perm
@@ -100,74 +97,13 @@ class Inexact(NamedTuple):
 def inexact_calls(function: Callable[..., Any]) -> list[Inexact]:
     """What differs in the functions that a kernel is made of, in the order in which it is found."""
     found: list[Inexact] = []
-    for one in _reachable(function, set()):
+    for one in functions_of(function):
         found += [inexact for inexact in _of_function(one) if inexact not in found]
     return found
 
 
-def _reachable(function: Any, seen: set[Any]) -> Iterator[FunctionType]:
-    """The functions not of neurogen's that one refers to, itself included."""
-    plain = getattr(function, "py_func", function)
-    if isinstance(plain, tuple):
-        for item in plain:
-            yield from _reachable(item, seen)
-    if not isinstance(plain, FunctionType) or plain in seen:
-        return
-    seen.add(plain)
-    is_own = plain.__module__.startswith(OWN)
-    if not is_own:
-        yield plain
-    held = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
-    for value in held if is_own else (*held, *(value for _, value in _values(plain))):
-        yield from _reachable(value, seen)
-
-
-def line_naming(name: str, function: Callable[..., Any]) -> tuple[str, int] | None:
-    """The file and line where the functions that a kernel is made of use a global name; None where none does."""
-    for one in _reachable(function, set()):
-        for code in _codes(one.__code__):
-            for step in dis.get_instructions(code):
-                if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval == name:
-                    return code.co_filename, _line_of(step, code)
-    return None
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _values(function: FunctionType) -> Iterator[tuple[int, Any]]:
-    """(line, value) of all that a function names, attributes of modules and classes too."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    known = {**vars(builtins), **function.__globals__, **{k: c.cell_contents for k, c in cells if _is_filled(c)}}
-    for code in _codes(function.__code__):
-        value: Any = None
-        for step in dis.get_instructions(code):
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_FREE", "LOAD_CLASSDEREF"):
-                value = known.get(step.argval)
-            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType | type):
-                value = getattr(value, step.argval, None)
-            else:
-                continue
-            yield _line_of(step, code), value
-
-
-def _line_of(step: dis.Instruction, code: CodeType) -> int:
-    return (step.positions.lineno if step.positions else None) or code.co_firstlineno
-
-
 def _of_function(function: FunctionType) -> Iterator[Inexact]:
-    for line, value in _values(function):
+    for line, value in named_values(function):
         name = _inexact_name(value)
         if name:
             yield Inexact(name, _shown(function.__code__.co_filename, line))
@@ -177,10 +113,10 @@ def _of_function(function: FunctionType) -> Iterator[Inexact]:
 
 def _powers(code: CodeType) -> Iterator[int]:
     """The lines with a power, even of a written integer: only the CPU makes products of that."""
-    for one in _codes(code):
+    for one in codes_of(code):
         for step in dis.get_instructions(one):
             if step.opname == "BINARY_OP" and step.argrepr in ("**", "**="):
-                yield _line_of(step, one)
+                yield line_of(step, one)
 
 
 def _inexact_name(value: Any) -> str:
@@ -214,7 +150,7 @@ def inexact_code(function: Callable[..., Any], llvm: str) -> list[Inexact]:
         llvm: before optimisation, as of `cuda_compile.llvm_of`: what a compiler makes of it may be fused.
     """
     bodies = {function["name"]: function["body"] for function in DEFINED.finditer(llvm)}
-    known = {f"{one.__module__}.{one.__qualname__}": place_of(one) for one in _reachable(function, set())}
+    known = {f"{one.__module__}.{one.__qualname__}": place_of(one) for one in functions_of(function)}
     found: list[Inexact] = []
     for name in _authors(bodies):
         body, place = bodies[name], known.get(_name_of(name), _name_of(name))

@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import config, cuda
 
-from neurogen.kernels.cuda_extra import require_cuda_extra
+from neurogen.contract.cuda_extra import require_cuda_extra
 from neurogen.kernels.host import check_returned
 from neurogen.kernels.numerics import exact_mul, exponential, fused_mul_add, to_float32
 

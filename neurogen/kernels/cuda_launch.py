@@ -15,9 +15,9 @@ import torch
 from numba import cuda, types
 from torch import Tensor
 
+from neurogen.contract.cuda_extra import require_cuda_compilers
 from neurogen.errors import ContractError, DeviceError, ParameterError
 from neurogen.kernels.compiling import compiling
-from neurogen.kernels.cuda_extra import require_cuda_compilers
 from neurogen.kernels.host import check_memory
 
 __all__ = ["BLOCK", "MAX_GRID", "POSSIBLE_PIECES", "SPLIT_BLOCK", "STORED", "Kernel", "Split", "launch"]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neurogen.contract.cuda_extra import MissingExtraError, lacking
 from neurogen.errors import DeviceError, ModelError
 from neurogen.files import is_file, is_folder
-from neurogen.kernels.cuda_extra import MissingExtraError, lacking
 from neurogen.models.checkpoints import latest_checkpoint
 from neurogen.models.known import (
     KNOWN_MODELS,
@@ -34,10 +34,6 @@ from neurogen.models.weights import DTYPES, load_weights, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
-
-    from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.engine import Engine
-    from neurogen.decoding.selection import Observer
 
 __all__ = ["LanguageModel", "load_model", "locate_model", "resolve_device"]
 
@@ -73,12 +69,6 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         self._arguments = frozenset(inspect.signature(self.model.forward).parameters)
-
-    def engine(self, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None) -> Engine:
-        """An engine that decodes this model with a sampler; see `neurogen.decoding.engine.Engine`."""
-        from neurogen.decoding.engine import Engine
-
-        return Engine(self, sampler, batch_size=batch_size, observer=observer)
 
     def new_cache(self) -> Cache:
         """Return an empty key-value cache that fits this model's layers."""

@@ -22,7 +22,7 @@ from neurogen.processors.sequences import behind, pieces_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
     from neurogen.processors.schema import Validator
 
 __all__ = ["Grammar"]

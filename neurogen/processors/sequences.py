@@ -10,7 +10,7 @@ from neurogen.errors import ParameterError
 from neurogen.processors.listing import Item
 
 if TYPE_CHECKING:
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["SequenceTable", "behind", "checked_id", "pieces_of", "spellings", "spellings_of"]
 

@@ -19,7 +19,7 @@ from neurogen.processors.sequences import pieces_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["Automaton", "BannedTexts", "Pieces"]
 

@@ -14,7 +14,7 @@ from neurogen.processors.sequences import SequenceTable, spellings_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["AllowedTokens", "BannedTokens", "LogitBias", "MinNewTokens"]
 

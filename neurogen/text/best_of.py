@@ -13,16 +13,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from neurogen.contract.parameters import INT64, is_whole
+from neurogen.decoding.scores import sequence_score
 from neurogen.errors import ParameterError
 from neurogen.text.generation import Event, Failure, Prompt, Result, RunOptions, TextDelta
 from neurogen.text.runner import Runner
-from neurogen.text.scores import score_of
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
     from neurogen.decoding.request import DecodableModel, DecodingEngine
 
-__all__ = ["BestOf", "mean_logprob"]
+__all__ = ["BestOf", "mean_logprob", "score_of"]
 
 Key = tuple[int, int]
 """(index of the prompt, number of the sample)."""
@@ -99,6 +99,20 @@ def _told(failed: Sequence[Failure], drawn: int) -> list[str]:
     return [f"{len(failed)} of {drawn} candidates could not be finished and were left out: {failed[0].error.reason}"]
 
 
+def score_of(result: Result, length_penalty: float = 1.0) -> float:
+    """The score of a result under the model, before processors, temperature and truncation.
+
+    Raises:
+        ParameterError: it has no log-probabilities.
+    """
+    if result.logprobs is None:
+        raise ParameterError("A result is scored by its log-probabilities: run with logprobs=0 or more.", "logprobs")
+    chosen = [entry["logprob"] for entry in result.logprobs]
+    if result.end_logprob is not None:
+        chosen.append(result.end_logprob)
+    return sequence_score(sum(chosen), len(chosen), length_penalty)
+
+
 def mean_logprob(result: Result) -> float:
-    """The mean log-probability of a result's tokens under the model, in nats; see `neurogen.text.scores`."""
+    """The mean log-probability of a result's tokens under the model, in nats; see `neurogen.decoding.scores`."""
     return score_of(result)

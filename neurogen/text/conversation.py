@@ -17,14 +17,14 @@ from neurogen.contract.sampler import Sampler
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import read_text, to_json, write_text
 from neurogen.models.foreign import check_loaded
+from neurogen.registry.registry import load_sampler
 from neurogen.text.generation import Event, Prompt, Result, RunOptions, TextDelta
 from neurogen.text.runner import Runner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.decoding.request import Drawn, Row
-    from neurogen.diagnosis.explain import Explanation, Observed
+    from neurogen.decoding.request import Drawn, Observed, Row
     from neurogen.models.language_model import LanguageModel
 
 __all__ = ["Conversation", "Message"]
@@ -152,18 +152,15 @@ class Conversation:
         self.messages = [message for message in self.messages if message.role == "system"]
         self._retries, self._last = 0, None
 
-    def explain(self, top: int = 10) -> Explanation:
-        """Why the last answer is as it is, from the logits it was drawn from.
+    def last_answer(self) -> tuple[Sampler, Result, list[Observed]]:
+        """The last answer: its sampler, the answer, and its steps with the logits that it was drawn from.
 
         Raises:
             ParameterError: there is no answer yet, or it was broken off.
         """
-        from neurogen.diagnosis.explain import explain_steps
-
         if self._last is None:
             raise ParameterError("There is no whole answer to explain. Say something first.", "explain")
-        sampler, result = self._last
-        return explain_steps(self.model, sampler, result, self._seen, top=top)
+        return *self._last, self._seen
 
     def save(self, path: str | Path) -> None:
         """Write turns, sampler and seed.
@@ -265,8 +262,6 @@ def continued(messages: list[Message]) -> str:
 
 def read_conversation(path: str | Path) -> tuple[Mapping[str, Any], Sampler]:
     """What `Conversation.save` wrote, and its sampler; raises as `Conversation.load`."""
-    from neurogen.registry.registry import load_sampler
-
     values = _read(path)
     return values, load_sampler(values["sampler"], **values["params"])
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from neurogen.contract.display import Displayed
 from neurogen.contract.parameters import INT64, is_whole
 from neurogen.errors import NeurogenError, ParameterError
 
@@ -124,7 +125,7 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Displayed):
     """A finished sequence.
 
     Attributes:
@@ -166,11 +167,6 @@ class Result:
     score: float | None = None
     end_logprob: float | None = None
     max_new_tokens: int | None = None
-
-    def _repr_html_(self) -> str:
-        from neurogen.pages.notebook import result_html
-
-        return result_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values; those that are None are left out."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
-    from neurogen.models.tokenizer import Tokenizer
+    from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["draws_nothing", "sample_hints", "stop_hints", "tokenizer_stop_hints"]
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from neurogen.contract.processor import notices_of, prepared
+from neurogen.contract.processor import prepared
+from neurogen.decoding.engine import engine_for
+from neurogen.decoding.processing import notices_of
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.models.foreign import check_loaded
 from neurogen.text.generation import (
@@ -33,8 +35,8 @@ from neurogen.text.stops import StopFinder
 if TYPE_CHECKING:
     from neurogen.contract.processor import Processor
     from neurogen.contract.sampler import Sampler
+    from neurogen.contract.tokenizer import Tokenizer
     from neurogen.decoding.request import DecodableModel, DecodingEngine, Request, Step, TokenLogprobs
-    from neurogen.models.tokenizer import Tokenizer
     from neurogen.text.stream_decoder import StreamDecoder
 
 __all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta", "prompt_ids"]
@@ -53,7 +55,7 @@ class Runner:
         model: as `neurogen.models.load_model` gives it.
         sampler: as `neurogen.load_sampler` gives it.
         options: what holds for all prompts; single ones may be given as keywords instead.
-        engine: decodes the requests; by default `model.engine(sampler, batch_size=options.batch_size)`.
+        engine: decodes the requests; by default `engine_for(model, sampler, batch_size=options.batch_size)`.
 
     Raises:
         ParameterError: an option outside its domain; `chat` asked for where the tokenizer has no template.
@@ -87,7 +89,7 @@ class Runner:
                 "chat",
             )
         self.chat = template if self.options.chat is None else self.options.chat
-        self._engine = engine or model.engine(sampler, batch_size=self.options.batch_size)
+        self._engine = engine or engine_for(model, sampler, batch_size=self.options.batch_size)
         self._draws = engine is None  # another's sequences may differ without drawing
         self._processors = self._prepared(self.options.processors)
         self._own_processors: dict[str, Sequence[Processor]] = {}

@@ -28,10 +28,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from neurogen.contract.parameters import INT64, is_whole
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.errors import DataError
 from neurogen.files import read_text, replacing, to_json, writing
 from neurogen.models.checkpoints import FOLDER, STATE_FILE, checkpoints_of, latest_checkpoint
-from neurogen.models.tokenizer import Tokenizer
 from neurogen.models.weights import quiet_transformers
 from neurogen.training.processes import all_or_none
 from neurogen.training.run_folder import kept_of

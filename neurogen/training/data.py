@@ -9,9 +9,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.batches import BrokenRow, PackedBatch, PackedStream
 from neurogen.errors import DataError
-from neurogen.models.tokenizer import Tokenizer
 from neurogen.training.options import TrainingOptions
 from neurogen.training.processes import all_or_none, same_in_all
 

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.errors import DataError, ModelError
 from neurogen.files import read_text
-from neurogen.models.tokenizer import Tokenizer
 from neurogen.models.weights import load_weights, quiet_transformers
 from neurogen.training.options import PRESETS, check_preset
 from neurogen.training.randomness import seeded

@@ -19,6 +19,7 @@ import neurogen
 from neurogen.cli.program import main
 from neurogen.decoding.engine import Engine, Request
 from neurogen.decoding.prefix_engine import PrefixEngine
+from neurogen.diagnosis.explain import explain_answer
 from neurogen.errors import DataError, ParameterError
 from neurogen.models.language_model import LanguageModel, load_model
 from neurogen.text.conversation import Conversation, Message, continued
@@ -118,7 +119,7 @@ def test_an_answer_that_is_broken_off_stays_as_far_as_it_went(starter: LanguageM
     events.close()  # type: ignore[attr-defined]
     assert talk.messages[-1] == Message("assistant", first.text)
     with pytest.raises(ParameterError, match="no whole answer to explain"):
-        talk.explain()
+        explain_answer(talk)
 
 
 def test_a_turn_that_cannot_be_answered_is_taken_back(starter: LanguageModel) -> None:
@@ -163,7 +164,7 @@ def test_an_explanation_is_of_the_logits_that_were_drawn_from(starter: LanguageM
     talk = conversation(starter)
     said(talk.say("Once upon a time"))
     said(talk.say("Then"))
-    explanation = talk.explain()
+    explanation = explain_answer(talk)
     assert [step.token_id for step in explanation.steps][
         : len(explanation.result.token_ids)
     ] == explanation.result.token_ids

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 import neurogen
 from neurogen import Registry, Sampler
 from neurogen.cli.program import main
+from neurogen.cli.run import command as run
+from neurogen.contract.declarations import RUN_OPTIONS
 from neurogen.testing.conformance import CHECKS
 
 
@@ -104,6 +106,10 @@ def test_a_card_that_is_not_there_is_told(registry: Registry) -> None:
     done = conformance("topk", "--device", "cuda")
     assert done.exit_code == 1
     assert "there is no card here" in done.stderr
+
+
+def test_the_options_that_no_sampler_may_have_are_those_of_run() -> None:
+    assert {option for param in run.params for option in (*param.opts, *param.secondary_opts)} == RUN_OPTIONS
 
 
 def test_options_that_clash_are_told_by_the_check_of_the_declaration(registry: Registry) -> None:

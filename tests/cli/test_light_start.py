@@ -55,7 +55,7 @@ class Start:
 
 
 STARTS = {
-    "import neurogen": Start([], frozenset(), frozenset({"_lazy"})),
+    "import neurogen": Start([], frozenset(), frozenset({"_lazy", "contract"})),
     "neurogen --help": Start([["--help"]], LIGHT | {"filelock"}, COMMANDS),
     "neurogen samplers": Start([["samplers"]], LIGHT | {"rich"}, BASE | {"integrations"}, plugins=True),
     "every --help": Start(

@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from neurogen.cli import main
-from neurogen.contract.processor import History, Processing, Processor
+from neurogen.contract.processor import History, Processor
 from neurogen.decoding.beam import BeamEngine, BeamSearch, Hypothesis
 from neurogen.decoding.beam_settings import BeamSettings
 from neurogen.decoding.engine import Engine, Request
+from neurogen.decoding.processing import Processing
 from neurogen.errors import InvalidLogitsError, ParameterError
 from neurogen.models.language_model import load_model
 from neurogen.registry.registry import load_processors, load_sampler

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.batches import PackedBatch, PackedStream
-from neurogen.models.tokenizer import Tokenizer
 
 EOS = 256
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import neurogen
 from neurogen import Processor
-from neurogen.models.tokenizer import Tokenizer
+from neurogen.contract.tokenizer import Tokenizer
 
 VOCAB = 40
 EOS = 7

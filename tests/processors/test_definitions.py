@@ -13,7 +13,7 @@ from torch import Tensor
 
 import neurogen
 from neurogen import Processor
-from neurogen.contract.processor import Processing
+from neurogen.decoding.processing import Processing
 from neurogen.decoding.request import Request
 from neurogen.models.language_model import LanguageModel
 from neurogen.processors.counts import TokenCounts

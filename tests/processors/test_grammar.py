@@ -14,7 +14,7 @@ import torch
 
 import neurogen
 from neurogen import ParameterError, PluginError, Processor
-from neurogen.contract.processor import Processing
+from neurogen.decoding.processing import Processing
 from neurogen.decoding.request import Request
 from neurogen.files import to_json
 from neurogen.models.language_model import LanguageModel

@@ -15,7 +15,8 @@ from cli_helpers import neurogen_command as cli
 
 import neurogen
 from neurogen import Processor
-from neurogen.contract.processor import Processing, prepared
+from neurogen.contract.processor import prepared
+from neurogen.decoding.processing import Processing
 from neurogen.decoding.request import Request
 from neurogen.models.language_model import LanguageModel
 from neurogen.processors.patterns import PatternError, for_python, for_rust

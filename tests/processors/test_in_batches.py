@@ -14,7 +14,8 @@ from torch import Tensor
 
 import neurogen
 from neurogen import History, Param, ParameterError, PluginError, Processor, SamplerParams
-from neurogen.contract.processor import Processing
+from neurogen.decoding.engine import engine_for
+from neurogen.decoding.processing import Processing
 from neurogen.decoding.request import Request
 from neurogen.models.language_model import LanguageModel
 from neurogen.processors import FIRST_PARTY
@@ -266,7 +267,7 @@ class Tired(Processor):
 
 def test_a_processor_that_refuses_ends_its_own_sequence_alone(stories: LanguageModel) -> None:
     greedy = neurogen.load_sampler("greedy")
-    engine = stories.engine(greedy, batch_size=3)
+    engine = engine_for(stories, greedy, batch_size=3)
     ids = tuple(stories.tokenizer.encode("Tom"))
     requests = [Request(ids, 5, seed=0, processors=[Tired(after=after)], key=after) for after in (2, 99, 3)]
     steps: dict[int, list[Any]] = {2: [], 99: [], 3: []}

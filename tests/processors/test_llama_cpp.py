@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import neurogen
-from neurogen.contract.processor import Processing
+from neurogen.decoding.processing import Processing
 from neurogen.decoding.request import Request
 
 llama = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed (pip install 'neurogen[bench]')")

@@ -12,7 +12,9 @@ from cli_helpers import lines, neurogen_command
 import neurogen
 from neurogen import ParameterError
 from neurogen.contract.processor import History, Processor
+from neurogen.decoding.engine import engine_for
 from neurogen.diagnosis.compare import compare
+from neurogen.diagnosis.explain import explain_answer
 from neurogen.diagnosis.recording import Recorder, read_recording
 from neurogen.diagnosis.replay import replay
 from neurogen.models.language_model import LanguageModel
@@ -125,14 +127,14 @@ def test_a_failed_answer_leaves_the_one_before(tiny: LanguageModel) -> None:
         with pytest.raises(ParameterError, match="no way on"):
             list(turn())
         assert talk.messages == before
-    assert talk.explain().result.text == before[1].content
+    assert explain_answer(talk).result.text == before[1].content
 
 
 def test_a_recording_with_a_failed_sample_is_replayed(tiny: LanguageModel, tmp_path: Path) -> None:
     sampler, options = neurogen.load_sampler("temperature"), RunOptions(n=8, max_new_tokens=4, seed=3)
     path, prompt = tmp_path / "run.jsonl", Prompt(0, "the", processors='grammar(regex="(a|b|c)x?[0-9]{9}")')
     recorder = Recorder(path, tiny, sampler, options, [prompt])
-    engine = tiny.engine(sampler, observer=recorder)
+    engine = engine_for(tiny, sampler, observer=recorder)
     parted(Runner(tiny, sampler, options, engine=engine).run(iter([prompt])))
     recorder.close(complete=True)
     report = replay(read_recording(path), lambda name: tiny)

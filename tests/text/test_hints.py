@@ -13,10 +13,10 @@ from cli_helpers import Invoke, lines, neurogen_command
 import neurogen
 from neurogen import ParameterError
 from neurogen.models.language_model import LanguageModel, load_model
+from neurogen.text.best_of import score_of
 from neurogen.text.near_misses import advice_for
 from neurogen.text.prompts import parse_lines
 from neurogen.text.runner import Prompt, Runner, RunOptions
-from neurogen.text.scores import score_of
 
 
 def hinted(*objects: dict[str, Any], sampler: str = "topk") -> list[str]:

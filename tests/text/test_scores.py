@@ -10,11 +10,11 @@ import torch
 import neurogen
 from neurogen import ParameterError
 from neurogen.decoding.beam import BeamSearch
+from neurogen.decoding.scores import sequence_score
 from neurogen.diagnosis.compare import compare
 from neurogen.models.language_model import LanguageModel
-from neurogen.text.best_of import BestOf
+from neurogen.text.best_of import BestOf, score_of
 from neurogen.text.runner import Prompt, Result, Runner, RunOptions
-from neurogen.text.scores import score_of, sequence_score
 
 
 def lively(model: LanguageModel) -> LanguageModel:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from neurogen.contract.cuda_extra import require_cuda_compilers
 from neurogen.contract.sampler import Sampler
-from neurogen.kernels.cuda_extra import require_cuda_compilers
 from neurogen.registry.registry import load_sampler
 from neurogen.testing.conformance import arithmetic, declared, devices, drawing, invariance, meaning, memory
 from neurogen.testing.conformance.kit import CHECKS, Check, run

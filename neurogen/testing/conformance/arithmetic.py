@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from neurogen.contract.cuda_extra import lacking
 from neurogen.contract.mistakes import explained
 from neurogen.errors import NeurogenError
 from neurogen.kernels.arithmetic import inexact_calls, inexact_code
-from neurogen.kernels.cuda_extra import lacking
 from neurogen.kernels.host import Choose, kernels_in
 from neurogen.testing.conformance.kit import Kit, Skip, check
 

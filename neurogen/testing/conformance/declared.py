@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic.fields import FieldInfo
 
-from neurogen.contract.declarations import sampler_problem
+from neurogen.contract.declarations import RUN_OPTIONS, sampler_problem
 from neurogen.contract.parameters import domain_of, option_of
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.testing.conformance.case import Case, Value
@@ -41,18 +41,12 @@ def declaration(kit: Kit) -> None:
         option = option_of(name, field)
         if not OPTION.fullmatch(option):
             kit.fail("options such as --top-k", f"{option!r}, of the parameter {name!r}")
-        if option in {*options, *_taken()}:
+        if option in {*options, *RUN_OPTIONS}:
             owner = f"the parameter {options[option]!r}" if option in options else "neurogen run"
             kit.fail("options of its own", f"{option} of the parameter {name!r}, which {owner} has already")
         options[option] = name
     _import_reference(kit)
     _import_backends(kit)
-
-
-def _taken() -> set[str]:
-    from neurogen.cli.run import command
-
-    return {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
 
 
 def _import_reference(kit: Kit) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurogen.contract.cuda_extra import MissingExtraError, lacking
 from neurogen.contract.sampler import TruncationSampler
 from neurogen.errors import ContractError
-from neurogen.kernels.cuda_extra import MissingExtraError, lacking
 from neurogen.testing.conformance.case import Case, per_row_numbers, summary
 from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check

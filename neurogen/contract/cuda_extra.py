@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 
 from neurogen.errors import DeviceError
-from neurogen.registry.distributions import install_command
 
 __all__ = ["INSTALL", "MissingExtraError", "lacking", "require_cuda_compilers", "require_cuda_extra"]
 
@@ -19,7 +18,7 @@ MODULES = {"numba_cuda": "numba-cuda", "cuda.bindings": "cuda-bindings"}
 LIBRARIES = {"nvrtc": "nvidia-cuda-nvrtc", "nvvm": "nvidia-nvvm"}
 """Compiler -> distribution that brings it, where no CUDA toolkit does."""
 
-INSTALL = install_command(["neurogen[cuda]"])
+INSTALL = "pip install 'neurogen[cuda]'"
 
 
 class MissingExtraError(DeviceError):

@@ -35,7 +35,7 @@ torch.cuda.device_count = lambda: 1
 torch.cuda.get_device_name = lambda index=0: "Some GPU"
 
 import neurogen
-from neurogen.kernels.cuda_extra import MissingExtraError
+from neurogen.contract.cuda_extra import MissingExtraError
 
 
 def refused(call):
@@ -204,7 +204,7 @@ print(resolve_device("auto"))
 
 def test_where_the_extra_is_installed_nothing_is_missing() -> None:
     pytest.importorskip("numba_cuda", reason=f"the extra cuda is not installed ({INSTALL})")
-    from neurogen.kernels.cuda_extra import lacking, require_cuda_extra
+    from neurogen.contract.cuda_extra import lacking, require_cuda_extra
 
     assert lacking() is None
     require_cuda_extra()
