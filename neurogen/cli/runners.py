@@ -14,7 +14,6 @@ from neurogen.cli.engine_options import load_for_engine
 from neurogen.cli.model_options import why_gpu_unused
 from neurogen.cli.output import if_slow, loading
 from neurogen.cli.ranks import local_device
-from neurogen.decoding.engine import engine_for
 from neurogen.errors import NeurogenError
 from neurogen.kernels.compiling import unwatched
 from neurogen.text.generation import RunOptions
@@ -23,7 +22,6 @@ from neurogen.text.runner import Runner
 if TYPE_CHECKING:
     from neurogen.cli.session import Arguments, Session
     from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.request import DecodingEngine
     from neurogen.decoding.speculative import SpeculativeEngine
     from neurogen.diagnosis.recording import Recorder
 
@@ -79,7 +77,8 @@ def make_runner(loaded: Loaded, session: Session, options: RunOptions, observer:
         from neurogen.decoding.beam import BeamEngine, BeamSearch
 
         return Runner(model, sampler, options, engine=BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler))
-    engine: DecodingEngine
+    from neurogen.decoding.engine import engine_for
+
     engine = loaded.speculative or engine_for(model, sampler, batch_size=options.batch_size, observer=observer)
     if arguments.best_of == 1:
         return Runner(model, sampler, options, engine=engine)

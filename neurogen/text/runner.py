@@ -13,7 +13,6 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from neurogen.contract.processor import prepared
-from neurogen.decoding.engine import engine_for
 from neurogen.decoding.processing import notices_of
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.models.foreign import check_loaded
@@ -89,7 +88,7 @@ class Runner:
                 "chat",
             )
         self.chat = template if self.options.chat is None else self.options.chat
-        self._engine = engine or engine_for(model, sampler, batch_size=self.options.batch_size)
+        self._engine = engine or _engine_for(model, sampler, self.options.batch_size)
         self._draws = engine is None  # another's sequences may differ without drawing
         self._processors = self._prepared(self.options.processors)
         self._own_processors: dict[str, Sequence[Processor]] = {}
@@ -245,6 +244,12 @@ class Runner:
             )
         wanted = [self.options.default_new_tokens, *(one.least_new_tokens for one in processors)]
         return min(room, max(wanted))
+
+
+def _engine_for(model: DecodableModel, sampler: Sampler, batch_size: int) -> DecodingEngine:
+    from neurogen.decoding.engine import engine_for  # imports torch, which listing options must not
+
+    return engine_for(model, sampler, batch_size=batch_size)
 
 
 class _Sequence:
