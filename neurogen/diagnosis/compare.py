@@ -175,7 +175,7 @@ def compare(
     """
     if not samplers or not prompts:
         raise ParameterError("There is nothing to compare: give at least one sampler and one prompt.", "samplers")
-    check_loaded(model, "compare", "name", "tokenizer", "engine")
+    check_loaded(model, "compare", "name", "tokenizer", "context_length")
     run = RunOptions(**options)
     said = {name: value for name, value in vars(run).items() if name != "processors"}
     said["processors"] = list(map(repr, run.processors))
