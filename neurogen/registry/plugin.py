@@ -1,4 +1,7 @@
-"""One plugin: where it comes from, what it is, and what is said when it cannot be used. `registry` holds them all."""
+"""One plugin as data: where it comes from, what it is, and how far it has been loaded.
+
+`loading` loads it; `registry` holds all plugins of an environment.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,19 @@ from typing import Any, Literal
 
 from neurogen.contract.declarations import processor_problem, sampler_problem
 from neurogen.contract.sampler import Sampler
-from neurogen.errors import PluginError
-from neurogen.registry.distributions import extra_with, install_command
 
-__all__ = ["PROCESSORS", "SAMPLERS", "ChainPlugin", "Kind", "Plugin"]
+__all__ = [
+    "DISABLE_VARIABLE",
+    "ENTRY_POINT_GROUP",
+    "PROCESSORS",
+    "SAMPLERS",
+    "ChainPlugin",
+    "Kind",
+    "Plugin",
+    "is_meant",
+    "plugin_of",
+    "same_distribution",
+]
 
 DISABLE_VARIABLE = "NEUROGEN_DISABLE_PLUGINS"
 
@@ -121,51 +133,18 @@ def plugin_of(entry: importlib.metadata.EntryPoint) -> Plugin:
     return Plugin(entry.name, distribution, version, entry.value, kind, load_module=entry.load)
 
 
-def same_project(one: str, other: str) -> bool:
-    """Whether two names mean one distribution."""
+def is_meant(plugin: Plugin, name: str) -> bool:
+    """Whether `name` is the plugin's name, its distribution, or `distribution:name`."""
+    distribution, colon, own = name.rpartition(":")
+    if colon:
+        return own == plugin.name and same_distribution(distribution, plugin.distribution)
+    return name == plugin.name or same_distribution(name, plugin.distribution)
+
+
+def same_distribution(one: str, other: str) -> bool:
+    """Whether two spellings, such as neurogen_topk and neurogen-topk, name one distribution."""
 
     def normal(name: str) -> str:
         return name.lower().replace("_", "-").replace(".", "-")
 
     return normal(one) == normal(other)
-
-
-def means(name: str, plugin: Plugin) -> bool:
-    """Whether `name` is the plugin's name, its distribution, or `distribution:name`."""
-    distribution, colon, sampler = name.rpartition(":")
-    if colon:
-        return sampler == plugin.name and same_project(distribution, plugin.distribution)
-    return name == plugin.name or same_project(name, plugin.distribution)
-
-
-def imported(plugin: Plugin) -> Any:
-    """The module of a plugin, or a PluginError with the cause."""
-    try:
-        return plugin.load_module()
-    except ModuleNotFoundError as error:
-        if error.name and (plugin.value == error.name or plugin.value.startswith(f"{error.name}.")):
-            raise failure(plugin, f"its entry point names {plugin.value!r}, which does not exist") from error
-        raise failure(plugin, _missing(plugin, error)) from error
-    except (Exception, SystemExit) as error:
-        raise failure(plugin, f"importing {plugin.value!r} raised {type(error).__name__}: {error}") from error
-
-
-def _missing(plugin: Plugin, error: ModuleNotFoundError) -> str:
-    """The cause of failure of a plugin whose import lacks another module."""
-    extra = extra_with(error.name or "", plugin.distribution)
-    how = f"`{install_command([f'{plugin.distribution}[{extra}]'])}`" if extra else "pip install it"
-    return f"it needs the module {error.name!r}, which is not installed ({how})"
-
-
-def failure(plugin: Plugin, cause: str) -> PluginError:
-    """The error for a plugin that cannot be used."""
-    return PluginError(
-        f"The {plugin.kind.name} plugin {plugin.name!r} of {plugin.origin} ({plugin.value}) cannot be used: {cause}. "
-        "Update or uninstall that package, or leave it out with "
-        f"{DISABLE_VARIABLE}={plugin.distribution if plugin.name == '' else plugin.name}."
-    )
-
-
-def lacks_hook(kind: Kind, instead: str) -> str:
-    """The cause of failure of a module without the hook of its kind."""
-    return f"it must implement the hook {kind.hook}, marked with neurogen.hookimpl, and {instead}"

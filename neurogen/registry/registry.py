@@ -1,19 +1,17 @@
-"""Finds plugins (samplers and processors), loads them when they are needed, and keeps a broken one from harming others.
+"""All plugins of an environment, samplers and processors: found by their entry points, loaded when first needed.
 
-Discovery reads entry-point metadata only. Loading imports the plugin module, registers it with pluggy, asks its hook
-for classes and checks their declarations; whatever goes wrong becomes a PluginError that says which distribution, which
-version and why, and concerns nobody who does not use that plugin.
+Discovery reads entry-point metadata only. `loading` shows what is done when a plugin is first used; one that fails then
+is kept with its error, and concerns nobody who does not use it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pluggy
@@ -26,21 +24,20 @@ from neurogen.contract.requirements import Contract
 from neurogen.contract.sampler import Sampler
 from neurogen.contract.spec import parse_spec
 from neurogen.errors import ParameterError, PluginError
-from neurogen.registry.distributions import install_command, samplers_to_install
+from neurogen.registry.loading import classes_of, load_class
 from neurogen.registry.plugin import (
     DISABLE_VARIABLE,
+    ENTRY_POINT_GROUP,
     PROCESSORS,
     SAMPLERS,
     ChainPlugin,
     Kind,
     Plugin,
-    failure,
-    imported,
-    lacks_hook,
-    means,
+    is_meant,
     plugin_of,
-    same_project,
+    same_distribution,
 )
+from neurogen.registry.suggestions import installed_names, unknown_name
 
 __all__ = [
     "DISABLE_VARIABLE",
@@ -55,7 +52,6 @@ __all__ = [
     "load_sampler",
 ]
 
-ENTRY_POINT_GROUP = SAMPLERS.group
 ONLY_VARIABLE = "NEUROGEN_ONLY_PLUGINS"
 
 
@@ -80,39 +76,41 @@ class Registry:
             entry_points = (entry for group in groups for entry in importlib.metadata.entry_points(group=group))
         self._manager = pluggy.PluginManager(hookspecs.PROJECT_NAME)
         self._manager.add_hookspecs(hookspecs)
-        self._disabled = _named(DISABLE_VARIABLE) if disabled is None else frozenset(disabled)
-        self._only: dict[str, frozenset[str]] = {}
-        self._excluded: dict[str, frozenset[str]] = {}
         self._lock = threading.RLock()
-        self._plugins: list[Plugin] = []
         self._chains: dict[tuple[str, ...], ChainPlugin] = {}
-        for entry in entry_points:
-            self._add(plugin_of(entry))
-        allowed = _named(ONLY_VARIABLE) if only is None else frozenset(only)
-        if allowed or only is not None:
-            self.restrict(allowed, ONLY_VARIABLE if only is None else "the list of those allowed")
+        self._plugins = [plugin_of(entry) for entry in entry_points]
+        self._allowed: dict[str, frozenset[str]] = {}
+        self._excluded: dict[str, frozenset[str]] = {}
+        self.exclude(_names_in(DISABLE_VARIABLE) if disabled is None else disabled, DISABLE_VARIABLE)
+        if only is not None:
+            self.restrict(only, "the list of those allowed")
+        elif allowed := _names_in(ONLY_VARIABLE):
+            self.restrict(allowed, ONLY_VARIABLE)
 
     def restrict(self, only: Iterable[str], reason: str) -> None:
-        """Let nothing be loaded from now on but these; what has been restricted before stays so.
+        """Let nothing be loaded from now on but these; earlier restrictions stay in force.
 
         Args:
             only: names, distributions or `distribution:name`.
             reason: where this list comes from, for messages: "--only-plugins".
         """
-        self._only[reason] = frozenset(only)
-        for plugin in self._plugins:
-            self._disable(plugin)
+        self._allowed[reason] = frozenset(only)
+        self._disable(self._plugins)
 
     def exclude(self, names: Iterable[str], reason: str) -> None:
-        """Let these not be loaded from now on; what has been left out before stays so.
+        """Let these not be loaded from now on; earlier exclusions stay in force.
 
         Args:
             names: names, distributions or `distribution:name`.
             reason: where this list comes from, for messages.
         """
         self._excluded[reason] = frozenset(names)
-        for plugin in self._plugins:
-            self._disable(plugin)
+        self._disable(self._plugins)
+
+    def unused_exclusions(self) -> list[str]:
+        """The names that were allowed or excluded and that no plugin has, probably because they are misspelt."""
+        named = frozenset().union(*self._excluded.values(), *self._allowed.values())
+        return sorted(name for name in named if not any(is_meant(plugin, name) for plugin in self._plugins))
 
     def plugins(self, kind: Kind = SAMPLERS) -> list[Plugin]:
         """Every plugin of a kind, sorted by name and distribution; nothing is loaded."""
@@ -133,8 +131,10 @@ class Registry:
         value = getattr(module, "__name__", repr(module))
         kinds = [kind for kind in (SAMPLERS, PROCESSORS) if hasattr(module, kind.hook)] or [SAMPLERS]
         for kind in kinds:
-            for cls in self._classes_of(Plugin("", distribution, version, value, kind), module):
-                self._add(Plugin(cls.name, distribution, version, value, kind, load_module=lambda: module))
+            for cls in classes_of(Plugin("", distribution, version, value, kind), module, self._manager):
+                plugin = Plugin(cls.name, distribution, version, value, kind, load_module=lambda: module)
+                self._disable([plugin])
+                self._plugins.append(plugin)
 
     def load_all(self, kind: Kind = SAMPLERS) -> list[Plugin]:
         """Load every plugin of a kind that is not disabled; failures are recorded, not raised."""
@@ -158,9 +158,10 @@ class Registry:
             ParameterError: the name cannot be read.
         """
         if not isinstance(name, str):
-            raise PluginError(f"A {kind.name} is asked for by its name, a text, got {name!r}. {self._installed(kind)}")
+            installed = installed_names(self.plugins(kind), kind)
+            raise PluginError(f"A {kind.name} is asked for by its name, a text, got {name!r}. {installed}")
         if not name.strip():
-            raise PluginError(self._unknown(name, kind))
+            raise PluginError(unknown_name(name, self.plugins(kind), kind))
         return self._find([link.name for link in parse_spec(name)], kind)
 
     def load_class(self, name: str, kind: Kind = SAMPLERS) -> type[Any]:
@@ -198,14 +199,14 @@ class Registry:
         try:
             sampler = cls(**given, **params)
         except ParameterError as error:
-            raise self._of_others(cls, error) from error.__cause__
+            raise self._with_owners(cls, error) from error.__cause__
         sampler.origin = plugin.origin
         if require is not None:
             require.verify(sampler)
         return sampler
 
-    def _of_others(self, cls: type[Sampler], error: ParameterError) -> ParameterError:
-        """The error of a parameter that a sampler lacks, with those that have it."""
+    def _with_owners(self, cls: type[Sampler], error: ParameterError) -> ParameterError:
+        """The error about a parameter that a sampler lacks, with the samplers that have it."""
         name = error.parameter
         if name is None or name in cls.Params.model_fields or nearest_parameter(cls.Params, name):
             return error
@@ -242,8 +243,10 @@ class Registry:
         return processor
 
     def _find(self, names: Sequence[str], kind: Kind) -> Plugin:
+        """The plugin of one name, or that of several names joined by +."""
         whole = "+".join(names)
-        as_one = any(whole in (one.name, one.qualified_name) for one in self._usable(kind))
+        usable = [plugin for plugin in self.plugins(kind) if plugin.status != "disabled"]
+        as_one = any(whole in (plugin.name, plugin.qualified_name) for plugin in usable)
         if len(names) == 1 or (kind is SAMPLERS and as_one):
             return self._find_one(whole, kind)
         if kind is not SAMPLERS:
@@ -251,9 +254,8 @@ class Registry:
         links = [self._find_one(name, kind, chain=names) for name in names]
         key = tuple(link.qualified_name for link in links)
         if key not in self._chains:
-            self._chains[key] = ChainPlugin(
-                "+".join(link.name for link in links), "", "", "neurogen.contract.chain", links=links
-            )
+            name = "+".join(link.name for link in links)
+            self._chains[key] = ChainPlugin(name, "", "", "neurogen.contract.chain", links=links)
         return self._chains[key]
 
     def _find_one(self, name: str, kind: Kind, chain: Sequence[str] = ()) -> Plugin:
@@ -261,7 +263,7 @@ class Registry:
         matches = [
             plugin
             for plugin in self.plugins(kind)
-            if plugin.name == own and (not distribution or same_project(plugin.distribution, distribution))
+            if plugin.name == own and (not distribution or same_distribution(plugin.distribution, distribution))
         ]
         usable = [plugin for plugin in matches if plugin.status != "disabled"]
         if len(usable) == 1:
@@ -277,67 +279,29 @@ class Registry:
                 f"The {kind.name} {name!r} of {matches[0].origin} is disabled: {matches[0].error}. Change that to use "
                 "it."
             )
-        raise PluginError(self._unknown(name, kind, chain))
+        raise PluginError(unknown_name(name, self.plugins(kind), kind, chain))
 
-    def _add(self, plugin: Plugin) -> None:
-        self._disable(plugin)
-        self._plugins.append(plugin)
-
-    def _disable(self, plugin: Plugin) -> None:
-        """Leave a plugin out if a list says so."""
-        if any(means(name, plugin) for name in self._disabled):
-            plugin.status, plugin.error = "disabled", f"left out by {DISABLE_VARIABLE}"
-        for reason, excluded in self._excluded.items():
-            if plugin.status != "disabled" and any(means(name, plugin) for name in excluded):
-                plugin.status, plugin.error = "disabled", f"left out by {reason}"
-        for reason, allowed in self._only.items():
-            if plugin.status != "disabled" and not any(means(name, plugin) for name in allowed):
-                plugin.status, plugin.error = "disabled", f"not among {reason}"
-
-    def unused_exclusions(self) -> list[str]:
-        """What the lists of those disabled and of those allowed name, and no plugin is meant by: it may be misspelt."""
-        named = self._disabled.union(*self._only.values(), *self._excluded.values())
-        return sorted(name for name in named if not any(means(name, plugin) for plugin in self._plugins))
-
-    def _usable(self, kind: Kind) -> list[Plugin]:
-        return [plugin for plugin in self.plugins(kind) if plugin.status != "disabled"]
-
-    def _names(self, kind: Kind) -> list[str]:
-        return sorted({plugin.name for plugin in self._usable(kind)})
-
-    def _installed(self, kind: Kind) -> str:
-        names = self._names(kind)
-        if names:
-            return f"Installed: {', '.join(names)}."
-        return f"No {kind.name} plugin is installed. Install one, for example `{kind.example}`."
-
-    def _unknown(self, name: str, kind: Kind, chain: Sequence[str] = ()) -> str:
-        """What is said of a name that no plugin has; `chain` is what it stands in, all of which has to be installed."""
-        own = name.rpartition(":")[2]
-        said = f"There is no {kind.name} {name!r}. {self._installed(kind)}"
-        to_install = self._to_install(kind)
-        if _fits(name, to_install):
-            packages = [to_install[link.rpartition(":")[2]] for link in chain or [name] if _fits(link, to_install)]
-            return f"{said} {own!r} comes with `{install_command(packages)}`."
-        near = difflib.get_close_matches(own, [*self._names(kind), *to_install], n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        if near and near[0] in to_install:
-            hint += f" It comes with `{install_command([to_install[near[0]]])}`."
-        return said + hint
-
-    def _to_install(self, kind: Kind) -> Mapping[str, str]:
-        """Plugins of neurogen's own that are not installed: name -> package. Its processors are always there."""
-        here = {plugin.name for plugin in self.plugins(kind)}
-        return {name: one for name, one in samplers_to_install().items() if kind is SAMPLERS and name not in here}
+    def _disable(self, plugins: Iterable[Plugin]) -> None:
+        """Leave out the plugins that are excluded, or not among those allowed."""
+        for plugin in plugins:
+            excluding = [why for why, names in self._excluded.items() if any(is_meant(plugin, one) for one in names)]
+            lacking = [why for why, names in self._allowed.items() if not any(is_meant(plugin, one) for one in names)]
+            reasons = [f"left out by {why}" for why in excluding] + [f"not among {why}" for why in lacking]
+            if reasons and plugin.status != "disabled":
+                plugin.status, plugin.error = "disabled", reasons[0]
 
     def _load(self, plugin: Plugin) -> type[Any]:
+        """The class of a plugin, loaded at the first call; a failure is kept and raised again at the next ones."""
         with self._lock:
             if plugin.plugin_class is None:
                 if plugin.status == "failed":
                     raise PluginError(plugin.error)
                 started = time.perf_counter()
                 try:
-                    plugin.plugin_class = self._load_now(plugin)
+                    if isinstance(plugin, ChainPlugin):
+                        plugin.plugin_class = chain_class([self._load(link) for link in plugin.links])
+                    else:
+                        plugin.plugin_class = load_class(plugin, self._manager)
                 except PluginError as error:
                     plugin.status, plugin.error = "failed", str(error)
                     raise
@@ -346,68 +310,8 @@ class Registry:
                 plugin.status = "loaded"
             return plugin.plugin_class
 
-    def _load_now(self, plugin: Plugin) -> type[Any]:
-        if isinstance(plugin, ChainPlugin):
-            return chain_class([self._load(link) for link in plugin.links])
-        module = imported(plugin)
-        classes = {cls.name: cls for cls in self._classes_of(plugin, module)}
-        if plugin.name not in classes:
-            raise failure(
-                plugin,
-                f"its hook {plugin.kind.hook} returned {', '.join(map(repr, sorted(classes))) or 'nothing'}, "
-                f"not a {plugin.kind.name} named {plugin.name!r}",
-            )
-        return classes[plugin.name]
 
-    def _classes_of(self, plugin: Plugin, module: Any) -> list[type[Any]]:
-        hook = plugin.kind.hook
-        self._register(plugin, module)
-        others = [other for other in self._manager.get_plugins() if other is not module]
-        try:
-            results = self._manager.subset_hook_caller(hook, others)()
-        except (Exception, SystemExit) as error:
-            raise failure(plugin, f"its hook {hook} raised {type(error).__name__}: {error}") from error
-        classes = results[0] if results else None
-        if not isinstance(classes, list | tuple):
-            raise failure(plugin, f"its hook {hook} returned {classes!r}, not a list of {plugin.kind.name} classes")
-        for cls in classes:
-            try:
-                problem = plugin.kind.problem(cls)
-            except Exception as error:
-                raise failure(plugin, f"its declaration raised {type(error).__name__}: {error}") from error
-            if problem:
-                raise failure(plugin, problem)
-        return list(classes)
-
-    def _register(self, plugin: Plugin, module: Any) -> None:
-        if not self._manager.is_registered(module):
-            self._register_now(plugin, module)
-        callers = self._manager.get_hookcallers(module) or []
-        if plugin.kind.hook not in [caller.name for caller in callers]:
-            raise failure(plugin, lacks_hook(plugin.kind, "marks another"))
-
-    def _register_now(self, plugin: Plugin, module: Any) -> None:
-        try:
-            self._manager.register(module)
-        except Exception as error:  # pluggy's validation, or a module whose attributes raise
-            if self._manager.is_registered(module):  # pluggy keeps what it has refused
-                self._manager.unregister(module)
-            raise failure(plugin, f"it does not fit the hook spec: {' '.join(str(error).split())}") from error
-        callers = self._manager.get_hookcallers(module) or []
-        unknown = [caller.name for caller in callers if not caller.has_spec()]
-        if unknown or not callers:
-            self._manager.unregister(module)
-            implemented = f"implements {', '.join(unknown)}, which neurogen does not know" if unknown else "marks none"
-            raise failure(plugin, lacks_hook(plugin.kind, implemented))
-
-
-def _fits(name: str, to_install: Mapping[str, str]) -> bool:
-    """Whether one of these packages brings what `name` asks for, `sampler` or `distribution:sampler`."""
-    distribution, _, own = name.rpartition(":")
-    return own in to_install and (not distribution or same_project(distribution, to_install[own]))
-
-
-def _named(variable: str) -> frozenset[str]:
+def _names_in(variable: str) -> frozenset[str]:
     """The names in an environment variable, separated by commas."""
     return frozenset(name.strip() for name in os.environ.get(variable, "").split(",") if name.strip())
 
