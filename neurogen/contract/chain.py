@@ -75,24 +75,24 @@ class Chain(Sampler):
     def new_state(self, batch: int) -> State:
         return self._samplers[-1].new_state(batch)
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
         last, rows = self._samplers[-1], self._rows_of(len(self.links) - 1, params)
-        return last.select(self._truncated(logits, params), seed, position, rows, *state)
+        return last._sample(self._truncated(logits, params), seed, position, rows, *state)
 
-    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+    def _probs(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
         rows = self._rows_of(len(self.links) - 1, params)
-        return self._samplers[-1].distribution(self._truncated(logits, params), rows, *state)
+        return self._samplers[-1]._probs(self._truncated(logits, params), rows, *state)
 
-    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+    def _support(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
         rows = self._rows_of(len(self.links) - 1, params)
-        return self._samplers[-1].survivors(self._truncated(logits, params), rows, *state)
+        return self._samplers[-1]._support(self._truncated(logits, params), rows, *state)
 
     def _truncated(self, logits: Tensor, params: RowParams) -> Tensor:
         """The logits with -inf for what all links but the last remove; rows with NaN or +inf keep those."""
         import torch
 
         for index, sampler in enumerate(self._samplers[:-1]):
-            kept = sampler.survivors(logits, self._rows_of(index, params))
+            kept = sampler._support(logits, self._rows_of(index, params))
             logits = logits.masked_fill(~kept & (logits < torch.inf), -torch.inf)
         return logits
 

@@ -69,7 +69,7 @@ def _missing_method(cls: type[Sampler]) -> str | None:
         return f"{cls.__name__} is stateful and does not implement new_state()"
     if cls.backends:
         return None
-    for method in ("select", "distribution", "survivors"):
+    for method in ("_sample", "_probs", "_support"):
         if getattr(cls, method) is getattr(Sampler, method):
             return f"{cls.__name__} names no backends and does not implement {method}()"
     return None

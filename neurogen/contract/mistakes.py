@@ -59,7 +59,7 @@ WORDS = (
 """What Numba says -> how people say it."""
 
 
-METHODS = {"sample": ("keep", "select"), "probs": ("keep", "distribution"), "support": ("keep", "survivors")}
+METHODS = {"sample": ("keep", "_sample"), "probs": ("keep", "_probs"), "support": ("keep", "_support")}
 """What users call -> what of it authors write."""
 
 
@@ -113,7 +113,7 @@ def where_written(sampler: Any, call: str) -> str:
     for name in METHODS.get(call, (call,)):
         code = getattr(getattr(type(sampler), name, None), "__code__", None)
         if code is not None and not (place := Place(code.co_filename, code.co_firstlineno)).is_foreign:
-            return f" See {name} in {place}."
+            return f" See {code.co_name} in {place}."
     modules = [sys.modules.get(module) for module in sampler.backends.values()]
     made = [getattr(getattr(module, call, None), "definition", "") for module in modules]
     return next((f" See {definition}." for definition in made if definition), "")
@@ -174,7 +174,7 @@ def _wrong_parameter(error: Exception, frames: list[FrameType]) -> str:
             if not hasattr(value, "data_ptr"):
                 return (
                     f"the kernels{of} take the parameter '{name}', which is {type(value).__name__} {value!r}: a kernel "
-                    "takes int and float parameters alone. Make a number of it, or decide by it before, in `select`"
+                    "takes int and float parameters alone. Make a number of it, or decide by it before, in `_sample`"
                 )
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), SimpleNamespace):
         place = _last_place(error)

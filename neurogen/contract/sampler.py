@@ -1,8 +1,9 @@
 """The contract between the engine and a sampler: `Sampler`, and `TruncationSampler` for the common case.
 
-Users call `sample`, `probs` and `support`: these check their arguments and what comes back. Authors write `select`,
-`distribution` and `survivors` (or, in a `TruncationSampler`, `keep` alone), or name kernel modules in `backends`, and
-receive checked tensors. Importing this module imports neither torch nor numba, so that listing samplers stays fast.
+Users call `sample`, `probs` and `support`, which check their arguments and the results. Behind each of them stands the
+method that an author writes, of the same name with an underscore: `_sample`, `_probs` and `_support` receive checked
+tensors. By default they call the kernel modules named in `backends`; the author of a `TruncationSampler` writes `keep`
+alone. Importing this module imports neither torch nor numba, so that listing samplers stays fast.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from neurogen.contract.cuda_extra import require_cuda_extra
 from neurogen.contract.display import Displayed
 from neurogen.contract.mistakes import explained, where_written
+from neurogen.contract.old_names import accept_old_names
 from neurogen.contract.parameters import INT64, RowParams, SamplerParams, build_params, row_params
 from neurogen.errors import ContractError, InvalidLogitsError, NeurogenError, ParameterError, PluginError
 
@@ -76,6 +78,10 @@ class Sampler(Displayed):
     truncates: ClassVar[bool] = True
     Params: ClassVar[type[SamplerParams]] = SamplerParams
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        accept_old_names(cls)
+
     def __init__(self, /, **params: Any) -> None:
         self.params = build_params(self.name, self.Params, params)
         self.origin = f"class {type(self).__module__}.{type(self).__qualname__}"
@@ -127,7 +133,7 @@ class Sampler(Displayed):
             return seeds.new_empty(0)
         arguments = (logits, seeds, positions, rows) if state is None else (logits, seeds, positions, rows, state)
         try:
-            ids = self.select(*arguments)
+            ids = self._sample(*arguments)
         except Exception as error:
             self._raise_failure("sample", error)
         self._check_result("sample", ids, seeds.dtype, (batch,), device)
@@ -148,7 +154,7 @@ class Sampler(Displayed):
         """
         import torch
 
-        return self._whole_row("probs", self.distribution, torch.float32, logits, check, state, params)
+        return self._whole_row("probs", self._probs, torch.float32, logits, check, state, params)
 
     def support(self, /, logits: Tensor, *, check: bool = True, state: State | None = None, **params: Any) -> Tensor:
         """The tokens that can be drawn.
@@ -162,7 +168,7 @@ class Sampler(Displayed):
         """
         import torch
 
-        return self._whole_row("support", self.survivors, torch.bool, logits, check, state, params)
+        return self._whole_row("support", self._support, torch.bool, logits, check, state, params)
 
     def stages(
         self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
@@ -215,8 +221,8 @@ class Sampler(Displayed):
 
     # What authors write.
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        """Choose one token a row; by default the `sample` of the backend's module.
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+        """Choose one token a row, for `sample`; by default the `sample` of the backend's module.
 
         Args:
             logits: [batch >= 1, vocab >= 1] of a declared dtype on a declared device; do not modify.
@@ -229,15 +235,15 @@ class Sampler(Displayed):
         """
         return self._backend(logits).sample(logits, seed, position, params, *state)  # type: ignore[no-any-return]
 
-    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        """float32 [batch, vocab], the distribution; by default the `probs` of the backend's module.
+    def _probs(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        """float32 [batch, vocab], the distribution, for `probs`; by default the `probs` of the backend's module.
 
         A sampler with memory may be given its state, not to be changed; without it, the first token is meant.
         """
         return self._backend(logits).probs(logits, params, *state)  # type: ignore[no-any-return]
 
-    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        """bool [batch, vocab], the support; by default the `support` of the backend's module. See `distribution`."""
+    def _support(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        """bool [batch, vocab], for `support`; by default the `support` of the backend's module. See `_probs`."""
         return self._backend(logits).support(logits, params, *state)  # type: ignore[no-any-return]
 
     # Checks at the border.
@@ -393,6 +399,9 @@ class Sampler(Displayed):
         return result
 
 
+accept_old_names(Sampler)
+
+
 class TruncationSampler(Sampler):
     """A sampler that removes tokens and draws from the rest by probability: the author writes `keep` alone.
 
@@ -418,14 +427,14 @@ class TruncationSampler(Sampler):
         """
         raise PluginError(f"Sampler {self.name!r} ({self.origin}) does not implement keep().")
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().select(self._masked(logits, params), seed, position, params, *state)
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._sample(self._masked(logits, params), seed, position, params, *state)
 
-    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().distribution(self._masked(logits, params), params, *state)
+    def _probs(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._probs(self._masked(logits, params), params, *state)
 
-    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().survivors(self._masked(logits, params), params, *state)
+    def _support(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._support(self._masked(logits, params), params, *state)
 
     def _masked(self, logits: Tensor, params: RowParams) -> Tensor:
         """The logits with -inf for every token removed; NaN and +inf stay, rows at temperature 0 stay whole."""

@@ -112,14 +112,14 @@ class Vllm(Profile):
         left = left.largest_and_ties(params.top_k)
         return left.nucleus(params.top_p, lowest_ids_last=True)
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().select(logits, seed, position, self.effective(params), *state)
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._sample(logits, seed, position, self.effective(params), *state)
 
-    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().distribution(logits, self.effective(params), *state)
+    def _probs(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._probs(logits, self.effective(params), *state)
 
-    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().survivors(logits, self.effective(params), *state)
+    def _support(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._support(logits, self.effective(params), *state)
 
     def effective(self, params: RowParams) -> RowParams:
         warmer = RowParams(**vars(params))

@@ -222,10 +222,10 @@ def test_a_sampler_with_memory_gets_one() -> None:
         def new_state(self, batch: int) -> dict[str, torch.Tensor]:
             return {"calls": torch.zeros(batch)}
 
-        def select(self, logits: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def _sample(self, logits: torch.Tensor, *rest: Any) -> torch.Tensor:
             if rest:
                 rest[-1]["calls"] += 1
-            return super().select(logits)
+            return super()._sample(logits)
 
     logits = torch.zeros(3, 5)
     assert draw_of(Counting(), logits)(logits).tolist() == [4, 4, 4]

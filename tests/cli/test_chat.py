@@ -134,7 +134,7 @@ class Failing(neurogen.Sampler):
     name = "failing"
     api_version = 1
 
-    def select(self, *arguments: Any) -> Any:
+    def _sample(self, *arguments: Any) -> Any:
         raise ValueError("no luck")
 
 

@@ -39,14 +39,14 @@ class Honest(Sampler):
     api_version = 1
     deterministic = True
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
         return argmax(logits)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
+    def _probs(self, logits: Tensor, params: RowParams) -> Tensor:
         return torch.nn.functional.one_hot(argmax(logits), logits.shape[1]).float()
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        return self.distribution(logits, params) > 0
+    def _support(self, logits: Tensor, params: RowParams) -> Tensor:
+        return self._probs(logits, params) > 0
 
 
 def loaded(cls: type[Sampler], require: Contract) -> Sampler:
@@ -61,7 +61,7 @@ def loaded(cls: type[Sampler], require: Contract) -> Sampler:
 
 def impostor(select: Callable[[Tensor, Tensor, Tensor], Tensor]) -> type[Sampler]:
     class Impostor(Honest):
-        def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+        def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
             return select(logits, seed, position)
 
     return Impostor
@@ -200,7 +200,7 @@ def test_declared_indeterminism_is_refused_before_trying() -> None:
     class Undeclared(Honest):
         deterministic = False
 
-        def select(self, *arguments: Any) -> Tensor:
+        def _sample(self, *arguments: Any) -> Tensor:
             raise AssertionError("tried")
 
     with pytest.raises(ContractError, match=r"\(greedy-fork 6.6\).* declares that it is not. Use a deterministic"):

@@ -300,7 +300,7 @@ class Counter(Sampler):
     def new_state(self, batch: int) -> State:
         return {"count": torch.zeros(batch, dtype=torch.int64), "owner": torch.full((batch, 2), -1)}
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
         (memory,) = state
         memory["count"] += 1
         fresh = memory["count"] == 1
@@ -321,9 +321,9 @@ def test_position_counts_the_prompt(tiny: LanguageModel) -> None:
     seen: list[list[int]] = []
 
     class Watcher(Counter):
-        def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
+        def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
             seen.append(position.tolist())
-            return super().select(logits, seed, position, params, *state)
+            return super()._sample(logits, seed, position, params, *state)
 
     tokens(Engine(tiny, Watcher()), [Request((1, 60, 61), 2, 0, key="a"), Request((1,), 3, 0, key="b")])
     assert seen == [[3, 1], [4, 2], [3]]
@@ -338,7 +338,7 @@ class Shifted(Sampler):
     name = "shifted"
     api_version = API_VERSION
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
         return torch.full_like(seed, 20 if params.far else 10)
 
 
@@ -422,7 +422,7 @@ def test_invalid_logits_end_their_sequence_only(tiny: LanguageModel, name: str, 
 @pytest.mark.parametrize(("token", "message"), [(400, "the id 400"), (-7, "the id -7"), (-1, "kept no token")])
 def test_a_sampler_that_returns_an_impossible_id_is_blamed(tiny: LanguageModel, token: int, message: str) -> None:
     class Wrong(Shifted):
-        def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
+        def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: State) -> Tensor:
             return torch.full_like(seed, token)
 
     with pytest.raises(ContractError, match=message) as caught:

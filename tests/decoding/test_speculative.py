@@ -338,10 +338,10 @@ class Beyond(Sampler):
 
     name = "beyond"
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
         return torch.full((len(logits),), int(position.max()) % 2 * 1000)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
+    def _probs(self, logits: Tensor, params: RowParams) -> Tensor:
         return torch.softmax(logits.float(), dim=-1)
 
 

@@ -302,14 +302,14 @@ class Fading(neurogen.Sampler):
     def new_state(self, batch: int) -> neurogen.State:
         return {"count": torch.zeros(batch, dtype=torch.int64)}
 
-    def select(self, logits: Any, seed: Any, position: Any, params: Any, *state: neurogen.State) -> torch.Tensor:
+    def _sample(self, logits: Any, seed: Any, position: Any, params: Any, *state: neurogen.State) -> torch.Tensor:
         state[0]["count"] += 1
         return logits.argsort(descending=True, stable=True).gather(1, state[0]["count"][:, None] - 1)[:, 0]
 
-    def distribution(self, logits: Any, params: Any) -> torch.Tensor:
+    def _probs(self, logits: Any, params: Any) -> torch.Tensor:
         return torch.softmax(logits, -1)
 
-    def survivors(self, logits: Any, params: Any) -> torch.Tensor:
+    def _support(self, logits: Any, params: Any) -> torch.Tensor:
         return logits > -torch.inf
 
 

@@ -35,11 +35,11 @@ class Reverse(Sampler):
         device: int = Param(1, ge=0, description="Its option is one of the command's own.")
         loud: bool = Param(False, description="A flag.")
 
-    def select(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+    def _sample(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.full((logits.shape[0],), logits.shape[1] - 1)
 
-    def distribution(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
-        return torch.nn.functional.one_hot(self.select(logits), logits.shape[1]).float()
+    def _probs(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
+        return torch.nn.functional.one_hot(self._sample(logits), logits.shape[1]).float()
 
-    def survivors(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
-        return self.distribution(logits, params) > 0
+    def _support(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
+        return self._probs(logits, params) > 0

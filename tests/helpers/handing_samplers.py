@@ -31,15 +31,15 @@ class Handing(Sampler):
     def changed(self, logits: Tensor, params: RowParams) -> tuple[Tensor, RowParams]:
         return logits, params
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
         logits, params = self.changed(logits, params)
-        return super().select(logits, seed, position, params, *state)
+        return super()._sample(logits, seed, position, params, *state)
 
-    def distribution(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().distribution(*self.changed(logits, params))
+    def _probs(self, logits: Tensor, params: RowParams) -> Tensor:
+        return super()._probs(*self.changed(logits, params))
 
-    def survivors(self, logits: Tensor, params: RowParams) -> Tensor:
-        return super().survivors(*self.changed(logits, params))
+    def _support(self, logits: Tensor, params: RowParams) -> Tensor:
+        return super()._support(*self.changed(logits, params))
 
 
 class ChangedLogits(Handing):
@@ -72,23 +72,23 @@ class ColumnsInHalf(Handing):
 class RowByRow(Handing):
     """Calls the kernel for some rows, then for the others: two launches a call, for a part of the batch each."""
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
         ids = torch.empty_like(seed)
         for start in (0, 1):
             rows = slice(start, None, 2)
             if len(seed[rows]):
                 own = RowParams(temperature=params.temperature[rows])
-                ids[rows] = super().select(logits[rows], seed[rows].contiguous(), position[rows].contiguous(), own)
+                ids[rows] = super()._sample(logits[rows], seed[rows].contiguous(), position[rows].contiguous(), own)
         return ids
 
 
 class TwoDraws(Handing):
     """Draws a first token, and then one that is no better: the second launch depends on what the first gave."""
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
-        first = super().select(logits, seed, position, params)
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: Any) -> Tensor:
+        first = super()._sample(logits, seed, position, params)
         bound = logits.gather(1, first.clamp(min=0)[:, None])
-        return super().select(
+        return super()._sample(
             logits.masked_fill((logits > bound) & logits.isfinite(), -torch.inf), seed, position, params
         )
 

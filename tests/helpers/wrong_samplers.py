@@ -64,7 +64,7 @@ class Right(Sampler):
         rank = self.order(x).argsort(dim=-1)
         return (rank < self.count(params)[:, None]) & (x > -torch.inf)
 
-    def survivors(self, logits: Tensor, params: Any) -> Tensor:
+    def _support(self, logits: Tensor, params: Any) -> Tensor:
         return self.masses(logits, params)[1]
 
     def masses(self, logits: Tensor, params: Any) -> tuple[Tensor, Tensor]:
@@ -76,11 +76,11 @@ class Right(Sampler):
         kept = torch.where(cold, self.weights(x, params.temperature) > 0, self.kept(x, params)) & ~bad
         return torch.where(kept, self.weights(x, params.temperature), 0.0), kept
 
-    def distribution(self, logits: Tensor, params: Any) -> Tensor:
+    def _probs(self, logits: Tensor, params: Any) -> Tensor:
         mass, kept = self.masses(logits, params)
         return (mass / mass.sum(-1, keepdim=True)).masked_fill(~kept, 0).float()
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
         mass, _ = self.masses(logits, params)
         return self.drawn(mass, self.number(seed, position))
 
@@ -123,7 +123,7 @@ class Remembering(Right):
     def new_state(self, batch: int) -> dict[str, Tensor]:
         return {"tokens": torch.zeros(batch, dtype=torch.int64)}
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
         x = self.values(logits)
         bad = self.invalid(x)[:, None]
         x = x.masked_fill(bad, 0.0)
@@ -207,8 +207,8 @@ class HalfPrecision(Right):
 class HalfMasses(Right):
     """Computes the masses in the dtype of the logits."""
 
-    def distribution(self, logits: Tensor, params: Any) -> Tensor:
-        return super().distribution(logits, params).to(logits.dtype).float()
+    def _probs(self, logits: Tensor, params: Any) -> Tensor:
+        return super()._probs(logits, params).to(logits.dtype).float()
 
 
 class DrawsRemoved(Right):
@@ -237,14 +237,14 @@ class SupportOfAll(Right):
 
     reference = ""
 
-    def survivors(self, logits: Tensor, params: Any) -> Tensor:
+    def _support(self, logits: Tensor, params: Any) -> Tensor:
         return logits > -torch.inf
 
 
 class NotNormalised(Right):
     """Gives the masses for probabilities."""
 
-    def distribution(self, logits: Tensor, params: Any) -> Tensor:
+    def _probs(self, logits: Tensor, params: Any) -> Tensor:
         return self.masses(logits, params)[0].float()
 
 
@@ -526,8 +526,8 @@ class ReadsAnother(Remembered):
 class FirstRowsMemory(Remembering):
     """What it remembers follows from the parameters of the first row."""
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
-        ids = super().select(logits, seed, position, params, *state)
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: Any, *state: Any) -> Tensor:
+        ids = super()._sample(logits, seed, position, params, *state)
         state[0]["tokens"] += params.k[0] % 3
         return ids
 

@@ -154,7 +154,7 @@ class Counting(neurogen.Sampler):
     def new_state(self, batch: int) -> neurogen.State:
         return {"count": torch.zeros(batch, dtype=torch.int64)}
 
-    def select(
+    def _sample(
         self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: neurogen.State
     ) -> torch.Tensor:
         state[0]["count"] += 1

@@ -34,13 +34,13 @@ class Chooser(neurogen.Sampler):
     class Params(neurogen.SamplerParams):
         share: float = neurogen.Param(0.5, ge=0, le=1, description="A share.")
 
-    def select(self, logits, seed, position, params):
+    def _sample(self, logits, seed, position, params):
         return torch.zeros(len(logits), dtype=torch.int64)
 
-    def distribution(self, logits, params):
-        return self.survivors(logits, params).float()
+    def _probs(self, logits, params):
+        return self._support(logits, params).float()
 
-    def survivors(self, logits, params):
+    def _support(self, logits, params):
         return torch.arange(logits.shape[1]).expand(logits.shape) == 0
 
 
@@ -125,8 +125,8 @@ BROKEN = {
     "no-version": Broken("api_version = 1", "", PluginError, "api_version is None and this neurogen speaks 1"),
     "no-sampler": Broken("[Chooser]", "[dict]", PluginError, "<class 'dict'> is not a subclass of neurogen.Sampler"),
     "instance": Broken("[Chooser]", "[Chooser()]", PluginError, r"is not a subclass of neurogen.Sampler"),
-    "missing-method": Broken("def select", "def choose", PluginError, r"does not implement select\(\)"),
-    "missing-survivors": Broken("def survivors", "def rest", PluginError, r"does not implement survivors\(\)"),
+    "missing-method": Broken("def _sample", "def choose", PluginError, r"does not implement _sample\(\)"),
+    "missing-support": Broken("def _support", "def rest", PluginError, r"does not implement _support\(\)"),
     "no-state": Broken("api_version = 1", "api_version = 1; stateful = True", PluginError, r"implement new_state\(\)"),
     "no-keep": Broken("neurogen.Sampler)", "neurogen.TruncationSampler)", PluginError, r"does not implement keep\(\)"),
     "no-name": Broken('name = "no-name"', "", PluginError, "Chooser.name must be letters, digits, - and _, got None"),
@@ -414,14 +414,14 @@ class InProcess(Sampler):
     class Params(SamplerParams):
         token: int = Param(1, ge=0, description="What to choose.")
 
-    def select(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
+    def _sample(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
         return params.token
 
-    def distribution(self, logits: Any, params: Any) -> Any:
+    def _probs(self, logits: Any, params: Any) -> Any:
         return torch.nn.functional.one_hot(params.token, logits.shape[1]).float()
 
-    def survivors(self, logits: Any, params: Any) -> Any:
-        return self.distribution(logits, params) > 0
+    def _support(self, logits: Any, params: Any) -> Any:
+        return self._probs(logits, params) > 0
 
 
 def module_of(*classes: Any) -> types.ModuleType:

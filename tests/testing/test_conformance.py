@@ -223,8 +223,8 @@ def test_memory_is_checked_with_and_without_a_reference(monkeypatch: pytest.Monk
 
 
 def test_the_worked_example_with_memory_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(TESTS / "plugins" / "neurogen-cooling-example")
-    (cooling,) = importlib.import_module("neurogen_cooling_example").neurogen_samplers()
+    monkeypatch.syspath_prepend(TESTS / "plugins" / "neurogen-cooling")
+    (cooling,) = importlib.import_module("neurogen_cooling").neurogen_samplers()
     report = check(cooling, quick=True, only=["declaration", "agreement", "batch", "state"])
     assert report.passed, report
     assert report.count("passed") == 4

@@ -166,16 +166,16 @@ def registry_with(cls: type[Sampler]) -> Registry:
 class Samples(Sampler):
     name, api_version, deterministic = "greedy", 1, True
 
-    def select(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
+    def _sample(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
         return neurogen.load_sampler("topk", k=50, temperature=1.0).sample(logits, seed=seed, position=position)
 
-    def distribution(self, logits: Any, params: Any) -> Any: ...
+    def _probs(self, logits: Any, params: Any) -> Any: ...
 
-    def survivors(self, logits: Any, params: Any) -> Any: ...
+    def _support(self, logits: Any, params: Any) -> Any: ...
 
 
 class BreaksTiesAtRandom(Samples):
-    def select(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
+    def _sample(self, logits: Any, seed: Any, position: Any, params: Any, *state: Any) -> Any:
         noise = torch.rand(logits.shape, generator=torch.Generator().manual_seed(int(seed[0]) % 1000))
         return torch.where(logits == logits.amax(-1, keepdim=True), noise, -1.0).argmax(-1)
 

@@ -138,7 +138,7 @@ class RequestSlots(_Validating, LogitsProcessorV2):  # type: ignore[misc, valid-
 
 def _check_device(sampler: neurogen.Sampler) -> None:
     device, backends = current_platform.device_type, type(sampler).backends
-    if type(sampler).select is neurogen.Sampler.select and device not in backends:
+    if type(sampler)._sample is neurogen.Sampler._sample and device not in backends:
         raise neurogen.ContractError(
             f"Sampler {sampler.name!r} runs on {', '.join(backends)}, and this vLLM on {device}. Choose another."
         )

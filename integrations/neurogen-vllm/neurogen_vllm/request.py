@@ -149,7 +149,7 @@ def _probe(cls: type[neurogen.Sampler]) -> None:
     """Let a sampler choose once from equal logits, on the CPU; passed over where it does not run there."""
     import torch
 
-    if cls.select is neurogen.Sampler.select and "cpu" not in cls.backends:
+    if cls._sample is neurogen.Sampler._sample and "cpu" not in cls.backends:
         return
     sampler = cls()
     sampler.sample(torch.zeros(1, PROBE_VOCAB), state=sampler.new_state(1) if cls.stateful else None)

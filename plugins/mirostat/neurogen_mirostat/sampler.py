@@ -36,7 +36,7 @@ class Mirostat(Sampler):
 
         return {"mu": torch.full((batch,), 2.0 * self._tau, dtype=torch.float64)}
 
-    def select(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
+    def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
         """As of `Sampler`; the kernels' `sample` takes the state behind the parameters, and updates mu.
 
         A state is made before the rows' parameters are known: where a row has a tau of its own, its mu lies higher than
@@ -44,15 +44,15 @@ class Mirostat(Sampler):
         """
         (memory,) = state
         moved = self._of_rows(memory, params)
-        ids = super().select(logits, seed, position, params, moved)
+        ids = super()._sample(logits, seed, position, params, moved)
         memory["mu"].copy_(moved["mu"] - self._higher(params))
         return ids
 
-    def distribution(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().distribution(logits, params, *(self._of_rows(memory, params) for memory in state))
+    def _probs(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._probs(logits, params, *(self._of_rows(memory, params) for memory in state))
 
-    def survivors(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
-        return super().survivors(logits, params, *(self._of_rows(memory, params) for memory in state))
+    def _support(self, logits: Tensor, params: RowParams, *state: State) -> Tensor:
+        return super()._support(logits, params, *(self._of_rows(memory, params) for memory in state))
 
     def _of_rows(self, memory: State, params: RowParams) -> State:
         """The memory with every row's own mu."""

@@ -13,15 +13,15 @@ class Failing(neurogen.Sampler):
     name = "failing"
     api_version = 1
 
-    def select(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
+    def _sample(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
         """Fail."""
         raise RuntimeError("this sampler is broken")
 
-    def distribution(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
+    def _probs(self, logits: torch.Tensor, params: Any) -> torch.Tensor:
         """Fail."""
         raise RuntimeError("this sampler is broken")
 
-    survivors = distribution
+    _support = _probs
 
 
 class Later(Failing):
@@ -29,7 +29,7 @@ class Later(Failing):
 
     name = "later"
 
-    def select(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
+    def _sample(self, logits: torch.Tensor, seed: Any, position: Any, params: Any, *state: Any) -> torch.Tensor:
         """Choose from a small vocabulary."""
         if logits.shape[1] > 100:
             raise RuntimeError("this vocabulary is too large")
