@@ -195,6 +195,7 @@ def test_every_installed_sampler_keeps_its_contract(name: str) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:The method:DeprecationWarning")  # one is written for version 0.1
 @pytest.mark.parametrize("package", sorted(file.parent for file in TESTS.glob("plugins/*/*/__init__.py")), ids=NAME_OF)
 def test_the_examples_of_the_documentation_keep_their_contract(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their modules may be called as those of installed plugins: what is loaded of those is put aside."""
