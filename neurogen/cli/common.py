@@ -25,6 +25,7 @@ __all__ = [
     "Settings",
     "ShownContext",
     "WholeNumber",
+    "commands_of",
     "counting",
     "debug_option",
     "device_option",
@@ -37,7 +38,6 @@ __all__ = [
     "needs_escapes",
     "prompt_text",
     "random_seed",
-    "show_printable_help",
     "tell",
     "typed",
     "unambiguous_names",
@@ -193,11 +193,11 @@ class ShownContext(click.Context):
     formatter_class = _Formatter
 
 
-def show_printable_help(command: click.Command) -> None:
-    """Let a command, and those below it, show their help by `ShownContext`."""
-    command.context_class = ShownContext
-    for other in command.commands.values() if isinstance(command, click.Group) else ():
-        show_printable_help(other)
+def commands_of(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """A command and those below it, each with the words that call it."""
+    yield path, command
+    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
+        yield from commands_of(below, (*path, name))
 
 
 def tell(message: str) -> None:

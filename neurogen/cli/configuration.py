@@ -19,6 +19,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from neurogen.cli.common import commands_of
 from neurogen.contract.parameters import option_of
 from neurogen.contract.spec import parse_spec
 from neurogen.errors import DataError, NeurogenError
@@ -313,7 +314,7 @@ def variable_of(path: Sequence[str], key: str) -> str:
 
 
 def name_variables(command: click.Command, path: Sequence[str]) -> None:
-    """Let every option of a command, and of those below it, be given by its environment variable.
+    """Let every option of a command be given by its environment variable.
 
     Click's `auto_envvar_prefix` would take the name of the parameter, which for --json is `as_json`.
     """
@@ -321,8 +322,6 @@ def name_variables(command: click.Command, path: Sequence[str]) -> None:
         key = key_of(param)
         if key is not None:
             param.envvar = variable_of(path, key)
-    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
-        name_variables(below, (*path, name))
 
 
 def check_variables(program: click.Group, ctx: click.Context) -> None:
@@ -358,11 +357,10 @@ def _no_option(variable: str, program: click.Group, ctx: click.Context, name: st
     return f"belongs to no option of neurogen {name}. {_nearest(variable, _variables(command, ctx, (name,)))}"
 
 
-def _variables(command: click.Command, ctx: click.Context, path: Sequence[str]) -> Iterator[str]:
+def _variables(command: click.Command, ctx: click.Context, path: tuple[str, ...]) -> Iterator[str]:
     """The variables of a command and of those below it; those of plugins last, since these must be loaded for it."""
-    for name, below in command.commands.items() if isinstance(command, click.Group) else ():
-        yield from _variables(below, ctx, (*path, name))
-    yield from (variable_of(path, key) for option in _options(command, ctx) if (key := key_of(option)))
+    for words, one in commands_of(command, path):
+        yield from (variable_of(words, key) for option in _options(one, ctx) if (key := key_of(option)))
     if _takes_sampler(command):
         classes = [plugin.sampler_class for plugin in default_registry().load_all()]
         fields = (field for cls in classes if cls is not None for field in cls.Params.model_fields.items())

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from neurogen.cli.common import debug_option, echo, echo_table, listed, tell, write_json
-from neurogen.cli.samplers import NONE_INSTALLED
+from neurogen.cli.plugin_tables import tell_none_installed
 from neurogen.registry.registry import DISABLE_VARIABLE, PROCESSORS, SAMPLERS, Plugin, default_registry
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
     if as_json:
         write_json([_entry(plugin) for plugin in plugins])
     elif not plugins:
-        echo(NONE_INSTALLED, err=True)
+        tell_none_installed(SAMPLERS)
     else:
         echo_table(HEADER, map(_row, plugins))
     failed = any(plugin.status == "failed" for plugin in plugins)
@@ -95,7 +95,7 @@ def doctor(conformance: bool, as_json: bool, quiet: bool) -> int:
     if as_json:
         write_json([plugin.as_dict() for plugin in found])
     elif not found:
-        echo(NONE_INSTALLED, err=True)
+        tell_none_installed(SAMPLERS)
     else:
         echo_table(DOCTOR_HEADER, map(_doctor_row, found))
         _print_problems(found)

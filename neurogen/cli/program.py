@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from neurogen import __version__
-from neurogen.cli.common import Settings, ShownContext, debug_option, show_printable_help, tell
+from neurogen.cli.common import Settings, ShownContext, commands_of, debug_option, tell
 from neurogen.cli.compiling_notice import watch_compiling
 from neurogen.cli.configuration import (
     ConfigurationError,
@@ -36,25 +36,11 @@ from neurogen.registry.registry import default_registry
 
 __all__ = ["main"]
 
-COMMANDS = {
-    "run": "neurogen.cli.run",
-    "chat": "neurogen.cli.chat",
-    "compare": "neurogen.cli.compare",
-    "explain": "neurogen.cli.explain",
-    "replay": "neurogen.cli.replay",
-    "train": "neurogen.cli.train",
-    "diagnose": "neurogen.cli.diagnose",
-    "bench": "neurogen.cli.bench",
-    "tokenizer": "neurogen.cli.tokenizer",
-    "samplers": "neurogen.cli.samplers",
-    "processors": "neurogen.cli.processors",
-    "plugins": "neurogen.cli.plugins",
-    "conformance": "neurogen.cli.conformance",
-    "new-sampler": "neurogen.cli.new_sampler",
-    "config": "neurogen.cli.config",
-    "completion": "neurogen.cli.completion",
-}
-"""Subcommand -> the module whose `command` it is, in the order of the help."""
+COMMANDS = (
+    "run", "chat", "compare", "explain", "replay", "train", "diagnose", "bench", "tokenizer", "samplers", "processors",
+    "plugins", "conformance", "new-sampler", "config", "completion",
+)  # fmt: skip
+"""Subcommands in the order of the help; each is the `command` of the module of its name."""
 
 NO_NAME = "Error: A name of a file that was given holds the character NUL, which no file's name has."
 EXIT_ERROR = 1
@@ -77,9 +63,10 @@ class Program(click.Group):
         """Import the module of one subcommand."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name]).command
-        name_variables(command, (cmd_name,))
-        show_printable_help(command)
+        command: click.Command = importlib.import_module(f"neurogen.cli.{cmd_name.replace('-', '_')}").command
+        for path, one in commands_of(command, (cmd_name,)):
+            one.context_class = ShownContext
+            name_variables(one, path)
         return command
 
     def make_context(
