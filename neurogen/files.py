@@ -48,7 +48,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, a file that would become larger than allowed."""
 
 SMALL = 100_000
-"""Bytes below which a size is told to the byte."""
+"""Sizes below this are given in bytes."""
 
 LIBRARY_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the Rust libraries (safetensors, tokenizers) put the system's error number into their own exceptions."""
@@ -189,7 +189,7 @@ def write_problem(error: BaseException, path: str | os.PathLike[str], needed: in
 
 
 def check_place(what: str | None, path: str | os.PathLike[str]) -> None:
-    """Refuse a file that could not be written, before the work is done. A file is tried beside it, and leaves no trace.
+    """Refuse a file that could not be written, before the work is done. A file is tried in its folder and removed.
 
     Args:
         what: is to be written, as a sentence begins: "The page". None where the path says enough.
@@ -248,8 +248,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     permissions; a link stays, and what it names is replaced; a device or pipe is written as it is.
 
     Yields:
-        a path beside it, where nothing is: make a file or a folder there. It takes the place of `path`, lasting, when
-        the block ends; it is removed when the block fails.
+        an unused path in the same folder: make a file or a folder there. It takes the place of `path`, flushed to the
+        disk, when the block ends; it is removed when the block fails.
 
     Raises:
         OSError: the file system refuses; `writing` around it tells the user.
@@ -316,7 +316,7 @@ def write_bytes(what: str | None, path: str | os.PathLike[str], data: bytes) -> 
 
 
 def append_line(what: str | None, path: str | os.PathLike[str], line: str) -> None:
-    """Write one more line, in UTF-8, behind what a file holds; whole or not at all.
+    """Add a line, in UTF-8, to the end of a file; whole or not at all.
 
     Args:
         what: is written, as a sentence begins: "The metrics".
@@ -332,7 +332,7 @@ def append_line(what: str | None, path: str | os.PathLike[str], line: str) -> No
 
 
 def append(descriptor: int, data: bytes) -> None:
-    """Write behind what an open file holds; whole or not at all.
+    """Add bytes to the end of an open file; all or none.
 
     Raises:
         OSError: it cannot be written; the file is as it was.

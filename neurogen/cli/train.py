@@ -199,7 +199,7 @@ def _trainer_warnings(display: Display) -> Iterator[None]:
 
 @contextmanager
 def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signals]]:
-    """Let the first SIGINT or SIGTERM end the run behind the current chunk; a second Ctrl-C ends it at once."""
+    """Let the first SIGINT or SIGTERM end the run after the current chunk; a second Ctrl-C ends it at once."""
     caught: list[signal.Signals] = []
 
     def handler(number: int, frame: FrameType | None) -> None:

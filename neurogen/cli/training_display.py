@@ -39,7 +39,7 @@ class TimeLeft:
         self._first: tuple[int, float] | None = None
 
     def seconds(self, chunk: int) -> float | None:
-        """Behind a chunk; None where it cannot be told."""
+        """After a chunk; None where it is not known."""
         now = time.monotonic()
         if self._first is None:
             self._first = (chunk, now)
@@ -86,7 +86,7 @@ class LineDisplay(Display):
 
 
 class LiveDisplay(Display):
-    """A panel that is drawn anew at every chunk."""
+    """A panel that is drawn again at every chunk."""
 
     def __init__(self, max_chunks: int | None) -> None:
         from rich.console import Console
@@ -141,7 +141,7 @@ class LiveDisplay(Display):
 
 
 def make_display(*, quiet: bool, max_chunks: int | None) -> Display:
-    """What fits stderr."""
+    """The display that suits stderr."""
     if quiet:
         return Display()
     terminal = sys.stderr is not None and sys.stderr.isatty()

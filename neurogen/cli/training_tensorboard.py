@@ -1,4 +1,4 @@
-"""Events for TensorBoard beside a training run: the numbers of its `metrics.jsonl`, each chunk once."""
+"""Events for TensorBoard: the numbers of a run's `metrics.jsonl`, each chunk once."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def check_tensorboard() -> None:
 def tensorboard_writer(run: Path, metrics: Path) -> Callable[[ChunkReport], None]:
     """What writes the events of a report into the folder of a run.
 
-    Events that are there already are written anew from the metrics, which know where the run goes on: a process that
-    was killed has left events of chunks that are trained again, or none of the last one.
+    Earlier events are written again from the metrics, which end where the run is resumed: a process that was killed may
+    have left events of chunks that are trained again, or none of the last one.
 
     Raises:
         click.UsageError: the package tensorboard is not installed.

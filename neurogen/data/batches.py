@@ -1,7 +1,7 @@
-"""Training data as batches of ids: documents are tokenized, joined, and cut into sequences of one length.
+"""Training data as packed batches: documents are encoded, joined, and cut into sequences of one length.
 
-The ids form one endless line, EOS, document, EOS, document, EOS, ..., and sequence `i` is the `i`-th stretch of it, so
-none is trained on twice, and no position is padding but at the end of the line. Knows nothing of models.
+The ids form one line, EOS, document, EOS, document, EOS, ..., and sequence `i` is the `i`-th piece of it. So each id is
+a target once, and only the end of the data is padded. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from neurogen.contract.parameters import INT64, is_whole
 from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.documents import BrokenRow, TextStream
-from neurogen.data.encoding import Ids, Segment, Start, segments
+from neurogen.data.encoding import Ids, Segment, SegmentStart, segments
 from neurogen.errors import DataError, ModelError, ParameterError
 
 __all__ = ["IGNORE_INDEX", "BrokenRow", "PackedBatch", "PackedStream", "TextStream"]
@@ -28,7 +28,7 @@ IGNORE_INDEX = -100
 
 STATE_VERSION = 2
 STATE_OF_IDS = 1
-"""The version of states that hold all ids that have been tokenized and not been given out."""
+"""The version of states that hold all ids that were encoded and not given out."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class PackedStream:
     here or in another process, gives the batches that would have followed.
 
     Attributes:
-        text: the texts behind it.
+        text: the texts that it encodes.
         tokens: targets given out so far, over all ranks.
     """
 
-    _ids: Ids  # what has been tokenized and not been given out
-    _segment: Segment | None  # what the last of them are from
-    _from_segment: int  # how many of them are
-    _following: Start  # where the next segment begins
+    _ids: Ids  # encoded and not given out yet
+    _segment: Segment | None  # the last of them are from this one
+    _from_segment: int  # how many
+    _following: SegmentStart  # where the next segment begins
     _skipped: int  # ids at its beginning that have been given out
     _given: bool  # a batch, since the beginning of the data
     _ended: bool  # the last batch of data that are not repeated has been given out
-    _exhausted: bool  # and the iteration has ended, so that the next begins anew
+    _exhausted: bool  # and the iteration has ended: the next one starts over
 
     def __init__(
         self,
@@ -154,9 +154,9 @@ class PackedStream:
         self._exhausted = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last batch that was given out, as what JSON can hold: small, however long texts are.
+        """The position after the last batch that was given out, as JSON values: small, however long the texts are.
 
-        Of the ids that have been tokenized and not been given out it holds one at most; the rest is tokenized again.
+        It holds at most one of the ids that have been encoded and not been given out; the others are encoded again.
         """
         ids, start, skipped = self._ids, self._following, self._skipped
         if self._segment is not None and self._from_segment and len(ids) > 1:
@@ -166,7 +166,7 @@ class PackedStream:
             "version": STATE_VERSION,
             "tokenizer": self._tokenizer_identity(),
             "text": {**self.text.state_dict(), **start.position},
-            "behind": start.behind,
+            "behind": start.prefix,
             "skipped": skipped,
             "ids": ids.tolist(),
             "tokens": self.tokens,
@@ -175,7 +175,7 @@ class PackedStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where `state_dict` was called; nothing is tokenized for that.
+        """Go to where `state_dict` was called; nothing is encoded for that.
 
         Raises:
             DataError: it is no such state, or one of other data or another tokenizer.
@@ -185,7 +185,7 @@ class PackedStream:
         if version not in (STATE_OF_IDS, STATE_VERSION) or not state.keys() >= needed:
             raise DataError(
                 "The saved position in the training data cannot be read: it is damaged, or was saved by another "
-                "version of neurogen. Start from another checkpoint, or without one."
+                "version of neurogen. SegmentStart from another checkpoint, or without one."
             )
         if list(state["tokenizer"]) != self._tokenizer_identity():
             vocab, eos = state["tokenizer"]
@@ -195,20 +195,21 @@ class PackedStream:
                 "that training began with, or start without the checkpoint."
             )
         self.text.load_state_dict(state["text"])
-        self._following, self._skipped = Start(self.text.position(), state.get("behind", "")), state.get("skipped", 0)
+        self._following = SegmentStart(self.text.position(), state.get("behind", ""))
+        self._skipped = state.get("skipped", 0)
         self._ids = np.array(state["ids"], dtype=np.int64)
         self._segment, self._from_segment, self._exhausted = None, 0, False
         self.tokens, self._given, self._ended = state["tokens"], state["given"], state["ended"]
 
     def _begin(self) -> None:
-        """Go to before the first document, with the EOS that it follows."""
+        """Go to the beginning of the data: the EOS before the first document."""
         self._ids = np.array([self._eos], dtype=np.int64)
         self._given = self._ended = self._exhausted = False
         self._begin_texts()
 
     def _begin_texts(self) -> None:
         self._segment, self._from_segment, self._skipped = None, 0, 0
-        self._following = Start(self.text.position(), "")
+        self._following = SegmentStart(self.text.position(), "")
 
     def _batches(self) -> Iterator[PackedBatch]:
         full = self._batch_size * self._world_size * self._context
@@ -217,11 +218,11 @@ class PackedStream:
             self.text,
             self._tokenizer,
             self._eos,
-            behind=self._following.behind,
+            prefix=self._following.prefix,
             repeat=self._repeat,
             parse_special=self._parse_special,
         )
-        while self._tokenize(found, full + 1):
+        while self._encode(found, full + 1):
             yield self._next_batch(full, self._batch_size)
         self._begin_texts()
         self._ended = True
@@ -238,8 +239,8 @@ class PackedStream:
         if len(batch.context_ids):
             yield batch
 
-    def _tokenize(self, found: Iterator[Segment], needed: int) -> bool:
-        """Tokenize until there are `needed` ids; False where the data end before."""
+    def _encode(self, found: Iterator[Segment], needed: int) -> bool:
+        """Encode documents until there are `needed` ids; False where the data end before."""
         parts, count = [self._ids], len(self._ids)
         try:
             while count < needed and (segment := next(found, None)) is not None:
@@ -260,7 +261,7 @@ class PackedStream:
             rows: sequences that each rank gets as far as they reach, or with `pad_last` in any case.
         """
         ids = self._ids
-        # A copy, so that the batch's memory is not kept for the sake of the few ids that are left.
+        # A copy: a view of the few ids that are left would keep the memory of all.
         self._ids = ids[length:].copy()
         self._from_segment = min(self._from_segment, len(self._ids))
         self.tokens += length

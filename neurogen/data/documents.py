@@ -1,7 +1,7 @@
-"""Training data as a stream of texts that can be left and taken up again at any document. Knows no tokens.
+"""Training data as a stream of documents that can be left and resumed at any of them. Knows no tokens.
 
-Rows come from `sources`; this module decides which of them hold a text. What does not is counted, reported and skipped,
-since among millions of rows from the web some are always broken.
+Rows come from `sources`; this module decides which of them hold a text. The others are counted, reported and skipped:
+among millions of rows from the web some are always broken.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class TextStream:
         self._begin()
 
     def position(self) -> dict[str, Any]:
-        """Where the next piece begins, as what JSON can hold."""
+        """Where the next piece begins, as JSON values."""
         return self._at
 
     def start_at(self, position: Mapping[str, Any]) -> None:
@@ -151,7 +151,7 @@ class TextStream:
         self._at = {name: position.get(name, beginning) for name, beginning in BEGINNING.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last piece that was given out, as what JSON can hold."""
+        """The position after the last piece that was given out, as JSON values."""
         known = {"version": STATE_VERSION, "sources": self.fingerprint, "epoch": self.epoch, "broken": self.broken}
         return {**known, "seen": list(self._seen), **self.position()}
 
@@ -250,12 +250,12 @@ class TextStream:
 
 
 def _cut(text: str, begin: int) -> int:
-    """Where the piece of a text ends that begins at `begin`: behind a line, else before a space, else anywhere."""
+    """Where the piece of a text that begins at `begin` ends: after a line, else before a space, else anywhere."""
     longest = begin + PIECE
     if len(text) <= longest:
         return len(text)
-    behind_line = text.rfind("\n", begin + PIECE // 2, longest) + 1
-    return behind_line or max(text.rfind(" ", begin + PIECE // 2, longest), 0) or longest
+    after_line = text.rfind("\n", begin + PIECE // 2, longest) + 1
+    return after_line or max(text.rfind(" ", begin + PIECE // 2, longest), 0) or longest
 
 
 class _NoTextError(Exception):

@@ -1,9 +1,9 @@
-"""Documents to ids in segments of limited size: a long document is encoded piece by piece, to the ids of the whole.
+"""Encodes documents in segments of limited size: a long document is encoded piece by piece, to the ids of the whole.
 
-A tokenizer treats the beginning of a text differently (SentencePiece puts a space there), and pieces of a vocabulary
-may reach over any place where a text is cut. So a piece is encoded behind the last characters of the piece before, and
-two pieces are only encoded apart where their ids are those of both together. Of ways to divide a text that are equally
-probable, as a unigram vocabulary knows them, another may be chosen. Knows nothing of batches and models.
+A tokenizer treats the beginning of a text differently (SentencePiece puts a space there), and a token may reach over
+any place where a text is cut. So a piece is encoded together with the last characters before it, and two pieces are
+only encoded apart where this gives the ids of both together. A unigram vocabulary may know several equally probable ways to
+divide a text; there the choice may differ. Knows nothing of batches and models.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ import numpy.typing as npt
 from neurogen.contract.tokenizer import Tokenizer
 from neurogen.data.documents import Piece, TextStream
 
-__all__ = ["Ids", "Segment", "Start", "segments"]
+__all__ = ["Ids", "Segment", "SegmentStart", "segments"]
 
-BEHIND = 64
-"""Characters of what precedes a piece that it is encoded behind."""
+PREFIX = 64
+"""Characters before a piece that are encoded with it."""
 
-TRIES = 8
-"""In a long run of one character it depends on the number of characters before a cut where ids end."""
+PREFIX_TRIES = 8
+"""Numbers of characters that are tried: in a long run of one character, where tokens end depends on the number."""
 
-AHEAD = 1024
-"""Characters of what follows a piece that decide, with the piece, whether ids end where it ends."""
+LOOKAHEAD = 1024
+"""Characters after a piece that are encoded with it to find out whether a token ends where the piece ends."""
 
-LONGEST = 2**20
-"""Characters after which a text is cut in any case, since memory is finite: no id has ended with a piece until then."""
+LONGEST_TEXT = 2**20
+"""A text of so many characters without a place to cut is cut all the same, since memory is finite."""
 
 Ids = npt.NDArray[np.int64]
 Encode = Callable[[str], list[int]]
 
 
-class Start(NamedTuple):
+class SegmentStart(NamedTuple):
     """Where a segment begins.
 
     Attributes:
         position: in the texts; see `TextStream.start_at`.
-        behind: the last characters of the same document before it; empty at the beginning of a document.
+        prefix: the last characters of the document before it; empty at the beginning of a document.
     """
 
     position: dict[str, Any]
-    behind: str
+    prefix: str
 
 
 class Segment(NamedTuple):
@@ -58,12 +58,12 @@ class Segment(NamedTuple):
     """
 
     ids: Ids
-    start: Start
-    following: Start
+    start: SegmentStart
+    following: SegmentStart
 
 
 def segments(
-    texts: TextStream, tokenizer: Tokenizer, eos: int, *, behind: str, repeat: bool, parse_special: bool = False
+    texts: TextStream, tokenizer: Tokenizer, eos: int, *, prefix: str, repeat: bool, parse_special: bool = False
 ) -> Iterator[Segment]:
     """The segments from where `texts` stands.
 
@@ -71,7 +71,7 @@ def segments(
         texts: the documents.
         tokenizer: encodes them.
         eos: the id that ends a document.
-        behind: see `Start`.
+        prefix: see `SegmentStart`.
         repeat: read the texts over and over.
         parse_special: see `Tokenizer.encode`.
 
@@ -84,17 +84,17 @@ def segments(
     for piece in _pieces(texts, repeat):
         here = texts.piece_start
         if start is None:
-            start = Start(here, behind)
-        elif (cut := _apart(encode, start.behind, text, piece.text)) is not None:
-            ids, behind = cut
-            following = Start(here, behind)
+            start = SegmentStart(here, prefix)
+        elif (cut := _ids_apart(encode, start.prefix, text, piece.text)) is not None:
+            ids, prefix = cut
+            following = SegmentStart(here, prefix)
             yield Segment(np.array(ids, dtype=np.int64), start, following)
             start, text = following, ""
         text += piece.text
         if piece.ends:
-            ids = [*_encode_behind(encode, start.behind, text), eos]
-            yield Segment(np.array(ids, dtype=np.int64), start, Start(texts.position(), ""))
-            start, text, behind = None, "", ""
+            ids = [*_encode_after(encode, start.prefix, text), eos]
+            yield Segment(np.array(ids, dtype=np.int64), start, SegmentStart(texts.position(), ""))
+            start, text, prefix = None, "", ""
 
 
 def _pieces(texts: TextStream, repeat: bool) -> Iterator[Piece]:
@@ -103,35 +103,35 @@ def _pieces(texts: TextStream, repeat: bool) -> Iterator[Piece]:
         yield from texts.pieces()
 
 
-def _apart(encode: Encode, behind: str, text: str, ahead: str) -> tuple[list[int], str] | None:
-    """The ids of `text` where they end with it, whatever follows, and what the rest is to be encoded behind.
+def _ids_apart(encode: Encode, prefix: str, text: str, following_text: str) -> tuple[list[int], str] | None:
+    """The ids of `text` if a token ends where it ends, and the characters that the rest is to be encoded with.
 
     Args:
         encode: a text, without the start of a sequence.
-        behind: what `text` follows on.
+        prefix: the characters before `text`.
         text: a part of a document.
-        ahead: what follows on it; may be empty.
+        following_text: the text after it; may be empty.
 
     Returns:
         None where the text must be encoded together with what follows.
     """
-    ahead = ahead[:AHEAD]
-    together = encode(behind + text + ahead)
-    first = len(_ids(encode, behind))
-    for length in range(BEHIND, BEHIND - TRIES, -1):
-        end = (behind + text)[-length:]
-        before, both = _ids(encode, end), _ids(encode, end + ahead)
+    following_text = following_text[:LOOKAHEAD]
+    together = encode(prefix + text + following_text)
+    first = len(_ids(encode, prefix))
+    for length in range(PREFIX, PREFIX - PREFIX_TRIES, -1):
+        end = (prefix + text)[-length:]
+        before, both = _ids(encode, end), _ids(encode, end + following_text)
         rest = both[len(before) :]
         if rest and both[: len(before)] == before and together[-len(rest) :] == rest:
             return together[first : len(together) - len(rest)], end
-    if len(text) < LONGEST:
+    if len(text) < LONGEST_TEXT:
         return None
-    return _encode_behind(encode, behind, text), text[-BEHIND:]
+    return _encode_after(encode, prefix, text), text[-PREFIX:]
 
 
-def _encode_behind(encode: Encode, behind: str, text: str) -> list[int]:
-    """The ids of `text` as they are behind another."""
-    return _ids(encode, behind + text)[len(_ids(encode, behind)) :]
+def _encode_after(encode: Encode, prefix: str, text: str) -> list[int]:
+    """The ids of `text` as they are after another text."""
+    return _ids(encode, prefix + text)[len(_ids(encode, prefix)) :]
 
 
 def _ids(encode: Encode, text: str) -> list[int]:

@@ -1,6 +1,6 @@
-"""Files to rows, exactly as they lie there: what a line or a cell holds is not looked at here, nor what it is for.
+"""Reads files of training data row by row. What a line or a cell holds is left to `documents`.
 
-A file is never read whole, and one that is damaged ends early with a row that says so, instead of ending the run.
+A file is never held in memory as a whole. A damaged file ends early with a row that says so, instead of ending the run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SEPARATOR = b"<|endoftext|>"
 """A line of a `.txt` file that is exactly this ends a document."""
 
 PIECE = 64 * 1024
-"""A document of a `.txt` file is given out in pieces of about this many bytes: SentencePiece needs about twice the time
-for a token when it is given a megabyte at once."""
+"""A document of a `.txt` file comes in pieces of about this many bytes: SentencePiece takes about twice as long for a
+token when it gets a megabyte at once."""
 
 MAX_ROW = 64 * 1024 * 1024
-"""A line of more bytes than this is broken: its file is not what it seems to be, and memory is finite."""
+"""A longer line, in bytes, is reported as broken: memory is finite, and the file is hardly a file of documents."""
 
-ZST_BLOCK = 8 * 1024  # a block of text becomes about ten times as much, and all of that at once
+ZST_BLOCK = 8 * 1024  # text becomes about ten times as large, and a block of it all at once
 ZST_WINDOW = 2**31
 PARQUET_BATCH = 256
 
@@ -61,7 +61,7 @@ class DamagedFileError(OSError):
 
 
 def is_supported(path: Path) -> bool:
-    """Tell whether the name of a file ends as one that `read_rows` can read."""
+    """Whether `read_rows` can read a file of this name."""
     return path.name.lower().endswith(SUFFIXES)
 
 

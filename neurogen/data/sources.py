@@ -1,6 +1,6 @@
-"""What training data may be named: files, folders of them, and data sets on the Hugging Face hub.
+"""Finds training data by name: files, folders of them, and data sets on the Hugging Face hub.
 
-Each becomes a part that the datasets library streams. Nothing here knows what a row holds.
+Each becomes a source that the datasets library streams. Nothing here knows what a row holds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class FileSource:
             ) from None
 
     def rows(self, dataset: IterableDataset, done: int) -> Iterator[SourceRow]:
-        """The rows from where `dataset` stands, `done` of them being behind it."""
+        """The rows from where `dataset` stands, which is after the first `done` rows."""
         for example in dataset:
             yield example["row"]
 
@@ -104,7 +104,7 @@ class HubSource:
         return self._dataset
 
     def rows(self, dataset: IterableDataset, done: int) -> Iterator[SourceRow]:
-        """The rows from where `dataset` stands, `done` of them being behind it.
+        """The rows from where `dataset` stands, which is after the first `done` rows.
 
         Raises:
             DataError: the connection is lost, or the data set is broken in a way that the library cannot pass over.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: folders that transformers (and `neurogen run`) load, with what training needs beside.
+"""Checkpoints of a training run: folders that transformers and `neurogen run` load, with what training needs.
 
     RUN/checkpoints/chunk-000100/
         config.json  model.safetensors  generation_config.json  tokenizer.model ...   the model, float32

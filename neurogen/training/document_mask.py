@@ -1,8 +1,8 @@
-"""Attention within documents: of several documents packed into a sequence, none sees those before it.
+"""Attention within documents: no token attends to an earlier document of its sequence.
 
-A causal language model of transformers does so by itself where `position_ids` begin anew at each document and no
-attention mask is given (packed sequences). Whether an architecture does is tried, once, before the first step:
-recurrent ones, and those with masks of their own, do not. Llama 3 was trained so (Grattafiori et al., 2024, "The Llama
+A causal language model of transformers keeps to that where `position_ids` start over at each document and no attention
+mask is given (packed sequences). Whether a model does is tried once, before the first step: recurrent architectures and
+those with masks of their own do not. Llama 3 was trained so (Grattafiori et al., 2024, "The Llama
 3 Herd of Models", section 3.2).
 """
 

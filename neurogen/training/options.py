@@ -78,13 +78,11 @@ class Preset:
     """A size of Llama with tied embeddings.
 
     Attributes:
-        description: for listings.
         vocab_size: of the tokenizer that is trained where none is given.
         hidden, inner, layers, heads: widths and counts; heads are 64 or 32 wide.
         learning_rate: peak, for AdamW and Muon alike.
     """
 
-    description: str
     vocab_size: int
     hidden: int
     inner: int
@@ -94,9 +92,9 @@ class Preset:
 
 
 PRESETS = {
-    "tiny": Preset("about 3M parameters: minutes on a laptop", 4096, 192, 512, 5, 6, 2e-3),
-    "small": Preset("about 25M parameters", 32_000, 384, 1024, 7, 6, 1e-3),
-    "base": Preset("about 124M parameters", 32_000, 768, 2560, 12, 12, 6e-4),
+    "tiny": Preset(4096, 192, 512, 5, 6, 2e-3),  # about 3M parameters: minutes on a laptop
+    "small": Preset(32_000, 384, 1024, 7, 6, 1e-3),  # about 25M
+    "base": Preset(32_000, 768, 2560, 12, 12, 6e-4),  # about 124M
 }
 
 
@@ -161,8 +159,8 @@ class TrainingOptions:
         save_every, keep: write a checkpoint every so many chunks, and keep so many.
         precision: "float32", or "bf16" for matrix products in bfloat16 with float32 weights.
         compile: compile the model with torch.compile.
-        contrast: top-k 50 at temperature 1 beside the greedy accuracy, to show what it would have hidden.
-        chart_every: draw charts anew every so many chunks.
+        contrast: top-k 50 at temperature 1 in addition to the greedy accuracy, to show what it would have hidden.
+        chart_every: draw the charts every so many chunks.
         tensorboard: write events for TensorBoard, too.
         device: auto, cpu or cuda.
         seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.

@@ -1,7 +1,7 @@
-"""One seed for all randomness of a run: what a step draws depends on the seed and the step's place alone.
+"""One seed for all random numbers of a run: what a step draws depends on the seed and the number of the step alone.
 
-A run that goes on behind a checkpoint, or begins anew, therefore draws what it would have drawn, and nobody has to keep
-the state of a generator.
+A run that is resumed therefore draws what it would have drawn without the interruption, and no state of a generator has
+to be saved.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def derived_seed(seed: int, *place: int) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Let the generators of torch, numpy and Python draw from a seed; behind the block they go on as before.
+    """Let the generators of torch, numpy and Python draw from a seed; after the block they continue as before.
 
     Args:
         seed: at least 0.
-        device: whose generator torch uses, beside that of the CPU.
+        device: its generator is seeded too.
     """
     states = random.getstate(), np.random.get_state()
     cards = [device.index or 0] if device.type == "cuda" else []

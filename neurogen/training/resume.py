@@ -1,4 +1,4 @@
-"""What a run that is resumed shares with the one that was begun, what of it may change, and what is told then."""
+"""What a resumed run takes from the run that was begun, which options may change, and what the user is told."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from neurogen.training.optimizers import learning_rate_at
 from neurogen.training.options import TrainingOptions
 from neurogen.training.run_folder import OPTIONS_FILE
 
-__all__ = ["IDENTITY", "Begun", "check_identity", "options_in_force", "read_begun", "told_changes"]
+__all__ = ["IDENTITY", "Begun", "changes_in_words", "check_identity", "options_in_force", "read_begun"]
 
 IDENTITY = "identity"
 """In the options' file: names for the contents of `data` and `val`; see `data.sources.fingerprint`."""
 
 FREE_TO_CHANGE = frozenset({"max_chunks", "save_every", "keep", "val_every", "chart_every", "tensorboard", "device"})
-"""Options that a resumed run may be given anew; `max_chunks` is also where the learning rate ends."""
+"""Options that may have a new value in a resumed run; `max_chunks` is also where the learning rate ends."""
 
 MAY_MOVE = frozenset({"data", "val"})
-"""Options that a resumed run may be given anew where the same data now lie; see `check_identity`."""
+"""Options that may name another place of the same data in a resumed run; see `check_identity`."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def options_in_force(
 
 
 def check_identity(begun: Begun, identity: Mapping[str, str]) -> list[str]:
-    """Refuse other data to train on, and tell of other data to measure on.
+    """Refuse other data to train on; other data to measure on are only reported.
 
     Args:
         begun: the run.
         identity: names for the contents of the data as they are now.
 
     Returns:
-        what is to be told.
+        sentences for the user.
 
     Raises:
         DataError: the data to train on are not those that the run began with.
@@ -118,7 +118,7 @@ def check_identity(begun: Begun, identity: Mapping[str, str]) -> list[str]:
     return ["The data of --val have changed: val_loss is not comparable with that so far."] if changed else []
 
 
-def told_changes(
+def changes_in_words(
     begun: TrainingOptions, options: TrainingOptions, chunk: int, step: int, begun_processes: int, processes: int
 ) -> list[str]:
     """What is otherwise than before, as sentences.
@@ -137,20 +137,20 @@ def told_changes(
             f"max_chunks must be more than the {chunk:,} chunks that the run has trained already, got {most:,}.",
             "max_chunks",
         )
-    told = []
+    notices = []
     if processes != begun_processes:
         tokens = options.sequences * options.context
-        told.append(
+        notices.append(
             f"The run goes on with {processes} processes, of {begun_processes} before: a step is on "
             f"{tokens * processes:,} tokens, of {tokens * begun_processes:,} before."
         )
     before, now = _rate(begun, step, begun_processes), _rate(options, step, processes)
     if now != before:
         end = f"The run now ends after {_end(options)}, not after {_end(begun)}" if moved else "The steps are others"
-        told.append(
+        notices.append(
             f"{end}, and the learning rate follows: the next step has {now:.2e}, where it would have had {before:.2e}."
         )
-    return told
+    return notices
 
 
 def _rate(options: TrainingOptions, step: int, processes: int) -> float:

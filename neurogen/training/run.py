@@ -33,7 +33,7 @@ from neurogen.training.data import next_batches, open_data
 from neurogen.training.options import PRESETS, TrainingOptions
 from neurogen.training.processes import all_or_none, peers_lost
 from neurogen.training.report import ChunkReport, means_of, sums_of
-from neurogen.training.resume import IDENTITY, Begun, check_identity, options_in_force, read_begun, told_changes
+from neurogen.training.resume import IDENTITY, Begun, changes_in_words, check_identity, options_in_force, read_begun
 from neurogen.training.run_folder import METRICS_FILE, SAMPLES_FILE, RunFolder, kept_of
 from neurogen.training.trainer import MEASURED_BY, StepResult, Trainer
 
@@ -139,7 +139,7 @@ class TrainingRun:
             ) from None
         self.chunk = self.saved = int(state["chunk"])
         processes = state.get("processes", self.processes)
-        self.notices += told_changes(begun, self.options, self.chunk, self.trainer.step, processes, self.processes)
+        self.notices += changes_in_words(begun, self.options, self.chunk, self.trainer.step, processes, self.processes)
 
     @property
     def is_main(self) -> bool:
@@ -155,11 +155,6 @@ class TrainingRun:
     def steps_per_chunk(self) -> int:
         """Optimizer steps in a chunk."""
         return self.options.steps_per_chunk(self.processes)
-
-    @property
-    def tokens_per_chunk(self) -> int:
-        """Targets in a chunk, over all processes."""
-        return self.steps_per_chunk * self.options.sequences * self.options.context * self.processes
 
     def close(self) -> None:
         """Let others train in the folder."""

@@ -97,7 +97,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def ids_in_pieces(path: Path, tokenizer: Tokenizer) -> list[list[int]]:
-    found = segments(TextStream([path]), tokenizer, min(tokenizer.eos_ids), behind="", repeat=False)
+    found = segments(TextStream([path]), tokenizer, min(tokenizer.eos_ids), prefix="", repeat=False)
     return [segment.ids.tolist() for segment in found]
 
 
@@ -155,7 +155,7 @@ def test_a_text_without_an_end_of_an_id_is_cut_where_it_is_too_long(
             return [1 + (ord(c) + len(text)) % 1009 for c in text]
 
     monkeypatch.setattr(documents, "PIECE", PIECE)
-    monkeypatch.setattr(encoding, "LONGEST", 3 * PIECE)
+    monkeypatch.setattr(encoding, "LONGEST_TEXT", 3 * PIECE)
     path = write(tmp_path / "a.jsonl", ["x" * 10_000])
     found = ids_in_pieces(path, Pairs(EOS))
     assert [len(ids) for ids in found][:-1] == [3 * PIECE] * 8
