@@ -132,13 +132,15 @@ def command(ctx: click.Context, /, data: tuple[str, ...], out: str, resume: bool
 def _prepared(
     ctx: click.Context, data: tuple[str, ...], out: Path, resume: bool, values: dict[str, Any], quiet: bool
 ) -> tuple[TrainingRun, Display]:
-    from neurogen.training.run import TrainingOptions, TrainingRun
+    from neurogen.training.options import TrainingOptions
 
     given = {name: ctx.params[name] for name in ctx.params if typed(ctx, name)}
     changes = {name: value for name, value in given.items() if name not in NOT_OPTIONS}
     broken = _BrokenRows()
     try:
         options = None if resume else TrainingOptions(data=data, **values)
+        from neurogen.training.run import TrainingRun  # takes seconds, which a wrong option does not have to wait for
+
         run = TrainingRun(out, options, resume=resume, changes=changes if resume else None, on_broken=broken)
     except ParameterError as error:
         if error.parameter == "learning_rate":  # the one that has another name here

@@ -2,8 +2,8 @@
 
 A tokenizer treats the beginning of a text differently (SentencePiece puts a space there), and a token may reach over
 any place where a text is cut. So a piece is encoded together with the last characters before it, and two pieces are
-only encoded apart where this gives the ids of both together. A unigram vocabulary may know several equally probable ways to
-divide a text; there the choice may differ. Knows nothing of batches and models.
+only encoded apart where this gives the ids of both together. A unigram vocabulary may know several equally probable
+ways to divide a text; there the choice may differ. Knows nothing of batches and models.
 """
 
 from __future__ import annotations

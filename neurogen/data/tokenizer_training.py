@@ -38,7 +38,7 @@ LINE = 4096
 
 BYTES_PER_CHARACTER = 4
 COUNTS = range(1, 2**31)  # what SentencePiece counts with
-TOLD_EVERY = 10_000
+PROGRESS_LINES = 10_000
 DEFAULT_COVERAGE = 0.9999
 LEAST_COVERAGE = 0.98  # SentencePiece's own bound
 
@@ -175,7 +175,7 @@ class _Lines:
     Attributes:
         count: how many there were.
         whole: whether the data have been read to their end.
-        error: what has gone wrong while reading; SentencePiece would make a message of its own of it.
+        error: what has gone wrong while reading; SentencePiece hides it behind an error of its own.
     """
 
     def __init__(self, stream: TextStream, most: int, on_progress: Callable[[int, bool], None]) -> None:
@@ -186,22 +186,18 @@ class _Lines:
 
     def __iter__(self) -> Iterator[str]:
         try:
-            yield from self._lines()
+            for line in (line for text in self._stream for line in _cut(text)):
+                if self.count == self._most:
+                    self.whole = False
+                    break
+                self.count += 1
+                if self.count % PROGRESS_LINES == 0:
+                    self._on_progress(self.count, False)
+                yield line
             self._on_progress(self.count, True)
         except BaseException as error:
             self.error = error
             raise
-
-    def _lines(self) -> Iterator[str]:
-        for text in self._stream:
-            for line in _cut(text):
-                if self.count == self._most:
-                    self.whole = False
-                    return
-                self.count += 1
-                if self.count % TOLD_EVERY == 0:
-                    self._on_progress(self.count, False)
-                yield line
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -217,7 +213,7 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _learn(lines: _Lines, vocab_size: int, model_type: str, character_coverage: float) -> bytes:
-    """Return a serialized model.
+    """Train a model and return it as the bytes of its file.
 
     Raises:
         NeurogenError: the lines cannot be read, or SentencePiece refuses them or the options.

@@ -1,6 +1,8 @@
-"""Training: one step at a time (`trainer`), and a whole run of steps with reports and checkpoints (`run`).
+"""Training: a step (`trainer.Trainer.train_step`), and a run of steps with reports and checkpoints (`run.TrainingRun`).
 
-Prints nothing and draws nothing; that is done by `pages` and `cli`.
+From a text to a report: `neurogen.data.documents` gives texts, `neurogen.data.batches` packs them,
+`run.TrainingRun.chunks` trains on the batches of a chunk and measures, and `report.ChunkReport` is what was found.
+Nothing here prints or draws; `pages` and `cli` do.
 """
 
 from __future__ import annotations

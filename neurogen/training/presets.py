@@ -24,7 +24,7 @@ from neurogen.models.weights import load_weights, quiet_transformers
 from neurogen.training.options import PRESETS, check_preset
 from neurogen.training.randomness import seeded
 
-__all__ = ["PRESETS", "check_config", "check_preset", "checkpoint_model", "model_config", "new_model", "read_config"]
+__all__ = ["PRESETS", "check_config", "check_preset", "checkpoint_model", "model_config", "new_model"]
 
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
@@ -81,24 +81,15 @@ def model_config(
     )
 
 
-def read_config(file: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The architecture's name and the values of a configuration file of transformers, as they stand there.
-
-    Raises:
-        ModelError: it cannot be read, or is none.
-    """
+def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
     try:
         values = json.loads(read_text(file))
-        return values.pop("model_type"), values
+        kind = values.pop("model_type")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{file} is no model configuration ({type(error).__name__}: {error}). Give a transformers config.json, a "
             'JSON object with "model_type".'
         ) from None
-
-
-def _from_file(file: Path, shared: dict[str, Any], context: int) -> PretrainedConfig:
-    kind, values = read_config(file)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"{file}: the installed transformers does not know the architecture {kind!r}.")
     try:

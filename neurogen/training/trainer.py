@@ -162,7 +162,7 @@ class Trainer:
             ModelError: the logits are probabilities, or no gradient can come from them.
         """
         # 1. Check the ids.
-        contexts, targets = self._checked(context_ids, target_ids)
+        contexts, targets = self._on_device(context_ids, target_ids)
         own_targets = int((targets != IGNORE_INDEX).sum())
         joint = own_targets * self.accelerator.num_processes if joint_targets is None else joint_targets
         if joint < 1:
@@ -202,7 +202,7 @@ class Trainer:
         self.model.eval()
         total = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
         for context_ids, target_ids in batches:
-            contexts, targets = self._checked(context_ids, target_ids)
+            contexts, targets = self._on_device(context_ids, target_ids)
             logits, targets, _ = self._logits_of_targets(contexts, targets)
             total[:5] += measure(logits, targets).sums
             total[5] += (self.greedy.sample(logits, check=False) == targets).sum()
@@ -272,14 +272,7 @@ class Trainer:
                 group["lr"] = rate
         return rate
 
-    def _checked(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
-        """Both as int64 [batch, positions] on the device."""
-        contexts = checked_ids("context_ids", context_ids, self.vocab_size)
-        targets = checked_ids("target_ids", target_ids, self.vocab_size, ignored=IGNORE_INDEX)
-        if contexts.shape != targets.shape:
-            raise ParameterError(
-                f"context_ids and target_ids must have the same shape, got {list(contexts.shape)} and "
-                f"{list(targets.shape)}: the target of a position is the token that follows it.",
-                "target_ids",
-            )
+    def _on_device(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
+        """Both as int64 [batch, positions] on the device, checked."""
+        contexts, targets = checked_ids(context_ids, target_ids, self.vocab_size)
         return contexts.to(self.accelerator.device), targets.to(self.accelerator.device)

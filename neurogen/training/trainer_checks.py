@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from neurogen.data.batches import IGNORE_INDEX
 from neurogen.errors import ModelError, ParameterError
 
 __all__ = ["Ids", "UnmovedParameters", "UnmovedWarning", "check_differentiable", "check_trainable", "checked_ids"]
@@ -100,18 +101,25 @@ def check_differentiable(logits: Tensor) -> None:
         )
 
 
-def checked_ids(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None) -> Tensor:
-    """Ids as int64 [batch, positions].
-
-    Args:
-        name: of the argument, for messages.
-        ids: [positions] or [batch, positions].
-        vocab_size: all are below it.
-        ignored: a value that is allowed beside the ids.
+def checked_ids(context_ids: Ids, target_ids: Ids, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Contexts and targets as int64 [batch, positions].
 
     Raises:
-        ParameterError: they are no such ids.
+        ParameterError: they are no ids of the vocabulary, or not of one shape.
     """
+    contexts = _tensor_of("context_ids", context_ids, vocab_size)
+    targets = _tensor_of("target_ids", target_ids, vocab_size, ignored=IGNORE_INDEX)
+    if contexts.shape != targets.shape:
+        raise ParameterError(
+            f"context_ids and target_ids must have the same shape, got {list(contexts.shape)} and "
+            f"{list(targets.shape)}: the target of a position is the token that follows it.",
+            "target_ids",
+        )
+    return contexts, targets
+
+
+def _tensor_of(name: str, ids: Ids, vocab_size: int, *, ignored: int | None = None) -> Tensor:
+    """Ids as int64 [batch, positions]; `ignored` is allowed too."""
     try:
         tensor = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
