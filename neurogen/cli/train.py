@@ -20,7 +20,7 @@ from neurogen.cli.training_tensorboard import check_tensorboard, tensorboard_wri
 from neurogen.errors import DataError, ParameterError
 from neurogen.files import check_place
 from neurogen.models.checkpoints import latest_checkpoint
-from neurogen.training.run_folder import METRICS_FILE, kept_of
+from neurogen.training.run_folder import METRICS_FILE, resume_advice
 
 if TYPE_CHECKING:
     from neurogen.training.run import ChunkReport, TrainingRun
@@ -280,9 +280,9 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
             f"{checkpoint}. To go on: {again} --max-chunks N, with N above {run.chunk}"
         )
     if run.chunk != run.saved:
-        return f"{ended}; the weights are not all finite, so that they were not saved. {kept_of(run.folder)}"
+        return f"{ended}; the weights are not all finite, so that they were not saved. {resume_advice(run.folder)}"
     if checkpoint is None:
-        return f"{ended}. {kept_of(run.folder)}"
+        return f"{ended}. {resume_advice(run.folder)}"
     if code:
         return f"{ended}; saved {checkpoint}. To go on: {again}"
     return f"{ended}; the model is in {checkpoint}. Try it: neurogen run --model {run.folder}"

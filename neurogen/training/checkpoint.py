@@ -34,10 +34,10 @@ from neurogen.files import read_text, replacing, to_json, writing
 from neurogen.models.checkpoints import FOLDER, STATE_FILE, checkpoints_of, latest_checkpoint
 from neurogen.models.weights import quiet_transformers
 from neurogen.training.processes import all_or_none
-from neurogen.training.run_folder import kept_of
+from neurogen.training.run_folder import resume_advice
 from neurogen.training.trainer import Trainer
 
-__all__ = ["checkpoints_of", "kept_of", "latest_checkpoint", "load_checkpoint", "read_state", "save_checkpoint"]
+__all__ = ["checkpoints_of", "latest_checkpoint", "load_checkpoint", "read_state", "resume_advice", "save_checkpoint"]
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_STATE = "random_state"  # of an earlier neurogen: what a step draws depends on seed and step alone now
@@ -70,7 +70,7 @@ def save_checkpoint(
             tensors, values = _split(optimizer)
             trainer_state = {"chunk": chunk, "step": trainer.step, "optimizer": values, **state}
             needed = sum(tensor.nbytes for tensor in (*weights.values(), *tensors.values()))
-            advice = f"Free some space. {kept_of(run)}"
+            advice = f"Free some space. {resume_advice(run)}"
             with writing("The checkpoint", target, needed=needed, advice=advice):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(target) as draft:

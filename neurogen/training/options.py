@@ -36,7 +36,7 @@ PositiveOrZero = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Strict(False)]
 
 
-def explained(cls: type[T]) -> type[T]:
+def raises_parameter_error(cls: type[T]) -> type[T]:
     """Let a pydantic dataclass raise ParameterError, which says the domain in words, for a wrong value."""
     make: Any = cls.__init__
 
@@ -104,7 +104,7 @@ def check_preset(name: str) -> None:
         raise ModelError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}, or give a --config FILE.")
 
 
-@explained
+@raises_parameter_error
 @dataclass(frozen=True, config=CHECKED)
 class TrainerOptions:
     """How weights are changed.
@@ -136,7 +136,7 @@ class TrainerOptions:
     document_separator: CountOrZero | None = None
 
 
-@explained
+@raises_parameter_error
 @dataclass(frozen=True, config=CHECKED)
 class TrainingOptions:
     """What a run is, as `neurogen train` takes it.

@@ -14,7 +14,7 @@ from neurogen.training.optimizers import learning_rate_at
 from neurogen.training.options import TrainingOptions
 from neurogen.training.run_folder import OPTIONS_FILE
 
-__all__ = ["IDENTITY", "Begun", "changes_in_words", "check_identity", "options_in_force", "read_begun"]
+__all__ = ["IDENTITY", "StoredRun", "changes_in_words", "check_identity", "options_in_force", "read_stored_run"]
 
 IDENTITY = "identity"
 """In the options' file: names for the contents of `data` and `val`; see `data.sources.fingerprint`."""
@@ -27,7 +27,7 @@ MAY_MOVE = frozenset({"data", "val"})
 
 
 @dataclass(frozen=True)
-class Begun:
+class StoredRun:
     """A run as it was when it was last begun or resumed.
 
     Attributes:
@@ -39,7 +39,7 @@ class Begun:
     identity: Mapping[str, str]
 
 
-def read_begun(folder: Path) -> Begun | None:
+def read_stored_run(folder: Path) -> StoredRun | None:
     """The run in a folder, or None.
 
     Raises:
@@ -52,7 +52,7 @@ def read_begun(folder: Path) -> Begun | None:
         values: dict[str, Any] = json.loads(read_text(file))
         identity = values.pop(IDENTITY, None)
         values |= {name: tuple(values[name]) for name in MAY_MOVE}
-        return Begun(TrainingOptions(**values), identity if isinstance(identity, dict) else {})
+        return StoredRun(TrainingOptions(**values), identity if isinstance(identity, dict) else {})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{file} cannot be read: {error}. It was damaged or written by another version of neurogen; its "
@@ -61,7 +61,7 @@ def read_begun(folder: Path) -> Begun | None:
 
 
 def options_in_force(
-    folder: Path, begun: Begun | None, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
+    folder: Path, begun: StoredRun | None, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
 ) -> TrainingOptions:
     """The options of a new run, or those that the run in a folder began with, with what is changed of them.
 
@@ -96,7 +96,7 @@ def options_in_force(
     return replace(was, **changed)
 
 
-def check_identity(begun: Begun, identity: Mapping[str, str]) -> list[str]:
+def check_identity(begun: StoredRun, identity: Mapping[str, str]) -> list[str]:
     """Refuse other data to train on; other data to measure on are only reported.
 
     Args:

@@ -33,13 +33,20 @@ from neurogen.training.data import next_batches, open_data
 from neurogen.training.options import PRESETS, TrainingOptions
 from neurogen.training.processes import all_or_none, peers_lost
 from neurogen.training.report import ChunkReport, means_of, sums_of
-from neurogen.training.resume import IDENTITY, Begun, changes_in_words, check_identity, options_in_force, read_begun
-from neurogen.training.run_folder import METRICS_FILE, SAMPLES_FILE, RunFolder, kept_of
+from neurogen.training.resume import (
+    IDENTITY,
+    StoredRun,
+    changes_in_words,
+    check_identity,
+    options_in_force,
+    read_stored_run,
+)
+from neurogen.training.run_folder import METRICS_FILE, SAMPLES_FILE, RunFolder, resume_advice
 from neurogen.training.trainer import MEASURED_BY, StepResult, Trainer
 
 __all__ = ["METRICS_FILE", "SAMPLES_FILE", "ChunkReport", "TrainingOptions", "TrainingRun"]
 
-HOPELESS_CHUNKS = 10
+MAX_SKIPPED_CHUNKS = 10
 SAMPLE_CONTEXT, SAMPLE_TARGETS = 48, 16
 
 
@@ -78,7 +85,7 @@ class TrainingRun:
     ) -> None:
         self.folder = Path(folder)
         self._files = RunFolder(self.folder)
-        begun = read_begun(self.folder)
+        begun = read_stored_run(self.folder)
         self.options = options_in_force(self.folder, begun, options, resume, changes or {})
         self.chunk = self.saved = 0
         self.stop_requested = self.stopped = False
@@ -92,7 +99,7 @@ class TrainingRun:
             self.close()
             raise
 
-    def _prepare(self, begun: Begun | None, on_broken: Callable[[BrokenRow], None] | None) -> None:
+    def _prepare(self, begun: StoredRun | None, on_broken: Callable[[BrokenRow], None] | None) -> None:
         """Make tokenizer, model, data and trainer, and put them where the run stands."""
         with all_or_none():
             if self.is_main:
@@ -115,7 +122,7 @@ class TrainingRun:
             if begun is not None:
                 self.notices += check_identity(begun, self._data.identity)
                 if checkpoint is not None:
-                    self._go_to(checkpoint, begun.options)
+                    self._load_checkpoint(checkpoint, begun.options)
             if self.is_main:
                 self._files.begin({**asdict(self.options), IDENTITY: self._data.identity}, self.chunk)
 
@@ -126,7 +133,7 @@ class TrainingRun:
         )
         return presets.new_model(config, options.seed)
 
-    def _go_to(self, checkpoint: Path, begun: TrainingOptions) -> None:
+    def _load_checkpoint(self, checkpoint: Path, begun: TrainingOptions) -> None:
         """Go on where a checkpoint was written."""
         state = read_state(checkpoint)
         load_checkpoint(checkpoint, self.trainer)
@@ -172,30 +179,30 @@ class TrainingRun:
 
     def _chunks(self) -> Iterator[ChunkReport]:
         batches = iter(self._data.train)
-        hopeless = 0
+        skipped_chunks = 0
         while self.options.max_chunks is None or self.chunk < self.options.max_chunks:
             started = time.perf_counter()
             # 1. Train on the next batches; the data may have ended.
-            found = next_batches(batches, self.steps_per_chunk)
-            if not found:
+            chunk_batches = next_batches(batches, self.steps_per_chunk)
+            if not chunk_batches:
                 break
             results = [
                 self.trainer.train_step(batch.context_ids, batch.target_ids, joint_targets=batch.targets)
-                for batch in found
+                for batch in chunk_batches
             ]
             # 2. Measure over all processes, and judge.
             report, self.stopped = self._measured(results, started)
             # 3. Write the lines of the chunk.
             with all_or_none():
                 if self.is_main:
-                    sample = self._sample(report.chunk, found[-1], results[-1].predicted_ids)
+                    sample = self._sample(report.chunk, chunk_batches[-1], results[-1].predicted_ids)
                     self._files.report(report.to_json(), sample)
             self.chunk = report.chunk
-            hopeless = hopeless + 1 if report.skipped_steps == self.steps_per_chunk else 0
-            if hopeless >= HOPELESS_CHUNKS:
+            skipped_chunks = skipped_chunks + 1 if report.skipped_steps == self.steps_per_chunk else 0
+            if skipped_chunks >= MAX_SKIPPED_CHUNKS:
                 raise DataError(
-                    f"Training stopped at chunk {report.chunk}: for {HOPELESS_CHUNKS} chunks no gradient was finite "
-                    f"({report.reason}). Try a lower --lr in a new folder. {kept_of(self.folder)}"
+                    f"Training stopped at chunk {report.chunk}: for {MAX_SKIPPED_CHUNKS} chunks no gradient was finite "
+                    f"({report.reason}). Try a lower --lr in a new folder. {resume_advice(self.folder)}"
                 )
             # 4. Write a checkpoint.
             if (self.stopped or self.chunk % self.options.save_every == 0) and self._is_finite():
@@ -257,16 +264,16 @@ class TrainingRun:
         end = min(middle + SAMPLE_TARGETS, int(lengths[row]))
         context = batch.context_ids[row, max(0, middle - SAMPLE_CONTEXT + 1) : middle + 1].tolist()
         expected = batch.target_ids[row, middle:end].tolist()
-        found = predicted[row, middle:end].tolist()
+        chosen = predicted[row, middle:end].tolist()
         decode = self.tokenizer.decode
         return {
             "chunk": chunk,
             "context": decode(context),
             "expected": decode(expected),
-            "predicted": decode(found),
+            "predicted": decode(chosen),
             "expected_ids": expected,
-            "predicted_ids": found,
-            "right": sum(a == b for a, b in zip(expected, found, strict=True)),
+            "predicted_ids": chosen,
+            "right": sum(a == b for a, b in zip(expected, chosen, strict=True)),
         }
 
     def _is_finite(self) -> bool:

@@ -25,7 +25,7 @@ from neurogen.errors import DataError
 from neurogen.files import append_line, check_place, to_json, write_bytes, write_text
 from neurogen.models.checkpoints import FOLDER, checkpoints_of, latest_checkpoint
 
-__all__ = ["METRICS_FILE", "OPTIONS_FILE", "SAMPLES_FILE", "RunFolder", "kept_of"]
+__all__ = ["METRICS_FILE", "OPTIONS_FILE", "SAMPLES_FILE", "RunFolder", "resume_advice"]
 
 OPTIONS_FILE = "training.json"
 METRICS_FILE = "metrics.jsonl"
@@ -129,7 +129,7 @@ class RunFolder:
             append_line("The training's report", file, to_json(values, ascii_only=True))
 
 
-def kept_of(run: Path) -> str:
+def resume_advice(run: Path) -> str:
     """A sentence that says from where a run can be resumed."""
     checkpoint = latest_checkpoint(run)
     if checkpoint is None:
