@@ -162,7 +162,7 @@ def _of_model(values: Mapping[str, Any]) -> Diagnosis:
 
 
 def _texts(values: Mapping[str, Any]) -> Iterable[str] | None:
-    """What to measure on; None is the built-in text. Lines that hold none are told on stderr."""
+    """The texts to measure on; None for the built-in one. Lines without a text are reported on stderr."""
     if values["prompts"] is not None:
         from neurogen.diagnosis.input import read_texts
 

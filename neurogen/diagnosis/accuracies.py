@@ -17,12 +17,12 @@ __all__ = ["SETTINGS", "SamplerAccuracy", "SamplerSetting", "accuracies", "load_
 
 @dataclass(frozen=True)
 class SamplerSetting:
-    """A sampler with its parameters, as it would have measured accuracy.
+    """A sampler and its parameters, by which accuracy could have been measured.
 
     Attributes:
         sampler: name of the plugin.
         params: its parameters.
-        role: what one does with it.
+        role: what this setting is used for.
     """
 
     sampler: str
@@ -31,7 +31,7 @@ class SamplerSetting:
 
     @property
     def label(self) -> str:
-        """Such as `topk(k=50)`; the temperature is told apart."""
+        """Name and parameters without the temperature, such as `topk(k=50)`."""
         named = ", ".join(f"{name}={value}" for name, value in self.params.items() if name != "temperature")
         return f"{self.sampler}({named})" if named else self.sampler
 

@@ -36,7 +36,7 @@ MISFIT = 1.1
 0.8 to 1.0 on stories and web text, 1.1 to 3.6 with each other's tokenizer or a permuted one."""
 
 VARIED = 0.5
-"""Entropy of the mean prediction, in units of the unigram loss, below which a model says too little to be asked."""
+"""Entropy of the mean prediction, in units of the unigram loss, below which it says too little to be compared."""
 
 MONOTONOUS = 0.9
 """Share of positions with the same top token from which the same holds: 98 % in the first steps of a training, up
@@ -55,7 +55,7 @@ class Cause:
 
     Attributes:
         kind: see the module.
-        reason: a sentence with the numbers that speak for it; empty where others tell them.
+        reason: a sentence with the numbers that speak for it; empty where other sentences state them.
         steps: what to do.
     """
 
@@ -79,7 +79,7 @@ def find_causes(measures: Measures, weights: Sequence[TensorHealth], unit: str) 
 
 
 def shift_of(measures: Measures) -> tuple[int, float, float] | None:
-    """How far predictions and targets are apart, in positions, or None where they are not.
+    """The offset between predictions and targets, in positions; None where there is none.
 
     Returns:
         the offset, from -2 to 2: the top token of a position is the target of the one so many further on; and the

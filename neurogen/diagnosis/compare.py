@@ -106,7 +106,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one sampler did.
+    """The texts of one sampler, and their measures.
 
     Attributes:
         label: the sampler with its parameters.
@@ -166,7 +166,7 @@ def compare(
         samplers: at least one.
         prompts: at least one; sample i of prompt j has the same seed with every sampler.
         references: for each prompt the right answers, for accuracy.
-        progress: is told texts done and their total.
+        progress: called with the number of texts done and their total.
         **options: as for `RunOptions`: n, max_new_tokens, seed, stop, chat, batch_size, processors, parse_special.
 
     Raises:
@@ -177,15 +177,15 @@ def compare(
         raise ParameterError("There is nothing to compare: give at least one sampler and one prompt.", "samplers")
     check_loaded(model, "compare", "name", "tokenizer", "context_length")
     run = RunOptions(**options)
-    said = {name: value for name, value in vars(run).items() if name != "processors"}
-    said["processors"] = list(map(repr, run.processors))
-    comparison = Comparison(model.name, [prompt.text for prompt in prompts], said)
+    shown = {name: value for name, value in vars(run).items() if name != "processors"}
+    shown["processors"] = list(map(repr, run.processors))
+    comparison = Comparison(model.name, [prompt.text for prompt in prompts], shown)
     answers = {one.index: given for one, given in zip(prompts, references or (), strict=references is not None)}
     total = len(samplers) * len(prompts) * run.n
     for number, sampler in enumerate(samplers):
         done = number * len(prompts) * run.n
-        told = partial(_tell, progress, done, total)
-        samples, failures, seconds = _run(model, sampler, prompts, run, told)
+        report = partial(_tell, progress, done, total)
+        samples, failures, seconds = _run(model, sampler, prompts, run, report)
         tokens = sum(sample.tokens for sample in samples)
         measures = _measures(samples, answers)
         label = repr(sampler).removesuffix("()")
@@ -237,8 +237,8 @@ def _with(spec: str, parameter: str, value: Decimal) -> str:
     return f"{spec}({plain})"
 
 
-class _Sums:
-    """Is shown the steps of an engine and adds up what is measured, by sequence."""
+class _TokenSums:
+    """Observes the steps of an engine and adds up what is measured, by sequence."""
 
     def __init__(self) -> None:
         self.of: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0])
@@ -264,7 +264,7 @@ def _run(
     options: RunOptions,
     progress: Callable[[int], Any],
 ) -> tuple[list[Sample], list[Failure], float]:
-    sums = _Sums()
+    sums = _TokenSums()
     engine = engine_for(model, sampler, batch_size=options.batch_size, observer=sums)
     results: list[Result] = []
     failures: list[Failure] = []

@@ -1,4 +1,4 @@
-"""Why can't I see whether my model learns? Measures raw logits over a text, and says what is wrong with them.
+"""The diagnosis of a model, or of anyone's logits: what is measured, the verdict, its reasons and what to do next.
 
     texts -> windows -> model -> logits -> measures -> accuracies, verdict -> Diagnosis
 
@@ -52,7 +52,7 @@ ROWS_LISTED = 100
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the first text, and what the model thought of it.
+    """A token of the first text, and the token that the model preferred there.
 
     Attributes:
         text: its own text.
@@ -69,7 +69,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Diagnosis(Displayed):
-    """What was found.
+    """The result of a diagnosis.
 
     Attributes:
         source: the model or file.
@@ -121,7 +121,7 @@ class Diagnosis(Displayed):
         return sum(count * abs(top1 - right) for count, top1, right in bins) / positions if positions else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """All of it except single positions, as plain values; what is not a finite number is None."""
+        """The report as plain values, without single positions; a number that is not finite is None."""
         invalid = np.flatnonzero(~self.measures.valid)
         report: dict[str, Any] = {
             "source": self.source,
@@ -205,7 +205,7 @@ def diagnose_model(
         max_tokens: the most positions that are measured.
         context: tokens that are fed at once; by default 512, or what the model can take if that is less.
         batch_size: windows at a time; fewer where their logits would be too large.
-        progress: is told the positions done and their total, now and then.
+        progress: called now and then with the number of positions done and their total.
         parse_special: make special tokens of their spellings in the texts; see `Tokenizer.encode`.
         logits_are: what the model's `forward` returns; see `diagnose_logits`.
 
@@ -316,7 +316,7 @@ def _text_of(tokenizer: Tokenizer, token: int) -> str:
 
 
 def _columns(measures: Measures) -> dict[str, NDArray[np.float64]]:
-    """Everything that is summarised, by the name it has in JSON."""
+    """The measures that are summarised, by their names in JSON."""
     columns = {
         "loss": measures.loss,
         "target_probability": measures.target_probability,

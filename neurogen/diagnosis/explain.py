@@ -43,10 +43,10 @@ __all__ = [
 ]
 
 PAGE_CANDIDATES = 200
-"""So many of the largest logits a page gets of every step, so that its sliders can move."""
+"""Number of the largest logits of every step that a page gets for its sliders."""
 
 TAIL_BINS = 64
-"""The other logits are told by a histogram."""
+"""Bins of the histogram of the other logits."""
 
 GAVE_WAY = "a processor gave way, see the notice"
 
@@ -260,7 +260,7 @@ def _stages(sampler: Sampler, logits: Tensor, seed: int, position: int, params: 
 
 
 class _StepExplainer:
-    """Is shown the steps of an engine and explains each."""
+    """Observes the steps of an engine and explains each."""
 
     def __init__(self, model: DecodableModel, sampler: Sampler, top: int) -> None:
         self._steps: list[ExplainedStep] = []
@@ -273,7 +273,7 @@ class _StepExplainer:
         self._processing: Processing | None = None
 
     def explanation(self, result: Result) -> Explanation:
-        """What was seen so far, of a sequence with this result."""
+        """The explanation of the steps observed so far, for a sequence with this result."""
         sampler = self._sampler
         return Explanation(
             self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps
@@ -297,7 +297,7 @@ class _StepExplainer:
             self._processing.accept(token)
 
     def _processors(self, request: Request, logits: Tensor) -> tuple[list[Stage], Tensor, list[tuple[str, Tensor]]]:
-        """Each processor in order, on what the last one left; then what is done where they leave nothing together."""
+        """Apply each processor in order, and do as the engine does where together they leave no token."""
         if self._processing is None:
             self._processing = Processing(request)
         stages: list[Stage] = []
@@ -315,7 +315,7 @@ class _StepExplainer:
         return stages, current, removed
 
     def _sampler_stages(self, row: Row, logits: Tensor) -> list[SamplerStage]:
-        """What the sampler did with what the processors left; then its memory goes on, as it did in the engine."""
+        """The stages of the sampler on the processed logits; its memory is updated as in the engine."""
         request, position = row.request, len(row.prompt) + row.produced
         params: dict[str, Any] = dict(request.params)
         if not self._sampler.stateful:
@@ -408,6 +408,6 @@ def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[i
     count = min(PAGE_CANDIDATES, len(order))
     largest = list(zip(order[:count].tolist(), values[:count].double().tolist(), strict=True))
     rest = values[count:].double()
-    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted, so that each bin holds what is alike
+    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted: values of a bin are similar
     tail = [(len(b), float(b.mean())) for b in bins if len(b)]
     return largest, tail, values.float().numpy().astype("<f4").tobytes()

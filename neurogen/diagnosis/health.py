@@ -48,10 +48,10 @@ CHUNK_BYTES = 256 << 20
 """Float32 logits that are worked on at a time where torch does the work."""
 
 LEAST = -1e4
-"""What -inf counts as where it is multiplied by its probability of zero."""
+"""Stands for -inf where it is multiplied by its probability of zero."""
 
 NO_TARGET = -1
-"""What every ignored target is called from the border on."""
+"""Replaces every ignored target once the arguments are checked."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,4 +1,4 @@
-"""What a diagnosis measures: text cut into windows of tokens, or logits that somebody else's model wrote to a file."""
+"""The input of a diagnosis: texts cut into windows of tokens, or logits and targets in a file of any program."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ def windows(
         DataError: no text has two tokens.
     """
     given = {"parse_special": True} if parse_special else {}
-    found: list[Window] = []
+    pieces: list[Window] = []
     left = max_tokens
     for document, text in enumerate(texts):
         ids = tokenizer.encode(text, **given)
         for start in range(0, len(ids) - 1, context):
             piece = ids[start : start + min(context, left) + 1]
-            found.append(Window(document, tuple(piece)))
+            pieces.append(Window(document, tuple(piece)))
             left -= len(piece) - 1
             if left == 0:
-                return found
-    if not found:
+                return pieces
+    if not pieces:
         raise DataError("There is no text to measure: no text has two tokens. Give longer texts.")
-    return found
+    return pieces
 
 
 def read_texts(path: str) -> tuple[list[str], list[BrokenLine]]:
@@ -113,7 +113,7 @@ def _texts(lines: BinaryIO, source: str) -> tuple[list[str], list[BrokenLine]]:
 
 
 def _text_only(line: bytes) -> bytes:
-    """A line without the fields that only a run heeds; what is no JSON object is left for `parse_lines` to judge."""
+    """A line without the fields that matter to a run alone; other lines are left for `parse_lines` to refuse."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -40,10 +40,10 @@ CHUNK_LOGITS = 1 << 21
 """Logits that are worked on at a time: 16 MiB as float64, and about eight times as much at the peak."""
 
 WHOLE = ("vocab_size", "predicted", "kind")
-"""What `Measures` holds of all positions together, not of each."""
+"""Fields of `Measures` that describe all positions together."""
 
 NEGLIGIBLE = -800.0
-"""What -inf counts as where it is multiplied by its weight: exp(-800) is 0 in float64."""
+"""Stands for -inf where it is multiplied by its weight: exp(-800) is 0 in float64."""
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -167,9 +167,9 @@ def measure(
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         rows_of_part = logits[part] if kind == "logits" else log_of(logits[part])
-        found, mass = _chunk(rows_of_part, targets[part], samplers)
+        columns_of_part, mass = _chunk(rows_of_part, targets[part], samplers)
         predicted = mass if predicted is None else predicted + mass
-        for name, values in found.items():
+        for name, values in columns_of_part.items():
             if name not in columns:  # made at once: small results kept between large temporaries fragment the heap
                 columns[name] = np.empty((len(logits), *values.shape[1:]), values.dtype)
             columns[name][part] = values

@@ -1,14 +1,16 @@
 """Runs a recording again and compares every token; says where the first difference is, and why.
 
-Whether the model gave the same logits tells what is to blame: the model's arithmetic, or sampler and processors.
+If the model gave the same logits, the sampler or a processor is the cause; else the model's arithmetic is.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -57,7 +59,7 @@ class ReplayReport:
         differences: the first of each sequence that differs in a token, the earliest step first.
         drifted: steps before any difference whose logits were not the same bit for bit, though the token was.
         largest_drift: the largest distance found in those.
-        environment: name -> (recorded, now), of what is not as it was.
+        environment: name -> (recorded, now), of everything that has changed.
     """
 
     sequences: int = 0
@@ -127,77 +129,78 @@ def replay(
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{recording.path} lacks what a replay needs: {error}. It is damaged.") from None
     model = load(name)
-    watch = _Comparison(recording)
-    engine = engine_for(model, sampler, batch_size=options.batch_size, observer=watch)
-    report = watch.report
-    now = environment(model, sampler)
-    report.environment = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+    observer = _Observer(recording.steps)
+    engine = engine_for(model, sampler, batch_size=options.batch_size, observer=observer)
+    results = []
     for event in Runner(model, sampler, options, engine=engine).run(iter(prompts), skip=lambda *key: key in skip):
-        if isinstance(event, Failure) and watch.lacks(event):
+        if isinstance(event, Failure) and observer.lacks(event):
             raise event.error  # one that failed when it was recorded fails again at the same step
         if isinstance(event, Result):
-            report.results.append(event)
-    watch.finish()
+            results.append(event)
+    now = environment(model, sampler)
+    changed = {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+    report = ReplayReport(sequences=len(recording.steps), results=results, environment=changed)
+    _compare(recording, observer.steps, report)
     return report
 
 
-class _Comparison:
-    """Is shown the steps of a replay and compares them with those recorded."""
+class _Step(NamedTuple):
+    """A step of a replay: its token, and whether and how far its logits differ from those recorded."""
 
-    def __init__(self, recording: Recording) -> None:
-        self.report = ReplayReport(sequences=len(recording.steps))
-        self._steps = recording.steps
-        self._complete = recording.complete
-        self._done: dict[Key, int] = defaultdict(int)
-        self._differing: set[Key] = set()
+    token: int | None = None
+    same_logits: bool = False
+    distance: float = math.nan
+
+
+class _Observer:
+    """Observes the steps of a replay, by sequence."""
+
+    def __init__(self, recorded: Mapping[Key, list[Mapping[str, Any]]]) -> None:
+        self.steps: dict[Key, list[_Step]] = defaultdict(list)
+        self._recorded = recorded
 
     def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
         for row, values, one in zip(rows, logits, drawn, strict=True):
-            key = key_of(row)
-            if not row.finished and one.error is None and key not in self._differing:
-                self._compare(key, values, one.token_id)
+            if row.finished or one.error is not None:
+                continue
+            steps, recorded = self.steps[key_of(row)], self._recorded.get(key_of(row), [])
+            if len(steps) >= len(recorded):
+                steps.append(_Step(one.token_id))
+                continue
+            line = recorded[len(steps)]
+            same = describe(values)["logits"] == line["logits"]
+            steps.append(_Step(one.token_id, same, 0.0 if same else _distance(line["top"], values)))
 
     def lacks(self, failure: Failure) -> bool:
         """Whether a sequence that failed had more tokens when it was recorded."""
-        failed = [(i, n) for i, n in self._steps if i == failure.index and failure.sample in (None, n)]
-        return any(self._done[key] < len(self._steps[key]) for key in failed)
+        failed = [(i, n) for i, n in self._recorded if i == failure.index and failure.sample in (None, n)]
+        return any(len(self.steps[key]) < len(self._recorded[key]) for key in failed)
 
-    def finish(self) -> None:
-        """Sequences that ended before those recorded differ too; the earliest difference comes first."""
-        for key, steps in self._steps.items():
-            if key not in self._differing and self._done[key] < len(steps):
-                step = self._done[key]
-                self._differ(Difference(*key, step, steps[step]["token"], None, False, float("nan")))
-        self.report.differences.sort(key=lambda one: (one.step, one.index, one.sample))
 
-    def _compare(self, key: Key, values: Tensor, token: int) -> None:
-        step = self._done[key]
-        self._done[key] += 1
-        recorded = self._steps.get(key, [])
-        if step >= len(recorded):
-            if self._complete:
-                self._differ(Difference(*key, step, None, token, False, float("nan")))
-            return
-        self.report.steps += 1
-        line = recorded[step]
-        same = describe(values)["logits"] == line["logits"]
-        distance = 0.0 if same else _distance(line["top"], values)
-        if token != line["token"]:
-            self._differ(Difference(*key, step, line["token"], token, same, distance))
-        elif not same:
-            self.report.drifted += 1
-            self.report.largest_drift = max(self.report.largest_drift, distance)
-
-    def _differ(self, difference: Difference) -> None:
-        self._differing.add((difference.index, difference.sample))
-        self.report.differences.append(difference)
+def _compare(recording: Recording, replayed: Mapping[Key, list[_Step]], report: ReplayReport) -> None:
+    """Compare every sequence up to its first difference; a recording that was cut off tells nothing of later steps."""
+    for key in dict.fromkeys((*recording.steps, *replayed)):
+        recorded = [line["token"] for line in recording.steps.get(key, [])]
+        steps = replayed.get(key, [])
+        if not recording.complete:
+            steps = steps[: len(recorded)]
+        for number, (token, step) in enumerate(zip_longest(recorded, steps)):
+            found = step or _Step()
+            report.steps += token is not None and step is not None
+            if found.token != token:
+                report.differences.append(Difference(*key, number, token, *found))
+                break
+            if not found.same_logits:
+                report.drifted += 1
+                report.largest_drift = max(report.largest_drift, found.distance)
+    report.differences.sort(key=lambda one: (one.step, one.index, one.sample))
 
 
 def _distance(top: Sequence[tuple[int, float | None]], logits: Tensor) -> float:
     """The largest distance of recorded logits; of those that were not finite, which are null, there is none."""
     values = logits.float()
     within = [(token, value) for token, value in top if value is not None and 0 <= token < len(values)]
-    return max((abs(float(values[token]) - value) for token, value in within), default=float("nan"))
+    return max((abs(float(values[token]) - value) for token, value in within), default=math.nan)
 
 
 def _shown(token: int | None) -> str:

@@ -197,7 +197,7 @@ def _broken_weights(weights: Sequence[TensorHealth]) -> list[str]:
 
 
 def _numbers(verdict: Verdict, measures: Measures) -> str:
-    """What the verdict rests on."""
+    """The numbers on which the verdict is based."""
     health, target, unigram = measures.health, measures.target_probability, measures.unigram_loss
     uniform = math.log(health.vocab_size)
     if verdict == "flat":
@@ -229,7 +229,7 @@ def _numbers(verdict: Verdict, measures: Measures) -> str:
 
 
 def _sampled_accuracies(verdict: Verdict, accuracies: Sequence[SamplerAccuracy]) -> str:
-    """What the samplers would have said, and what can be read from it."""
+    """What the samplers would have reported, and what follows from it."""
     greedy, *mistakes = [score for score in accuracies if score.setting.params.get("temperature", 1.0) == 1.0]
     said = " and ".join(f"{score.setting.label} {percent(score.accuracy)}" for score in mistakes)
     never = max(mistakes, key=lambda score: score.never)
@@ -247,22 +247,22 @@ def _habits(measures: Measures, verdict: Verdict) -> list[str]:
     """What the model does instead of predicting: it repeats its input, or says the same everywhere."""
     if verdict == "healthy":
         return []
-    found = []
+    habits = []
     known = measures.inputs >= 0
     copies = float((measures.greedy == measures.inputs)[known].mean()) if known.any() else 0.0
     if copies > MOSTLY and verdict != "flat":  # with tied embeddings, a new model does so faintly
-        found.append(
+        habits.append(
             f"At {percent(copies)} of positions the top token is the one just read: the model copies its input, as one "
             "does that was trained on targets that are not shifted, or whose tied embeddings are far too large."
         )
     ids, counts = np.unique(measures.greedy, return_counts=True)
     share = float(counts.max() / counts.sum())
     if share > MOSTLY and len(measures) > NAMED:
-        found.append(
+        habits.append(
             f"At {percent(share)} of positions the top token is the same, id {ids[counts.argmax()]}: what stands "
             "before hardly matters to the model."
         )
-    return found
+    return habits
 
 
 def _odd_weights(weights: Sequence[TensorHealth]) -> list[str]:

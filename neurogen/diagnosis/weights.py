@@ -69,7 +69,7 @@ class TensorHealth:
         return self.rms * math.sqrt(self.shape[-1]) if len(self.shape) > 1 else self.rms
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the layer is told by the name."""
+        """Plain values without the layer, which the name contains."""
         return {name: value for name, value in vars(self).items() if name != "layer"}
 
 

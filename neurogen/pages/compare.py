@@ -108,7 +108,7 @@ def _labels(outcomes: Sequence[Outcome]) -> list[str]:
     labels = []
     for outcome, own in zip(outcomes, params, strict=True):
         alike = [other for one, other in zip(outcomes, params, strict=True) if _name(one) == _name(outcome)]
-        told = [pair for pair in own if pair and (len(alike) > 1) and not all(pair in other for other in alike)]
-        label = f"{_name(outcome)} {', '.join(told)}".strip()
+        params_shown = [pair for pair in own if pair and (len(alike) > 1) and not all(pair in other for other in alike)]
+        label = f"{_name(outcome)} {', '.join(params_shown)}".strip()
         labels.append(label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "\u2026")
     return labels

@@ -25,7 +25,7 @@ SLIDERS = {"topk": "k", "topp": "p", "temperature": None}
 """Sampler -> the slider, beside that of the temperature, that does what it does."""
 
 LINE_BREAK = "<0x0A>"
-"""How a SentencePiece vocabulary spells it."""
+"""How a SentencePiece vocabulary spells a line break."""
 
 
 def write_page(explanation: Explanation, path: str | Path) -> None:

@@ -135,7 +135,7 @@ def _points(axes: Axes, lines: Lines, name: str, color: str, label: str) -> None
 
 
 def _number(value: Any) -> float:
-    """As it is drawn: what is not finite is null in the file, and NaN, which is left out, here."""
+    """The value to draw: NaN, which is left out, where it is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
