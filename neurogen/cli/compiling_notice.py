@@ -8,11 +8,13 @@ import threading
 from types import FrameType
 
 from neurogen.cli.common import is_terminal
-from neurogen.cli.output import SLOW_SECONDS, status_line
+from neurogen.cli.output import status_line
 from neurogen.contract.sampler import Sampler
 from neurogen.kernels.compiling import watch
 
 __all__ = ["CompilingNotice", "watch_compiling"]
+
+SLOW_SECONDS = 2.0  # longer than it takes to read kernels that have been compiled
 
 
 class CompilingNotice:

@@ -1,6 +1,6 @@
 """The option `--model` of the commands that take what `neurogen run` takes, and loading what it names.
 
-Imports torch only where a model is loaded. What runs on an engine of choice is loaded by `engine_options`.
+Imports torch only where a model is loaded. What runs on an engine of choice is loaded by `runners`.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,18 @@ from neurogen.files import to_json
 from neurogen.text.printable import json_printable, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
+    from neurogen.cli.arguments import Arguments
     from neurogen.cli.results import Key
     from neurogen.text.generation import Failure, Result, TextDelta
 
 __all__ = [
     "JsonOutput",
     "Output",
+    "Progress",
     "Summary",
     "TextOutput",
-    "Watch",
-    "if_slow",
+    "count_of",
+    "display",
     "loading",
     "status_line",
     "write_stdout",
@@ -38,7 +37,6 @@ __all__ = [
 ]
 
 ERASE_LINE = "\r\x1b[2K"
-SLOW_SECONDS = 2.0  # longer than it takes to read kernels that have been compiled
 
 
 def write_stdout(text: str) -> None:
@@ -95,14 +93,14 @@ class TextOutput(Output):
     """
 
     def __init__(self, order: Sequence[Key], *, stream: bool, terminal: bool) -> None:
-        self._waiting = list(reversed(order))
+        self._waiting = deque(order)
         self._several = len(order) > 1
         self._stream = stream
         self._terminal = terminal
         self._texts: dict[Key, str] = {}
         self._finished: set[Key] = set()
-        self._given_up: set[Key] = set()
-        self._written: int | None = None  # of the first in line; None before it has begun
+        self._failed: set[Key] = set()
+        self._written: int | None = None  # characters of the first in line; None before it has begun
         self._first = True
 
     def delta(self, delta: TextDelta) -> None:
@@ -115,41 +113,37 @@ class TextOutput(Output):
         key = (result.index, result.sample)
         self._texts[key] = result.text
         self._finished.add(key)
-        if key in self._given_up:  # another sample of its prompt failed and this one did not: next in line
-            self._waiting.insert(len(self._waiting) - (self._written is not None), key)
+        if key not in self._waiting:  # other samples of its prompt failed and this one did not: next in line
+            self._waiting.insert(0 if self._written is None else 1, key)
         self._advance()
 
     def failure(self, failure: Failure) -> None:
         """Wait no longer for the sequence, or for all of the prompt's."""
         index, sample = failure.index, failure.sample
-        meant = [key for key in self._waiting if key[0] == index and sample in (None, key[1])]
-        for key in [key for key in meant if key not in self._finished]:
-            if key == self._waiting[-1]:
-                self._end()
-            self._waiting.remove(key)
-            self._given_up.add(key)
-        self._advance()
+        self._give_up(key for key in self._waiting if key[0] == index and sample in (None, key[1]))
 
     def close(self) -> None:
         """Write what waited behind sequences that failed or were cut off."""
-        while self._waiting:
-            if self._waiting[-1] in self._finished:
-                self._advance()
-            else:
-                self._texts.pop(self._waiting.pop(), None)
-                self._end()
+        self._give_up(self._waiting)
+
+    def _give_up(self, keys: Iterable[Key]) -> None:
+        self._failed.update(key for key in keys if key not in self._finished)
+        self._advance()
 
     def _advance(self) -> None:
+        """Write what is certain of the first in line, and take away those that have ended."""
         while self._waiting:
-            key = self._waiting[-1]
-            finished = key in self._finished
-            if finished or (self._stream and self._texts.get(key)):
+            key = self._waiting[0]
+            is_finished = key in self._finished
+            if is_finished or (self._stream and self._texts.get(key) and key not in self._failed):
                 self._write(key)
-            if not finished:
+            if not is_finished and key not in self._failed:
                 return
-            self._waiting.pop()
-            self._end()
-            del self._texts[key]
+            self._waiting.popleft()
+            self._texts.pop(key, None)
+            if self._written is not None:
+                write_stdout("\n")
+            self._written = None
 
     def _write(self, key: Key) -> None:
         if self._written is None:
@@ -166,59 +160,102 @@ class TextOutput(Output):
         gap = "" if self._first else "\n"
         self._first = False
         heading = click.style(f"prompt {key[0] + 1}, sample {key[1] + 1}", bold=True) + "\n" if self._terminal else ""
-        write_stdout(gap + _colored(heading))
-
-    def _end(self) -> None:
-        if self._written is not None:
-            write_stdout("\n")
-        self._written = None
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        write_stdout(gap + (click.unstyle(heading) if plain else heading))
 
 
-class Watch:
+class Progress:
     """A progress bar on stderr, or nothing where that is no terminal."""
 
     def __init__(self, *, total: int, done: int, shown: bool) -> None:
-        self._progress = _progress() if shown else None
+        self._bar = _progress_bar() if shown else None
         self._started = time.perf_counter()
         self._tokens = 0
-        if self._progress is not None:
-            self._task = self._progress.add_task("", total=total, completed=done, speed="")
-            self._progress.start()
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total, completed=done, speed="")
+            self._bar.start()
 
     def advance(self, tokens: int) -> None:
         """One sequence more is done."""
         self._tokens += tokens
-        if self._progress is not None:
+        if self._bar is not None:
             speed = self._tokens / max(time.perf_counter() - self._started, 1e-9)
-            self._progress.update(self._task, advance=1, speed=f"{speed:,.1f} tokens/s")
+            self._bar.update(self._task, advance=1, speed=f"{speed:,.1f} tokens/s")
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Clear the bar away while something else is written to the terminal."""
-        if self._progress is None:
+        if self._bar is None:
             yield
             return
-        self._progress.stop()
+        self._bar.stop()
         try:
             yield
         finally:
-            self._progress.start()
+            self._bar.start()
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,} sequences"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+
+
+@contextmanager
+def display(arguments: Arguments, todo: Sequence[Key], done: int) -> Iterator[tuple[Output, Progress]]:
+    """Where results are shown, and how far the run is; closed whatever happens.
+
+    Args:
+        arguments: say what is shown where.
+        todo: the keys that are to come.
+        done: how many are there already.
+    """
+    streams = arguments.stream if arguments.stream is not None else len(todo) == 1
+    output, grows = Output(), False
+    if arguments.as_json:
+        output = JsonOutput()
+    elif arguments.output is None or arguments.stream:
+        output = TextOutput(todo, stream=streams, terminal=is_terminal(sys.stdout))
+        grows = streams and is_terminal(sys.stdout)  # then no bar beside the text
+    progress = Progress(total=len(todo) + done, done=done, shown=arguments.shows_progress and not grows)
+    is_read = True
+    try:
+        yield output, progress
+    except BrokenPipeError:
+        is_read = False
+        raise
+    finally:
+        progress.close()
+        if is_read:
+            output.close()
 
 
 class Summary:
     """Counts what a run did, for its closing line."""
 
-    def __init__(self, sampler: str, seed: int) -> None:
-        self._sampler = sampler
-        self._seed = seed
+    def __init__(self) -> None:
         self._last: Result | None = None
         self._tokens = 0
         self._reasons: Counter[str] = Counter()
+        self.start()
+
+    def start(self) -> None:
+        """Decoding begins now."""
         self._started = time.perf_counter()
 
     @property
@@ -232,54 +269,42 @@ class Summary:
         self._tokens += result.new_tokens
         self._reasons[result.finish_reason] += 1
 
-    def line(self) -> str:
-        """The closing line."""
+    def line(self, sampler: str, seed: int) -> str:
+        """The closing line.
+
+        Args:
+            sampler, seed: the run's, for several sequences; a single one names its own.
+        """
         result = self._last
         if result is not None and self.sequences == 1:
-            name = _call(result.sampler, result.params)
+            params = ", ".join(f"{name}={value!r}" for name, value in result.params.items())
             return (
-                f"{name} seed {result.seed}: {_tokens(result.new_tokens)} in {result.seconds:.1f} s "
-                f"({result.tokens_per_second:.1f} tokens/s), finished by {result.finish_reason}"
+                f"{result.sampler}({params}) seed {result.seed}: {count_of(result.new_tokens, 'token')} in "
+                f"{result.seconds:.1f} s ({result.tokens_per_second:.1f} tokens/s), finished by {result.finish_reason}"
             )
         seconds = time.perf_counter() - self._started
         reasons = ", ".join(f"{reason} ({count:,})" for reason, count in self._reasons.most_common())
         return (
-            f"{self._sampler} seed {self._seed}: {self.sequences:,} sequences, {_tokens(self._tokens)} in "
+            f"{sampler} seed {seed}: {self.sequences:,} sequences, {count_of(self._tokens, 'token')} in "
             f"{seconds:.1f} s ({self._tokens / max(seconds, 1e-9):.1f} tokens/s), finished by {reasons}"
         )
 
 
 @contextmanager
-def loading(model: str, *, shown: bool) -> Iterator[Callable[[str], None]]:
+def loading(model: str, *, shown: bool) -> Iterator[None]:
     """Say on a terminal that the model is being loaded, and take it away afterwards.
 
     A line that does not move: reading a model holds the interpreter for seconds, and converting one shows its own
     progress.
-
-    Yields:
-        says something else in the place of that line.
     """
     shown = shown and os.environ.get("TERM") != "dumb"  # a line that cannot be taken away again
     if shown:
         status_line(f"Loading {model} ...")
     try:
-        yield lambda message: status_line(message) if shown else None
+        yield
     finally:
         if shown:
             status_line("")
-
-
-@contextmanager
-def if_slow(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` from another thread if what is done here takes more than a moment."""
-    timer = threading.Timer(SLOW_SECONDS, action)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 def status_line(text: str) -> None:
@@ -289,31 +314,6 @@ def status_line(text: str) -> None:
         sys.stderr.flush()
 
 
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} sequences"),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-    )
-
-
-def _call(sampler: str, params: Mapping[str, Any]) -> str:
-    return f"{sampler}({', '.join(f'{name}={value!r}' for name, value in params.items())})"
-
-
-def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count:,} tokens"
-
-
-def _colored(text: str) -> str:
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return click.unstyle(text) if plain else text
+def count_of(count: int, noun: str) -> str:
+    """A number and what is counted: "1 token", "2,000 tokens"."""
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"

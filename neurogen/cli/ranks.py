@@ -1,16 +1,116 @@
-"""What commands ask where several processes run them. `neurogen run` shares its prompts, by `prompt_sharing`."""
+"""Several processes that run one command, as torchrun and accelerate launch start them.
+
+`neurogen run` shares its prompts among them through a torch.distributed group; every other command refuses. Knows
+nothing of prompts, results or models.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import click
 
-from neurogen.cli.prompt_sharing import Ranks, rank_and_world
+from neurogen.errors import DataError, ParameterError
 
-__all__ = ["check_single", "launched", "local_device"]
+__all__ = ["Ranks", "check_single", "launched", "local_device", "rank_and_world"]
+
+POLL_SECONDS = 0.1
+JOIN_TIME = timedelta(minutes=5)
+"""How long the processes wait for each other to start."""
+
+WORK_TIME = timedelta(days=3650)
+"""How long a process that has finished waits for the others; one that ends early is noticed at once."""
+
+
+class Ranks:
+    """The processes of one run, and this one's place among them.
+
+    Args:
+        rank: which process, from 0.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self._group: Any = None
+
+    def mine(self, index: int) -> bool:
+        """Whether a line is this process's."""
+        return index % self.world == self.rank
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be connected with the other processes.
+
+        Raises:
+            ParameterError: the environment does not say where they meet.
+            DataError: one of them does not come.
+        """
+        import torch.distributed as dist
+
+        try:
+            dist.init_process_group("gloo", timeout=JOIN_TIME)
+            self._group = dist.new_group(backend="gloo", timeout=WORK_TIME)
+        except ValueError as error:
+            raise ParameterError(
+                f"{self.world} processes run this command (WORLD_SIZE), and they cannot find each other: {error}. "
+                "Start them with torchrun or accelerate launch.",
+                "MASTER_ADDR",
+            ) from None
+        except RuntimeError as error:
+            raise DataError(f"The other processes of this run cannot be reached: {error}.") from None
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 calls this with, in every process."""
+        return self.gathered(value)[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process calls this with, in the order of ranks; waits for all of them.
+
+        Raises:
+            DataError: one has ended before.
+        """
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        try:
+            waiting = dist.barrier(group=self._group, async_op=True)
+            while not waiting.is_completed():
+                time.sleep(POLL_SECONDS)  # here Ctrl-C and SIGTERM are heard, unlike in a collective operation
+            waiting.wait()
+            dist.all_gather_object(values, value, group=self._group)
+        except RuntimeError:
+            raise DataError(
+                "Another process of this run has ended early: its message says why. Repeat the command to go on."
+            ) from None
+        return values
+
+
+def rank_and_world(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """What RANK and WORLD_SIZE say; None where they name no launch of several processes.
+
+    Raises:
+        ParameterError: they contradict each other.
+    """
+    rank, world = environment.get("RANK"), environment.get("WORLD_SIZE")
+    if rank is None or world in (None, "1"):
+        return None
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise ParameterError(
+            f"The environment has RANK={rank} and WORLD_SIZE={world}. A launcher such as torchrun sets RANK to an "
+            "integer >= 0 and below WORLD_SIZE; unset both to run a single process.",
+            "RANK",
+        )
+    return int(rank), int(world)
 
 
 def check_single(ctx: click.Context | None = None) -> None:
@@ -30,7 +130,7 @@ def check_single(ctx: click.Context | None = None) -> None:
 
 
 def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ranks | None:
-    """This process's share where several have been launched, else None.
+    """This process's place where several have been launched, else None.
 
     Args:
         values: the options of `neurogen run`.
@@ -43,8 +143,7 @@ def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ran
     found = rank_and_world(os.environ)
     if found is None:
         return None
-    rank, world = found
-    several = f"{world} processes run this command (WORLD_SIZE)"
+    several = f"{found[1]} processes run this command (WORLD_SIZE)"
     if values["prompts"] in (None, "-") or values["output"] is None:
         raise click.UsageError(
             f"{several}: they share --prompts FILE.jsonl and write --output FILE.jsonl. Unset WORLD_SIZE to run one.",
@@ -55,7 +154,7 @@ def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ran
     for name, option in (("as_json", "--json"), ("stream", "--stream"), ("record", "--record")):
         if values[name]:
             raise click.UsageError(f"{several}: {option} is for a single one.", ctx)
-    return Ranks(rank, world, values["output"])
+    return Ranks(*found)
 
 
 def local_device(device: str) -> str:

@@ -1,8 +1,9 @@
-"""A file of results that a run appends to, and that a repeated run goes on with: no line lost, none doubled.
+"""The file of results that a run appends to, and that a repeated run goes on with: no line lost, none doubled.
 
 Every line is one result with what identifies its run. A line is written in one piece and ends with a line break, so
 after a crash at most the last one is incomplete. It is dropped, or completed where its end alone is missing, once all
-other lines have turned out to belong to the run that goes on: until then nothing in the file is changed.
+other lines have turned out to belong to the run that goes on: until then nothing in the file is changed. Knows nothing
+of models and of what a run shows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,12 +22,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from neurogen.errors import DataError
-from neurogen.files import append, to_json, write_problem, writing
+from neurogen.files import append, replacing, to_json, write_problem, writing
 
-__all__ = ["ResultsFile"]
+__all__ = ["Key", "ResultsFile"]
 
 Key = tuple[int, int]
 """(index of the prompt, number of the sample)."""
+
+Identity = Callable[[Key], Mapping[str, Any] | None]
+"""The fields that the line of a key must have in this run, a field that is itself a mapping being compared by its own
+fields; None where the run has no such key."""
 
 BEGINNING = b'{"index": 0, "sample": 0, "prompt": "'
 """How every line begins, whatever its numbers."""
@@ -40,31 +45,37 @@ SHOWN = 60
 
 
 class ResultsFile:
-    """Results of one run, in a file that only this object writes to until it is closed.
+    """Results of one run, in a file that no other run writes to until it is closed.
 
     Args:
         path: a file of results of an earlier, interrupted run, or one that does not exist yet.
+        rank: which of several processes this is that write the file together. Rank 0 opens it first, resumes it, and
+            sorts it when all have finished; the others only append. None: there is one process.
 
     Attributes:
         path: as given.
 
     Raises:
-        DataError: it cannot be written, another process is writing it, or it holds something else than results. What
+        DataError: it cannot be written, another run is writing it, or it holds something else than results. What
             is in such a file is left alone.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, rank: int | None = None) -> None:
         self.path = Path(path)
+        self._place = self.path.resolve()
         self._synced = time.monotonic()
         self._descriptor = -1
         self._lines: list[tuple[int, dict[str, Any]]] = []
-        self._whole: int | None = 0  # bytes of whole lines; None once the file ends with one
+        self._whole = 0  # bytes of whole lines
         self._lacks_break = False  # the last of them ends without a line break
-        self._lock = FileLock(f"{self.path.resolve()}.lock", timeout=0)
-        self._acquire()
+        self._lock = FileLock(f"{self._place}.lock", timeout=0)
+        self._turn = None if rank is None else FileLock(f"{self._place}.turn")
+        if not rank:
+            self._acquire()
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._read()
+            if not rank:
+                self._read()
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -84,12 +95,11 @@ class ResultsFile:
         """The seed of the run that began this file; None where it holds no line."""
         return self._lines[0][1]["run"]["seed"] if self._lines else None
 
-    def resume(self, identity: Callable[[Key], Mapping[str, Any] | None]) -> set[Key]:
-        """Make sure that the lines in the file belong to this run.
+    def resume(self, identity: Identity) -> set[Key]:
+        """Make sure that the lines in the file belong to this run; it can be appended to afterwards.
 
         Args:
-            identity: the fields that the line of a key must have in this run, or None where this run has no such key.
-                A field that is itself a mapping is compared by its own fields.
+            identity: what the line of each key must have.
 
         Returns:
             the keys that are done.
@@ -111,20 +121,46 @@ class ResultsFile:
             done.add(key)
         self._lines.clear()
         self._mend()
+        self._take_over(identity, done)
         return done
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """Write one result, which begins with `index`, `sample` and `prompt`, as one line; `resume` comes first.
+        """Write one result, which begins with `index`, `sample` and `prompt`, as one line.
 
         Raises:
             DataError: it cannot be written, for example because the disk is full.
         """
         line = to_json(result).encode() + b"\n"
         assert _shape(line).startswith(BEGINNING), "what an incomplete line is known by"
-        with writing(None, self.path, needed=len(line), advice=FULL):
+        with writing(None, self.path, needed=len(line), advice=FULL), self._turn or nullcontext():
+            if self._turn is not None:
+                self._drop_what_is_cut()
             append(self._descriptor, line)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._sync()
+
+    def count(self) -> int:
+        """How many results there are, those of other processes included."""
+        with self.path.open("rb") as file:
+            return sum(line.endswith(b"\n") for line in file)
+
+    def sort(self) -> int:
+        """Put the lines in the order of prompts and samples, when all processes have finished.
+
+        Returns:
+            how many there are.
+
+        Raises:
+            DataError: the file cannot be written; it is as it was.
+        """
+        lines = sorted(self.path.read_bytes().split(b"\n")[:-1], key=_key_of)
+        data = b"".join(line + b"\n" for line in lines)
+        advice = "Free some space, and repeat the command: nothing is lost."
+        with writing(None, self.path, needed=len(data), advice=advice), replacing(self.path) as draft:
+            draft.write_bytes(data)
+        if self._turn is not None:
+            Path(self._turn.lock_file).unlink(missing_ok=True)
+        return len(lines)
 
     def close(self) -> None:
         """Bring everything to disk and let other processes have the file. May be called twice."""
@@ -171,16 +207,39 @@ class ResultsFile:
 
     def _mend(self) -> None:
         """Drop an incomplete last line, or give it the line break that it lacks."""
-        if self._whole is None:
-            return
         try:
             if self._whole < os.fstat(self._descriptor).st_size:
                 os.ftruncate(self._descriptor, self._whole)
             if self._lacks_break:
                 os.write(self._descriptor, b"\n")
-            self._whole = None
+                self._lacks_break = False
         except OSError as error:
             raise self._unusable(error) from None
+
+    def _drop_what_is_cut(self) -> None:
+        """Drop an incomplete last line: another process was killed while it wrote it."""
+        with self.path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read() in (b"", b"\n"):
+                return
+        os.ftruncate(self._descriptor, self.path.read_bytes().rfind(b"\n") + 1)
+
+    def _take_over(self, identity: Identity, done: set[Key]) -> None:
+        """Append what several processes of version 0.1 have left in files of their own, and remove those."""
+        pattern = re.compile(re.escape(self._place.name) + r"\.(turn|rank\d+(|\.alive|\.done|\.draft|\.lock))")
+        beside = sorted(path for path in self._place.parent.iterdir() if pattern.fullmatch(path.name))
+        for path in (path for path in beside if path.suffix.startswith(".rank")):
+            with ResultsFile(path) as file:
+                lines = [line for _, line in file._lines]
+                file.resume(identity)
+            for line in lines:
+                if (line["index"], line["sample"]) not in done:
+                    self.append(line)
+                    done.add((line["index"], line["sample"]))
+        if beside:
+            self._sync()
+        for path in beside:
+            path.unlink(missing_ok=True)
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         try:
@@ -225,6 +284,11 @@ def _is_cut_short(line: bytes, *, alone: bool) -> bool:
 def _shape(line: bytes) -> bytes:
     """How a line begins, with 0 for its numbers."""
     return re.sub(rb"(?<=: )\d+", b"0", line[: 4 * len(BEGINNING)])
+
+
+def _key_of(line: bytes) -> Key:
+    value = json.loads(line)
+    return value["index"], value["sample"]
 
 
 def _named(key: Key) -> str:

@@ -1,24 +1,21 @@
-"""`neurogen run`: its options and what they allow. What is then done is in `execution`.
+"""`neurogen run`: its options. What does not go together is refused by `run_checks`; the run itself is in `session`.
 
 The options depend on the sampler; see `sampler_options`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from neurogen.cli.beam_options import beam_options, check_beams, sampler_for_beams
+from neurogen.cli.arguments import DRAFT_TOKENS, Arguments
 from neurogen.cli.common import DescribedDefault, WholeNumber, debug_option, device_option, dtype_option, prompt_text
 from neurogen.cli.completion import complete_model
-from neurogen.cli.draft_options import check_draft, draft_options
-from neurogen.cli.engine_options import check_engine, engine_options
-from neurogen.cli.execution import execute
 from neurogen.cli.model_options import DEFAULT_MODEL, parse_special_option
 from neurogen.cli.processor_options import make_processors, processor_options
+from neurogen.cli.run_checks import BEAM_SAMPLER, beam_settings, check_draft, check_engine, check_output
 from neurogen.cli.sampler_options import (
     CommandWithSampler,
     complete_sampler,
@@ -26,8 +23,7 @@ from neurogen.cli.sampler_options import (
     profile_option,
     require_sampler,
 )
-from neurogen.cli.session import Arguments
-from neurogen.files import check_place
+from neurogen.cli.session import run_session
 from neurogen.registry.registry import default_registry
 from neurogen.text.generation import DEFAULT_NEW_TOKENS
 
@@ -40,14 +36,17 @@ def _texts(ctx: click.Context, param: click.Parameter, value: Sequence[str]) -> 
     return tuple(value)
 
 
-def _check_record(ctx: click.Context, values: Mapping[str, Any]) -> None:
-    """Refuse a recording that could not be written, or that would take the place of another file of this run."""
-    if values["record"] is None:
-        return
-    check_place("The recording", values["record"])
-    for name in ("prompts", "output"):
-        if values[name] is not None and Path(values[name]).resolve() == Path(values["record"]).resolve():
-            raise click.UsageError(f"--record would replace the file of --{name}: give it another name.", ctx)
+def _named_values(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Name -> value, as texts."""
+    named: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"it must be NAME=VALUE, got {text!r}.", ctx=ctx, param=param)
+        if name in named:
+            raise click.BadParameter(f"{name} is given twice.", ctx=ctx, param=param)
+        named[name] = value
+    return named
 
 
 def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -85,7 +84,19 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Draw N candidates for each sample, and give the one most probable for the model.",
 )
-@beam_options
+@click.option(
+    "--beams",
+    type=WholeNumber(1),
+    metavar="N",
+    help="Beam search of this width instead of a sampler: -n gives the N best sequences, the best first.",
+)
+@click.option(
+    "--length-penalty",
+    type=float,
+    metavar="X",
+    help="Of beam search: rank by log-probability / length ** X; more prefers longer texts.  [default: 1]",
+)
+@click.option("--early-stopping", is_flag=True, help="Of beam search: end as soon as there are as many texts as beams.")
 @click.option(
     "--max-new-tokens",
     type=WholeNumber(1),
@@ -116,8 +127,39 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
     metavar="N",
     help="Log-probabilities of the chosen token and of the N most probable, in --json and --output.",
 )
-@draft_options
-@engine_options
+@click.option(
+    "--draft",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="A smaller model with the same tokenizer, which proposes tokens that --model checks several at a time: "
+    "the distribution stays --model's.",
+)
+@click.option(
+    "--draft-tokens",
+    type=WholeNumber(1),
+    metavar="N",
+    help=f"How many tokens the draft proposes at a time.  [default: {DRAFT_TOKENS}]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("torch", "llamacpp", "vllm")),
+    default="torch",
+    show_default=True,
+    help="Runs the model: PyTorch; llama.cpp, for .gguf files; vLLM.",
+)
+@click.option(
+    "--engine-option",
+    multiple=True,
+    callback=_named_values,
+    metavar="NAME=VALUE",
+    help="An option of vLLM's own, such as max_model_len=4096; repeat for several.",
+)
+@click.option(
+    "--threads",
+    type=WholeNumber(1),
+    metavar="N",
+    help="Threads of the model on the CPU.  [default: PyTorch's own number]",
+)
 @parse_special_option
 @device_option
 @dtype_option
@@ -144,21 +186,11 @@ def _model(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.pass_context
 def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     """Continue prompts with a model and a sampler."""
-    name = require_sampler(ctx, sampler_for_beams(ctx, sampler))
-    if values["prompt"] is not None and values["prompts"] is not None:
-        raise click.UsageError("Give either --prompt or --prompts, not both.", ctx)
-    if values["stream"] and values["as_json"]:
-        raise click.UsageError("--stream writes text as it grows, --json whole objects: give one of them.", ctx)
-    if values["best_of"] > 1 and (values["stream"] or values["record"] is not None):
-        raise click.UsageError("--best-of chooses among whole texts: leave out --stream and --record.", ctx)
-    if values["logprobs"] is not None and not values["as_json"] and values["output"] is None:
-        raise click.UsageError("--logprobs goes into objects, not into text: add --json or --output FILE.jsonl.", ctx)
-    _check_record(ctx, values)
-    check_beams(values, name, ctx)
+    name = require_sampler(ctx, BEAM_SAMPLER if sampler is None and values["beams"] is not None else sampler)
+    check_output(values, ctx)
+    values["beam"] = beam_settings(values, name, ctx)
     check_engine(values, ctx)
     made = make_sampler(default_registry(), name, values, ctx)
     processors = make_processors(default_registry(), values, ctx)
     check_draft(values, made, processors, ctx)
-    if processors and values["engine"] == "vllm":
-        raise click.UsageError("Processors do not go with --engine vllm, which has its own.", ctx)
-    return execute(Arguments(**values), made, processors)
+    return run_session(Arguments(**values), made, processors)

@@ -1,4 +1,4 @@
-"""What `neurogen run` decodes with: its model, its draft, and the runner that they make.
+"""Makes what `neurogen run` decodes with: its model, on the engine asked for, its draft, and the runner over them.
 
 Everything slow to import is imported here, and no earlier than it is needed. Knows no file and no output.
 """
@@ -6,111 +6,72 @@ Everything slow to import is imported here, and no earlier than it is needed. Kn
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from neurogen.cli.draft_options import draft_engine
-from neurogen.cli.engine_options import load_for_engine
-from neurogen.cli.model_options import why_gpu_unused
-from neurogen.cli.output import if_slow, loading
+import click
+
+from neurogen.cli.arguments import DRAFT_TOKENS, Arguments
+from neurogen.cli.common import Settings
+from neurogen.cli.output import loading
 from neurogen.cli.ranks import local_device
 from neurogen.errors import NeurogenError
-from neurogen.kernels.compiling import unwatched
+from neurogen.text.best_of import BestOf
 from neurogen.text.generation import RunOptions
 from neurogen.text.runner import Runner
 
 if TYPE_CHECKING:
-    from neurogen.cli.session import Arguments, Session
     from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.speculative import SpeculativeEngine
+    from neurogen.decoding.request import DecodingEngine
     from neurogen.diagnosis.recording import Recorder
 
-__all__ = ["Loaded", "load", "make_runner"]
+__all__ = ["describe_draft", "load_model_for_run", "make_engine", "make_runner"]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What has been loaded for a run.
-
-    Attributes:
-        model: a `neurogen.decoding.request.DecodableModel`, or for vLLM what has a `runner`.
-        speculative: decodes, where there is a draft.
-    """
-
-    model: Any
-    speculative: SpeculativeEngine | None
-
-
-def load(session: Session) -> Loaded:
-    """Load the model and the draft, if there is one, and make the sampler's kernels ready for the model.
-
-    Raises:
-        NeurogenError: see `load_for_engine` and `draft_engine`.
-    """
-    if session.arguments.draft is not None:
-        from neurogen.models.language_model import locate_model
-
-        locate_model(session.arguments.draft)  # a misspelt name should not wait for the model
-    model = _load_model(session)
-    return Loaded(model, _load_draft(session.arguments, session.sampler, model))
-
-
-def make_runner(loaded: Loaded, session: Session, options: RunOptions, observer: Recorder | None) -> Any:
-    """What runs the prompts: one sequence for each sample, the best of several, or another program altogether.
-
-    Args:
-        loaded: what `load` has given.
-        session: what was asked for.
-        options: as the runner takes them.
-        observer: sees every step, where the run is recorded.
+def load_model_for_run(arguments: Arguments, sampler: Sampler) -> Any:
+    """Load the model, and sample once, so that the sampler's kernels are compiled before decoding is timed.
 
     Returns:
-        what has `run`, as `neurogen.text.runner.Runner` has it.
+        a `neurogen.decoding.request.DecodableModel`, or for vLLM its `vllm.LLM`.
 
     Raises:
-        NeurogenError: sampler, options and model do not go together.
+        NeurogenError: see `neurogen.models.load_model` and the `load_...` functions of `neurogen.integrations`.
     """
-    model, arguments, sampler = loaded.model, session.arguments, session.sampler
-    if arguments.engine == "vllm":
-        return model.runner(sampler, options)
-    if arguments.beam is not None:
-        from neurogen.decoding.beam import BeamEngine, BeamSearch
+    if arguments.draft is not None:
+        from neurogen.models.language_model import locate_model
 
-        return Runner(model, sampler, options, engine=BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler))
-    from neurogen.decoding.engine import engine_for
-
-    engine = loaded.speculative or engine_for(model, sampler, batch_size=options.batch_size, observer=observer)
-    if arguments.best_of == 1:
-        return Runner(model, sampler, options, engine=engine)
-    from neurogen.text.best_of import BestOf
-
-    return BestOf(model, sampler, options, candidates=arguments.best_of, engine=engine)
-
-
-def _load_model(session: Session) -> Any:
-    """The model, and the sampler's kernels for it, which may have to be compiled: no time of decoding."""
-    arguments, sampler = session.arguments, session.sampler
-    with loading(arguments.model, shown=arguments.shows_progress) as instead:
-        model = load_for_engine(
-            arguments.engine,
-            arguments.model,
-            device=local_device(arguments.device),
-            dtype=arguments.dtype,
-            threads=arguments.threads,
-            options=arguments.engine_option or {},
-        )
-        slow = f"Making {sampler.name} ready: its kernels are compiled once, which takes about 10 seconds ..."
-        # What is wrong with the sampler shows where it is used.
+        locate_model(arguments.draft)  # a misspelt name should not wait for the model
+    with loading(arguments.model, shown=arguments.shows_progress):
+        model = _load(arguments)
         if arguments.engine != "vllm":
-            with unwatched(), if_slow(lambda: instead(slow)), suppress(NeurogenError):
-                _warm(sampler, model)
-    unused = why_gpu_unused(arguments.device) if arguments.engine == "torch" else None
-    if unused is not None:
-        session.say(unused)
+            with suppress(NeurogenError):  # what is wrong with the sampler shows where it is used
+                _warm_up(sampler, model)
     return model
 
 
-def _warm(sampler: Sampler, model: Any) -> None:
+def _load(arguments: Arguments) -> Any:
+    device = local_device(arguments.device)
+    if arguments.engine == "vllm":
+        from neurogen.integrations.vllm import load_engine
+
+        return load_engine(arguments.model, dtype=arguments.dtype, as_texts=arguments.engine_option)
+    if arguments.engine == "llamacpp":
+        from neurogen.integrations.llamacpp import load_llamacpp_model
+
+        ctx = click.get_current_context(silent=True)
+        settings = ctx.find_object(Settings) if ctx is not None else None
+        verbose = settings is not None and settings.debug
+        return load_llamacpp_model(arguments.model, device=device, threads=arguments.threads, verbose=verbose)
+    import torch
+
+    from neurogen.models.language_model import load_model
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    return load_model(arguments.model, device=device, dtype=arguments.dtype)
+
+
+def _warm_up(sampler: Sampler, model: Any) -> None:
     """Sample once as the engine does, so that the kernels for this model are there."""
     import torch
 
@@ -120,16 +81,58 @@ def _warm(sampler: Sampler, model: Any) -> None:
     sampler.sample(logits, state=state)
 
 
-def _load_draft(arguments: Arguments, sampler: Sampler, model: Any) -> SpeculativeEngine | None:
-    """What decodes with a draft; None where there is none."""
-    if arguments.draft is None:
+def make_engine(model: Any, arguments: Arguments, sampler: Sampler, observer: Recorder | None) -> DecodingEngine | None:
+    """What decodes the requests: with beams, with a draft, or token by token; None for vLLM, which is one itself.
+
+    Args:
+        model: what `load_model_for_run` has given.
+        observer: sees every step, where the run is recorded.
+
+    Raises:
+        NeurogenError: the draft cannot be loaded, or does not go with the model.
+    """
+    if arguments.engine == "vllm":
         return None
+    if arguments.beam is not None:
+        from neurogen.decoding.beam import BeamEngine, BeamSearch
+
+        return BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler)
+    if arguments.draft is None:
+        from neurogen.decoding.engine import engine_for
+
+        return engine_for(model, sampler, batch_size=arguments.batch_size, observer=observer)
+    from neurogen.decoding.speculative import SpeculativeEngine
+    from neurogen.models.language_model import load_model
+
     with loading(arguments.draft, shown=arguments.shows_progress):
-        return draft_engine(
-            model,
-            arguments.draft,
-            sampler,
-            draft_tokens=arguments.draft_tokens,
-            batch_size=arguments.batch_size,
-            dtype=arguments.dtype,
-        )
+        draft = load_model(arguments.draft, device=str(model.device), dtype=arguments.dtype)
+    tokens = arguments.draft_tokens or DRAFT_TOKENS
+    return SpeculativeEngine(model, draft, sampler, draft_tokens=tokens, batch_size=arguments.batch_size)
+
+
+def make_runner(
+    model: Any, engine: DecodingEngine | None, arguments: Arguments, sampler: Sampler, options: RunOptions
+) -> Any:
+    """What runs the prompts.
+
+    Returns:
+        what has `run`, as `neurogen.text.runner.Runner` has it.
+
+    Raises:
+        NeurogenError: sampler, options and model do not go together.
+    """
+    if engine is None:
+        from neurogen.integrations.vllm import VllmRunner
+
+        return VllmRunner(model, sampler, options)
+    if arguments.best_of > 1:
+        return BestOf(model, sampler, options, candidates=arguments.best_of, engine=engine)
+    return Runner(model, sampler, options, engine=engine)
+
+
+def describe_draft(engine: Any) -> str:
+    """How drafting has gone, for the closing line."""
+    if not engine.counts.drafted:
+        return "; no token was drafted"
+    rate, tokens = engine.acceptance_rate, engine.tokens_per_pass
+    return f"; {rate:.0%} of the drafted tokens accepted, {tokens:.2f} tokens a pass of the model"

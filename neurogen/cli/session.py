@@ -1,98 +1,193 @@
-"""What `neurogen run` has been asked for, and what has become of it: options, prompts, seed, results, failures.
+"""One run of `neurogen run`: prompts are read, the model is loaded, each event reaches file and screen, failures count.
 
-Refuses what can be refused before a model is loaded. Loads nothing and runs nothing: that is for `execution`.
+Whatever can be refused is refused before the model is loaded. What decodes is made by `runners`, what is shown by
+`output`, what a results file holds by `results`, and several processes are connected by `ranks`.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from neurogen.cli.arguments import OPTIONAL_SETTINGS, Arguments
 from neurogen.cli.common import is_terminal, random_seed, tell
-from neurogen.cli.draft_options import draft_identity
+from neurogen.cli.model_options import tell_of_special, tell_unused_gpu
+from neurogen.cli.output import Output, Progress, Summary, count_of, display
+from neurogen.cli.ranks import Ranks, launched
+from neurogen.cli.results import Key, ResultsFile
+from neurogen.cli.runners import describe_draft, load_model_for_run, make_engine, make_runner
 from neurogen.contract.parameters import INT64, is_whole
 from neurogen.errors import DataError, ParameterError
 from neurogen.registry.registry import load_processors
-from neurogen.text.generation import DEFAULT_NEW_TOKENS, Failure, Prompt, Result, RunOptions
-from neurogen.text.hints import sample_hints, stop_hints
+from neurogen.text.generation import Event, Failure, Prompt, Result, RunOptions, TextDelta
+from neurogen.text.hints import sample_hints, stop_hints, tokenizer_stop_hints
 from neurogen.text.prompts import read_prompts, read_text
 
 if TYPE_CHECKING:
-    from neurogen.cli.prompt_sharing import Ranks
-    from neurogen.cli.results import Key, ResultsFile
     from neurogen.contract.processor import Processor
     from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.beam_settings import BeamSettings
+    from neurogen.diagnosis.recording import Recorder
 
-__all__ = ["Arguments", "Session", "prompts_of", "seed_of"]
+__all__ = ["Session", "run_session"]
 
-OPTIONAL = ("stop_ids", "best_of", "beam", "draft", "parse_special")
-"""Settings that a line of a results file has only where they were given."""
+EXIT_FAILURES = 1
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The options of `neurogen run`, save the sampler and its own."""
+class Terminated(BaseException):
+    """SIGTERM has come."""
 
-    model: str
-    prompt: str | None
-    prompts: str | None
-    n: int
-    max_new_tokens: int | None
-    seed: int | None
-    stop: tuple[str, ...]
-    stop_id: tuple[int, ...]
-    logprobs: int | None
-    device: str
-    dtype: str
-    chat: bool | None
-    stream: bool | None
-    as_json: bool
-    output: str | None
-    record: str | None
-    batch_size: int
-    quiet: bool
-    engine: str = "torch"
-    engine_option: dict[str, str] | None = None
-    threads: int | None = None
-    best_of: int = 1
-    beam: BeamSettings | None = None
-    draft: str | None = None
-    draft_tokens: int | None = None
-    parse_special: bool = False
 
-    @property
-    def drawn(self) -> int:
-        """Sequences drawn for each prompt: a seed each."""
-        return self.n * self.best_of
+def run_session(arguments: Arguments, sampler: Sampler, processors: Sequence[Processor] = ()) -> int:
+    """Do the run, or this process's share of it.
 
-    @property
-    def shows_progress(self) -> bool:
-        """Whether somebody sees on stderr how far it is."""
-        return is_terminal(sys.stderr) and not self.quiet
+    Returns:
+        the exit code.
+
+    Raises:
+        click.UsageError: options do not go together.
+        NeurogenError: nothing can be run, or the run cannot go on.
+    """
+    ranks = launched(vars(arguments), click.get_current_context(silent=True))
+    with ExitStack() as stack:
+        session = _begin(arguments, sampler, processors, ranks, stack)
+        stack.enter_context(_sigterm_raises())
+        try:
+            options = session.options()  # what contradicts itself shows before a model is loaded
+            if session.todo:
+                session.tell_hints()
+                model = load_model_for_run(session.arguments, sampler)
+                session.tell_hints_of(model)
+                with _recording(session, model, options) as observer:
+                    engine = make_engine(model, session.arguments, sampler, observer)
+                    runner = make_runner(model, engine, session.arguments, sampler, options)
+                    session.summary.start()
+                    with display(session.arguments, session.todo, len(session.done)) as (output, progress):
+                        for event in runner.run(session.queue(), skip=lambda *key: key in session.done):
+                            session.take(event, output, progress)
+                session.say_summary(describe_draft(engine) if arguments.draft is not None else "")
+            session.merge()
+        except (KeyboardInterrupt, Terminated) as stop:
+            session.tell(0, session.interruption())
+            return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+    return session.report_failures()
+
+
+def _begin(
+    arguments: Arguments, sampler: Sampler, processors: Sequence[Processor], ranks: Ranks | None, stack: ExitStack
+) -> Session:
+    """Read the prompts, and what an earlier run has left in the results file; `stack` closes what is opened."""
+    first = ranks is None or ranks.rank == 0
+    arguments = replace(arguments, quiet=arguments.quiet or not first)
+    prompts, source, broken = _prompts_of(arguments, sampler, told=first)
+    session = Session(arguments, sampler, processors, prompts, source, broken, ranks=ranks)
+    if ranks is not None:
+        stack.enter_context(ranks.joined())
+    rank = None if ranks is None else ranks.rank
+    if arguments.output is not None and first:
+        session.file = stack.enter_context(ResultsFile(arguments.output, rank=rank))
+    session.set_seed()
+    done = session.file.resume(session.identity) if session.file is not None else set()
+    if ranks is not None:
+        done = ranks.from_first(done)
+        assert arguments.output is not None
+        if not first:  # rank 0 has made sure by now that the file is of this run
+            session.file = stack.enter_context(ResultsFile(arguments.output, rank=rank))
+    session.resume(done)
+    return session
+
+
+def _prompts_of(arguments: Arguments, sampler: Sampler, *, told: bool) -> tuple[dict[int, Prompt], str | None, int]:
+    """Read the prompts.
+
+    Args:
+        told: say which lines hold none.
+
+    Returns:
+        the prompts by line, the file that they are from, and how many lines hold none; see `Session`.
+
+    Raises:
+        click.UsageError: there is none.
+        DataError: they cannot be read.
+    """
+    if arguments.prompts is None:
+        if arguments.prompt is None and is_terminal(sys.stdin):
+            raise click.UsageError(
+                "There is no prompt. Give --prompt TEXT, --prompts FILE.jsonl, or text on standard input.",
+                click.get_current_context(),
+            )
+        return {0: Prompt(0, read_text() if arguments.prompt is None else arguments.prompt)}, None, 0
+    source = "standard input" if arguments.prompts == "-" else arguments.prompts
+    prompts, broken = read_prompts(arguments.prompts, sampler, told=tell if told else None)
+    for line in broken if told else ():
+        tell(line.sentence)
+    if not prompts:
+        raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
+    return {prompt.index: prompt for prompt in prompts}, source, len(broken)
+
+
+@contextmanager
+def _recording(session: Session, model: Any, options: RunOptions) -> Iterator[Recorder | None]:
+    """The recording of the run, if there is one; marked as complete where nothing has stopped it."""
+    if session.arguments.record is None:
+        yield None
+        return
+    from neurogen.diagnosis.recording import Recorder
+
+    prompts = [prompt for index, prompt in session.prompts.items() if not session.has_failed(index)]
+    recorder = Recorder(session.arguments.record, model, session.sampler, options, prompts, session.done)
+    complete = False
+    try:
+        yield recorder
+        complete = True
+    finally:
+        recorder.close(complete=complete)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that files are closed and the last line is whole."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not in the main thread, where signals do not come
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
 class Session:
-    """One run: what there is to do, and what has become of it.
+    """What there is to do in a run, and what has become of it.
 
     Attributes:
         arguments, sampler, processors: what was asked for.
         prompts: line -> prompt.
         source: the file they are from, or None where there is one prompt that is no line of a file.
         broken: how many lines hold no prompt.
+        ranks: the processes that share the prompts; None where there is one.
         seed: the run's.
         file: where results go, beside or instead of stdout.
-        done: keys that an earlier run has left in `file`.
-        todo: the keys that this run is to add.
-        finished: how many of them it has added.
+        done: keys of this process that an earlier run has left in `file`.
+        todo: the keys that this process is to add.
         failed: keys whose prompt could not be run, or whose sequence could not be finished.
-        ranks: this process's share of the prompts; None where it is the only one.
+        summary: counts what is finished.
         told: (line, message) of what has failed; what is wrong with all samples of a line is said once.
+        for_first: what rank 0 is to say for this process, as (line, message).
     """
 
     arguments: Arguments
@@ -101,93 +196,36 @@ class Session:
     prompts: dict[int, Prompt]
     source: str | None
     broken: int
-    seed: int
-    file: ResultsFile | None
+    ranks: Ranks | None = None
+    seed: int = 0
+    file: ResultsFile | None = None
     done: set[Key] = field(default_factory=set)
     todo: list[Key] = field(default_factory=list)
-    finished: int = 0
     failed: set[Key] = field(default_factory=set)
-    ranks: Ranks | None = None
+    summary: Summary = field(default_factory=Summary)
     told: set[tuple[int, str]] = field(default_factory=set)
-
-    def resume(self, done: set[Key]) -> None:
-        """Take over the keys that an earlier run has left; what it has not is to do."""
-        self.done = done
-        keys = ((index, sample) for index in self.mine() for sample in range(self.arguments.n))
-        self.todo = [key for key in keys if key not in done]
-
-    def mine(self) -> list[int]:
-        """The lines of this process, save those that have failed altogether."""
-        return [
-            index
-            for index in self.prompts
-            if not self.has_failed(index) and (self.ranks is None or self.ranks.mine(index))
-        ]
-
-    def has_failed(self, index: int) -> bool:
-        """Whether none of a line's samples could be finished."""
-        return all((index, sample) in self.failed for sample in range(self.arguments.n))
-
-    def tell(self, index: int, message: str) -> None:
-        """Say something about a line; of several processes only the first says it, for all."""
-        if self.ranks is None or self.ranks.rank == 0:
-            tell(message)
-        else:
-            self.ranks.told.append((index, message))
+    for_first: list[tuple[int, str]] = field(default_factory=list)
 
     @property
-    def remarks(self) -> list[str]:
-        """What the run's processors say of themselves, which is told once."""
-        return [remark for processor in self.processors for remark in processor.remarks]
+    def speaks(self) -> bool:
+        """Whether this process tells what is to be told: of several, the first."""
+        return self.ranks is None or self.ranks.rank == 0
 
-    def say(self, message: str) -> None:
-        """Say something that --quiet leaves out."""
-        if not self.arguments.quiet:
-            tell(message)
+    # What there is to do.
 
-    def fail(self, failure: Failure) -> None:
-        """Note that a line, or one of its samples, could not be run, and say why.
+    def set_seed(self) -> None:
+        """Take the seed asked for, or that of the run which `file` goes on with, or one at random.
 
-        Raises:
-            NeurogenError: the only prompt could not be, or its only sample.
-        """
-        index, sample, n = failure.index, failure.sample, self.arguments.n
-        if self.source is None and (sample is None or n == 1):
-            raise failure.error
-        samples = range(n) if sample is None else [sample]
-        self.failed.update((index, one) for one in samples)
-        if (index, str(failure.error)) not in self.told:
-            self.told.add((index, str(failure.error)))
-            self.tell(index, f"{self.named(index, sample)}: {failure.error.reason}")
-
-    def named(self, index: int, sample: int | None = None) -> str:
-        """What a user knows a line or a sequence by."""
-        line = [] if self.source is None else [f"{self.source}, line {index + 1}"]
-        return ", ".join(line if sample is None or self.arguments.n == 1 else [*line, f"sample {sample + 1}"])
-
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings of the run and of its prompts."""
-        return [*self.arguments.stop, *(stop for prompt in self.prompts.values() for stop in prompt.stop or ())]
-
-    def tell_hints(self) -> None:
-        """Say what was asked for without effect, or probably otherwise than it was meant."""
-        if self.ranks is not None and self.ranks.rank > 0:
-            return
-        hints = [*stop_hints(self.stops)]
-        if self.arguments.beam is None and not any(prompt.params for prompt in self.prompts.values()):
-            hints += sample_hints(self.sampler, self.arguments.n, self.arguments.best_of)
-        for hint in hints:
-            tell(hint)
-
-    def check_seeds(self) -> None:
-        """Let a line fail whose own seed is so large that a later sample's would not fit 64 bits.
+        A line whose own seed is so large that a later sample's would not fit 64 bits fails.
 
         Raises:
-            click.UsageError: the run's seed is.
+            click.UsageError: the run's seed is so large.
             ParameterError: that of the only prompt is.
         """
-        n = self.arguments.drawn
+        begun = self.file.seed if self.file is not None else None
+        known = [seed for seed in (self.arguments.seed, begun) if seed is not None]
+        self.seed = known[0] if known else random_seed()
+        n = self.arguments.n * self.arguments.best_of
         shared = [index for index, prompt in self.prompts.items() if prompt.seed is None]
         largest = self.seed + max(shared, default=0) * n + n - 1
         if shared and not is_whole(largest):
@@ -196,14 +234,36 @@ class Session:
                 f"bits is {INT64[-1]}. Give a smaller one.",
                 click.get_current_context(),
             )
-        mine = set(self.mine())
-        for index, prompt in self.prompts.items():
-            if index in mine and prompt.seed is not None and not is_whole(prompt.seed + n - 1):
+        for index in self.mine():
+            seed = self.prompts[index].seed
+            if seed is not None and not is_whole(seed + n - 1):
                 problem = (
-                    f"'seed' is {prompt.seed}, and the last of {n} samples would have {prompt.seed + n - 1}; the "
-                    f"largest of 64 bits is {INT64[-1]}. Give a smaller one."
+                    f"'seed' is {seed}, and the last of {n} samples would have {seed + n - 1}; the largest of 64 bits "
+                    f"is {INT64[-1]}. Give a smaller one."
                 )
                 self.fail(Failure(index, ParameterError(problem, "seed")))
+
+    def resume(self, done: set[Key]) -> None:
+        """Take over the keys that an earlier run has left; what it has not is to do."""
+        self.done = {key for key in done if self.ranks is None or self.ranks.mine(key[0])}
+        keys = ((index, sample) for index in self.mine() for sample in range(self.arguments.n))
+        self.todo = [key for key in keys if key not in done]
+        output, there = self.arguments.output, len(done)
+        if done and self.ranks is not None:
+            self.say(f"Going on with {output}.")
+        elif done and self.todo:
+            self.say(f"Going on with {output}: {there} of {there + len(self.todo)} results are there.")
+        elif not self.todo and not self.failed:
+            self.say(f"{output} holds all {count_of(there, 'result')} already: there is nothing to do.")
+
+    def mine(self) -> list[int]:
+        """The lines of this process, save those that have failed altogether."""
+        lines = (index for index in self.prompts if self.ranks is None or self.ranks.mine(index))
+        return [index for index in lines if not self.has_failed(index)]
+
+    def has_failed(self, index: int) -> bool:
+        """Whether none of a line's samples could be finished."""
+        return all((index, sample) in self.failed for sample in range(self.arguments.n))
 
     def options(self) -> RunOptions:
         """What was asked for, as the runner takes it."""
@@ -226,100 +286,178 @@ class Session:
         prompts = [self.prompts[index] for index in self.mine()]
         return prompts if self.source is None else iter(prompts)
 
+    # What becomes of it.
+
+    def take(self, event: Event, output: Output, progress: Progress) -> None:
+        """Hand an event of the runner to file, output, progress and summary."""
+        if isinstance(event, TextDelta):
+            output.delta(event)
+        elif isinstance(event, Result):
+            if self.file is not None:
+                self.file.append(self.record(event))
+            self.summary.add(event)
+            with progress.aside():
+                output.result(event)
+                self._tell_notices(event)
+            progress.advance(event.new_tokens)
+        else:
+            with progress.aside():
+                self.fail(event)
+                output.failure(event)
+
+    def fail(self, failure: Failure) -> None:
+        """Note that a line, or one of its samples, could not be run, and say why.
+
+        Raises:
+            NeurogenError: the only prompt could not be, or its only sample.
+        """
+        index, sample, n = failure.index, failure.sample, self.arguments.n
+        if self.source is None and (sample is None or n == 1):
+            raise failure.error
+        samples = range(n) if sample is None else [sample]
+        self.failed.update((index, one) for one in samples)
+        if (index, str(failure.error)) not in self.told:
+            self.told.add((index, str(failure.error)))
+            where = [] if self.source is None else [f"{self.source}, line {index + 1}"]
+            where += [] if sample is None or n == 1 else [f"sample {sample + 1}"]
+            self.tell(index, f"{', '.join(where)}: {failure.error.reason}")
+
+    def merge(self) -> None:
+        """Wait for the other processes; rank 0 puts the results of all in order, and says what the others have to."""
+        if self.ranks is None:
+            return
+        reports = self.ranks.gathered((self.failed, self.for_first))
+        if self.ranks.rank > 0:
+            return
+        assert self.file is not None
+        for _, message in sorted((one for _, messages in reports for one in messages), key=lambda one: one[0]):
+            tell(message)
+        self.failed = set().union(*(failed for failed, _ in reports))
+        results = count_of(self.file.sort(), "result")
+        made = f"{self.sampler!r} seed {self.seed}, {self.ranks.world} processes"
+        self.say(f"{made}: {results} in {self.arguments.output}.")
+
+    # What is said of it.
+
+    def tell(self, index: int, message: str) -> None:
+        """Say something about a line; of several processes only the first says it, for all."""
+        if self.speaks:
+            tell(message)
+        else:
+            self.for_first.append((index, message))
+
+    def say(self, message: str) -> None:
+        """Say something that --quiet leaves out."""
+        if not self.arguments.quiet:
+            tell(message)
+
+    def tell_hints(self) -> None:
+        """Say what was asked for without effect, or probably otherwise than it was meant."""
+        if not self.speaks:
+            return
+        hints = [*stop_hints(self._stops)]
+        if self.arguments.beam is None and not any(prompt.params for prompt in self.prompts.values()):
+            hints += sample_hints(self.sampler, self.arguments.n, self.arguments.best_of)
+        for hint in [*hints, *self._remarks]:
+            tell(hint)
+
+    def tell_hints_of(self, model: Any) -> None:
+        """Say what only the model shows: a GPU that is unused, special tokens that are taken as text, odd stops."""
+        arguments, tokenizer = self.arguments, getattr(model, "tokenizer", None)
+        if arguments.engine == "torch" and not arguments.quiet:
+            tell_unused_gpu(arguments.device)
+        if not arguments.parse_special and not arguments.quiet:
+            tell_of_special(model, (prompt.text for prompt in self.prompts.values()))
+        for hint in tokenizer_stop_hints(self._stops, tokenizer) if tokenizer is not None else ():
+            self.tell(0, hint)
+
+    @property
+    def _stops(self) -> list[str]:
+        """The stop strings of the run and of its prompts."""
+        return [*self.arguments.stop, *(stop for prompt in self.prompts.values() for stop in prompt.stop or ())]
+
+    @property
+    def _remarks(self) -> list[str]:
+        """What the run's processors say of themselves, which is told once."""
+        return [remark for processor in self.processors for remark in processor.remarks]
+
+    def _tell_notices(self, result: Result) -> None:
+        """What processors say about a result; where there are several, which one is meant."""
+        alone = self.source is None and self.arguments.n == 1
+        which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
+        for notice in result.notices or ():
+            if notice not in self._remarks:
+                self.tell(result.index, which + notice)
+
+    def say_summary(self, drafted: str) -> None:
+        """Say what was done, where this process is the only one; `drafted` is how a draft has done."""
+        if self.summary.sequences and self.ranks is None:
+            results = count_of(len(self.done) + self.summary.sequences, "result")
+            there = "" if self.file is None else f"; {results} in {self.arguments.output}"
+            self.say(f"{self.summary.line(repr(self.sampler), self.seed)}{drafted}{there}")
+
+    def interruption(self) -> str:
+        """What is there, and how to go on."""
+        arguments, finished = self.arguments, self.summary.sequences
+        total = len(self.done) + len(self.todo)
+        if self.ranks is not None and self.file is not None:
+            of = f"{self.file.count()} of {len(self.prompts) * arguments.n} results"
+            return f"Interrupted: {of} are there for {arguments.output}. Repeat the command to go on."
+        if self.file is not None:
+            there = len(self.done) + finished
+            return f"Interrupted: {there} of {total} results are in {arguments.output}. Repeat the command to go on."
+        if total == 1:
+            return f"Interrupted. The seed was {self.seed}."
+        return f"Interrupted after {finished} of {total} sequences. The seed was {self.seed}."
+
+    def report_failures(self) -> int:
+        """Say how many lines and samples gave no result.
+
+        Returns:
+            the exit code; of several processes only the first fails for it.
+        """
+        if not self.speaks or not (self.failed or self.broken):
+            return 0
+        n = self.arguments.n
+        if self.source is None:
+            tell(f"{len(self.failed)} of {n} samples gave no result; see above.")
+            return EXIT_FAILURES
+        without = {index for index, _ in self.failed if self.has_failed(index)}
+        partly = {index for index, _ in self.failed} - without
+        lines = f"{len(self.prompts) + self.broken} lines of {self.source}"
+        kinds = [f"{self.broken} not a prompt"] if self.broken else []
+        kinds += [f"{len(without)} could not be run"] if without else []
+        if kinds:
+            tell(f"{len(without) + self.broken} of {lines} gave no result ({', '.join(kinds)}); see above.")
+        if partly:
+            lost = sum(index in partly for index, _ in self.failed)
+            lacking = f"{lost} of their {n * len(partly)} samples could not be finished"
+            tell(f"{len(partly)} of {lines} gave some results only ({lacking}); see above.")
+        return EXIT_FAILURES
+
+    # What a line of the results file holds.
+
     def identity(self, key: Key) -> dict[str, Any] | None:
         """What the result of a key has in this run and in none that differs; None for a key that is not of this run."""
         index, sample = key
         prompt = self.prompts.get(index)
         if prompt is None or sample not in range(self.arguments.n):
             return None
-        own = prompt.seed
-        first = own if own is not None else self.seed + index * self.arguments.n
-        seed = {"seed": first + sample} if self.arguments.best_of == 1 else {}
+        first = prompt.seed if prompt.seed is not None else self.seed + index * self.arguments.n
+        processors = self.processors
+        if prompt.processors is not None:
+            processors = load_processors(prompt.processors) if prompt.processors else []
         return {
             "prompt": prompt.text,
             "sampler": self.sampler.name,
             "params": self.sampler.params.model_dump() | dict(prompt.params),
-            **seed,
-            "processors": self._processors_of(prompt),
-            "run": dict.fromkeys(OPTIONAL) | self._settings(prompt),
+            **({"seed": first + sample} if self.arguments.best_of == 1 else {}),
+            "processors": list(map(repr, processors)) or None,
+            "run": dict.fromkeys(OPTIONAL_SETTINGS) | self.arguments.settings(prompt, self.sampler, self.seed),
         }
 
     def record(self, result: Result) -> Mapping[str, Any]:
         """A result as a line of the file: what `--json` prints, and the settings of the run."""
         key = {"index": result.index, "sample": result.sample}  # first, whatever the order of a result
-        return {**key, **result.to_json(), "run": self._settings(self.prompts[result.index])}
-
-    def _processors_of(self, prompt: Prompt) -> list[str] | None:
-        """How a result shows them; None where there is none."""
-        if prompt.processors is None:
-            return list(map(repr, self.processors)) or None
-        return list(map(repr, load_processors(prompt.processors))) if prompt.processors else None
-
-    def _settings(self, prompt: Prompt) -> dict[str, Any]:
-        arguments, draft = self.arguments, self.arguments.draft
-        stop_ids = list(arguments.stop_id if prompt.stop_ids is None else prompt.stop_ids)
-        return {
-            "model": arguments.model,
-            "plugin": self.sampler.origin,
-            "seed": self.seed,
-            "n": arguments.n,
-            "max_new_tokens": next(
-                (one for one in (prompt.max_new_tokens, arguments.max_new_tokens) if one is not None),
-                DEFAULT_NEW_TOKENS,
-            ),
-            "stop": list(arguments.stop if prompt.stop is None else prompt.stop),
-            "logprobs": arguments.logprobs,
-            "chat": arguments.chat,
-            "dtype": arguments.dtype,
-            "engine": arguments.engine,
-            **({"parse_special": True} if arguments.parse_special else {}),
-            **({"stop_ids": stop_ids} if stop_ids else {}),
-            **({"best_of": arguments.best_of} if arguments.best_of > 1 else {}),
-            **({"beam": asdict(arguments.beam)} if arguments.beam is not None else {}),
-            **({"draft": draft_identity(draft, arguments.draft_tokens)} if draft is not None else {}),
-        }
-
-
-def prompts_of(
-    arguments: Arguments, sampler: Sampler, *, told: bool = True
-) -> tuple[dict[int, Prompt], str | None, int]:
-    """Read the prompts.
-
-    Args:
-        arguments, sampler: what was asked for.
-        told: say which lines hold none.
-
-    Returns:
-        the prompts by line, the file that they are from, and how many lines hold none; see `Session`.
-
-    Raises:
-        click.UsageError: there is none.
-        DataError: they cannot be read.
-    """
-    if arguments.prompts is None:
-        text = arguments.prompt if arguments.prompt is not None else _standard_input()
-        return {0: Prompt(0, text)}, None, 0
-    source = "standard input" if arguments.prompts == "-" else arguments.prompts
-    prompts, broken = read_prompts(arguments.prompts, sampler, told=tell if told else None)
-    for line in broken if told else ():
-        tell(line.sentence)
-    if not prompts:
-        raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
-    return {prompt.index: prompt for prompt in prompts}, source, len(broken)
-
-
-def _standard_input() -> str:
-    if is_terminal(sys.stdin):
-        raise click.UsageError(
-            "There is no prompt. Give --prompt TEXT, --prompts FILE.jsonl, or text on standard input.",
-            click.get_current_context(),
-        )
-    return read_text()
-
-
-def seed_of(arguments: Arguments, file: ResultsFile | None) -> int:
-    """The seed asked for, or that of the run which `file` goes on with, or one at random."""
-    if arguments.seed is not None:
-        return arguments.seed
-    begun = file.seed if file is not None else None
-    return random_seed() if begun is None else begun
+        prompt = self.prompts[result.index]
+        return {**key, **result.to_json(), "run": self.arguments.settings(prompt, self.sampler, self.seed)}

@@ -1,7 +1,8 @@
-"""Prompts through vLLM with a sampler of neurogen's, in this process: the results are those of `neurogen.text.runner`.
+"""vLLM as an engine: a model is loaded into it, and prompts are run in it with a sampler of neurogen's.
 
-vLLM and the package neurogen-vllm are imported when they are needed; without them there is a clear error. Batching,
-memory and devices are vLLM's.
+The results are those of `neurogen.text.runner`; batching, memory and devices are vLLM's. vLLM and the package
+neurogen-vllm are imported when they are needed; without them there is a clear error. The options that vLLM takes are in
+`vllm_options`, what its processes write is read in `vllm_log`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import os
 import time
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,14 @@ from neurogen.errors import ModelError, NeurogenError, ParameterError
 from neurogen.integrations.vllm_log import GENERAL, StartLog, reason_in, watched_start
 from neurogen.integrations.vllm_options import check_names, names_of_vllm, typed_options, with_memory_of_cpu
 from neurogen.registry.registry import load_sampler
-from neurogen.text.generation import Failure, FinishReason, Prompt, Result, RunOptions
+from neurogen.text.generation import Event, Failure, FinishReason, Prompt, Result, RunOptions, TextDelta
 from neurogen.text.runner import prompt_ids
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
     from neurogen.contract.tokenizer import Tokenizer
 
-__all__ = ["check_installed", "continued", "generate", "load_engine", "quieten"]
+__all__ = ["VllmRunner", "check_installed", "generate", "load_engine", "quieten"]
 
 NO_PROCESSORS = "Processors of neurogen's do not run in vLLM; leave them out."
 NEEDED = {"vllm": "vllm", "neurogen_vllm": "neurogen-vllm"}
@@ -156,10 +157,11 @@ def generate(
         ParameterError: a value outside its domain; processors, which vLLM has its own of.
     """
     check_installed()
-    load_sampler(sampler, **(params or {}))  # what is wrong with it shows before a model is loaded
+    loaded = load_sampler(sampler, **(params or {}))  # what is wrong with it shows before a model is loaded
     llm = load_engine(model, **engine) if isinstance(model, str) else model
     asked = [prompt if isinstance(prompt, Prompt) else Prompt(i, prompt) for i, prompt in enumerate(prompts)]
-    ended = continued(llm, asked, sampler, options or RunOptions(), params=params)
+    name = "+".join(link.name for link in parse_spec(sampler))
+    ended = VllmRunner(llm, loaded, options or RunOptions(), name=name).finish(asked)
     results = [one for one in ended if isinstance(one, Result)]
     for one in ended:
         if isinstance(one, Failure):
@@ -170,91 +172,130 @@ def generate(
 
 @dataclass(frozen=True)
 class _Request:
-    """A sample as vLLM is asked for it; `decided` by the context, how long it can get."""
+    """A sample as vLLM is asked for it."""
 
     prompt: Prompt
     sampler: Sampler
     sample: int
     ids: list[int]
     params: Any
-    eos_ids: frozenset[int]
-    decided: bool
+    by_context: bool
+    """Whether the context decided how long it can get."""
 
 
-def continued(
-    llm: Any, prompts: Sequence[Prompt], sampler: str, options: RunOptions, *, params: Mapping[str, Any] | None = None
-) -> list[Result | Failure]:
-    """Continue prompts, each of which may fail without the others; see `generate`.
+class VllmRunner:
+    """Runs prompts like `neurogen.text.runner.Runner`, all at once: vLLM decides what is decoded together.
 
     Args:
         llm: as `load_engine` gives it.
-        prompts, sampler, options, params: as for `generate`.
+        sampler, options: as for `Runner`; `batch_size` is vLLM's matter.
+        name: of the sampler, as vLLM's processes are to load it; by default its own.
 
     Raises:
         ParameterError: processors for the whole run, which vLLM has its own of.
     """
-    from neurogen.models.tokenizer import load_tokenizer
 
-    if options.processors:
-        raise ParameterError(NO_PROCESSORS, "processors")
-    tokenizer = load_tokenizer(Path(llm.llm_engine.model_config.model))
-    ended: list[Result | Failure] = []
-    requests: list[_Request] = []
-    for prompt in prompts:
-        try:
-            requests += _requests_of(prompt, sampler, params or {}, options, llm, tokenizer)
-        except NeurogenError as error:
-            ended.append(Failure(prompt.index, error))
-    started = time.perf_counter()
-    outputs = _answers(llm, requests)
-    seconds = time.perf_counter() - started
-    for request, output in zip(requests, outputs, strict=True):
-        if isinstance(output, NeurogenError):
-            ended.append(Failure(request.prompt.index, output, request.sample))
-        else:
-            ended.append(_result(request, output, tokenizer, seconds))
-    return ended
+    def __init__(self, llm: Any, sampler: Sampler, options: RunOptions, *, name: str | None = None) -> None:
+        from neurogen.models.tokenizer import load_tokenizer
 
+        if options.processors:
+            raise ParameterError(NO_PROCESSORS, "processors")
+        self._llm, self._sampler, self._options = llm, sampler, options
+        self._name = name or sampler.name
+        self._tokenizer = load_tokenizer(Path(llm.llm_engine.model_config.model))
 
-def _requests_of(
-    prompt: Prompt, spec: str, params: Mapping[str, Any], options: RunOptions, llm: Any, tokenizer: Tokenizer
-) -> list[_Request]:
-    """A request a sample: vLLM refuses several at its temperature of 0, and equal prompts share their keys and values.
+    def run(self, prompts: Iterable[Prompt], *, skip: Callable[[int, int], bool] | None = None) -> Iterator[Event]:
+        """Continue prompts; a prompt of which some samples are left out is run whole.
 
-    Raises:
-        NeurogenError: the prompt cannot be continued.
-    """
-    if prompt.processors:
-        raise ParameterError(NO_PROCESSORS, "processors")
-    sampler = load_sampler(spec, **{**params, **prompt.params})
-    name = "+".join(link.name for link in parse_spec(spec))
-    ids = _encoded(tokenizer, prompt, options)
-    asked = options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
-    allowed = _fitting(len(ids), options, llm) if asked is None else asked
-    return [
-        _Request(
-            prompt,
-            sampler,
-            sample,
-            ids,
-            _sampling_params(prompt, name, sampler, sample, options, tokenizer, allowed),
-            tokenizer.eos_ids,
-            asked is None,
+        Raises:
+            NeurogenError: the only prompt of a list cannot be run, or its only sample; see `text.runner.Runner`.
+        """
+        alone = isinstance(prompts, Sequence) and len(prompts) == 1
+        left_out = skip or (lambda index, sample: False)
+        asked = [one for one in prompts if not all(left_out(one.index, i) for i in range(self._options.n))]
+        for ended in self.finish(asked) if asked else ():
+            if isinstance(ended, Failure):
+                if alone and (ended.sample is None or self._options.n == 1):
+                    raise ended.error
+                yield ended
+            elif not left_out(ended.index, ended.sample):
+                if ended.text:
+                    yield TextDelta(ended.index, ended.sample, ended.text)
+                yield ended
+
+    def finish(self, prompts: Sequence[Prompt]) -> list[Result | Failure]:
+        """Continue prompts, each of which may fail without the others, and wait for all of them."""
+        ended: list[Result | Failure] = []
+        requests: list[_Request] = []
+        for prompt in prompts:
+            try:
+                requests += self._requests_of(prompt)
+            except NeurogenError as error:
+                ended.append(Failure(prompt.index, error))
+        started = time.perf_counter()
+        outputs = _answers(self._llm, requests)
+        seconds = time.perf_counter() - started
+        for request, output in zip(requests, outputs, strict=True):
+            if isinstance(output, NeurogenError):
+                ended.append(Failure(request.prompt.index, output, request.sample))
+            else:
+                ended.append(_result(request, output, self._tokenizer, seconds))
+        return ended
+
+    def _requests_of(self, prompt: Prompt) -> list[_Request]:
+        """A request a sample: vLLM refuses several at temperature 0, and equal prompts share their keys and values.
+
+        Raises:
+            NeurogenError: the prompt cannot be continued.
+        """
+        options, tokenizer = self._options, self._tokenizer
+        if prompt.processors:
+            raise ParameterError(NO_PROCESSORS, "processors")
+        sampler = load_sampler(self._name, **{**self._sampler.params.model_dump(), **prompt.params})
+        chat = tokenizer.has_chat_template if options.chat is None else options.chat
+        ids = prompt_ids(tokenizer, prompt, chat=chat, parse_special=options.parse_special)
+        asked = options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
+        allowed = self._fitting(len(ids)) if asked is None else asked
+        first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
+        return [
+            _Request(
+                prompt,
+                sampler,
+                sample,
+                ids,
+                self._sampling_params(prompt, sampler, first + sample, allowed),
+                asked is None,
+            )
+            for sample in range(options.n)
+        ]
+
+    def _fitting(self, prompt_tokens: int) -> int:
+        """The most new tokens where none are asked for, as `neurogen.text.runner` counts them."""
+        limit = int(self._llm.llm_engine.model_config.max_model_len)
+        if prompt_tokens >= limit:
+            raise ParameterError(
+                f"The prompt has {prompt_tokens} tokens, and the context holds {limit}, the new tokens among them: "
+                "there is no room for any. Shorten the prompt.",
+                "max_new_tokens",
+            )
+        return min(self._options.default_new_tokens, limit - prompt_tokens)
+
+    def _sampling_params(self, prompt: Prompt, sampler: Sampler, seed: int, max_new_tokens: int) -> Any:
+        options, tokenizer = self._options, self._tokenizer
+        stop = options.stop if prompt.stop is None else prompt.stop
+        stop_ids = options.stop_ids if prompt.stop_ids is None else prompt.stop_ids
+        return importlib.import_module("vllm").SamplingParams(
+            temperature=0.0,  # one token is left: vLLM need not draw
+            max_tokens=max_new_tokens,
+            stop=list(stop),
+            stop_token_ids=sorted(tokenizer.eos_ids.union(stop_ids, tokenizer.special_spelled(stop))),
+            logprobs=options.logprobs,
+            extra_args={
+                "neurogen_sampler": self._name,
+                "neurogen_params": sampler.params.model_dump(),
+                "neurogen_seed": seed,
+            },
         )
-        for sample in range(options.n)
-    ]
-
-
-def _fitting(prompt_tokens: int, options: RunOptions, llm: Any) -> int:
-    """The most new tokens where none are asked for, as `neurogen.text.runner` counts them."""
-    limit = int(llm.llm_engine.model_config.max_model_len)
-    if prompt_tokens >= limit:
-        raise ParameterError(
-            f"The prompt has {prompt_tokens} tokens, and the context holds {limit}, the new tokens among them: there "
-            "is no room for any. Shorten the prompt.",
-            "max_new_tokens",
-        )
-    return min(options.default_new_tokens, limit - prompt_tokens)
 
 
 def _answers(llm: Any, requests: Sequence[_Request]) -> list[Any]:
@@ -297,43 +338,10 @@ def _client_error() -> type[Exception]:
     return error
 
 
-def _encoded(tokenizer: Tokenizer, prompt: Prompt, options: RunOptions) -> list[int]:
-    """The ids that the runner would give the model."""
-    chat = tokenizer.has_chat_template if options.chat is None else options.chat
-    return prompt_ids(tokenizer, prompt, chat=chat, parse_special=options.parse_special)
-
-
-def _sampling_params(
-    prompt: Prompt,
-    name: str,
-    sampler: Sampler,
-    sample: int,
-    options: RunOptions,
-    tokenizer: Tokenizer,
-    max_new_tokens: int,
-) -> Any:
-    vllm = importlib.import_module("vllm")
-    stop = options.stop if prompt.stop is None else prompt.stop
-    stop_ids = options.stop_ids if prompt.stop_ids is None else prompt.stop_ids
-    first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
-    return vllm.SamplingParams(
-        temperature=0.0,  # one token is left: vLLM need not draw
-        max_tokens=max_new_tokens,
-        stop=list(stop),
-        stop_token_ids=sorted(tokenizer.eos_ids.union(stop_ids, tokenizer.special_spelled(stop))),
-        logprobs=options.logprobs,
-        extra_args={
-            "neurogen_sampler": name,
-            "neurogen_params": sampler.params.model_dump(),
-            "neurogen_seed": first + sample,
-        },
-    )
-
-
 def _result(request: _Request, output: Any, tokenizer: Tokenizer, seconds: float) -> Result:
     (one,) = output.outputs
     tokens = list(one.token_ids)
-    reason, by_token = _finish_reason(one, request.eos_ids)
+    reason, by_token = _finish_reason(one, tokenizer.eos_ids)
     end = tokens.pop() if by_token else None
     count = request.params.logprobs
     return Result(
@@ -352,7 +360,7 @@ def _result(request: _Request, output: Any, tokenizer: Tokenizer, seconds: float
         tokens_per_second=len(tokens) / seconds if seconds > 0 else 0.0,
         logprobs=_logprobs(one.logprobs, tokens, count, tokenizer),
         end_logprob=None if end is None or count is None else one.logprobs[-1][end].logprob,
-        max_new_tokens=request.params.max_tokens if request.decided else None,
+        max_new_tokens=request.params.max_tokens if request.by_context else None,
     )
 
 

