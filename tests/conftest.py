@@ -17,6 +17,9 @@ import pytest
 
 # Read when huggingface_hub is imported, which no test does before this.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when torch is imported, and inherited by processes that tests start. The models are so small that a second thread
+# only waits, and workers of pytest-xdist share the cores. Tests of threads set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What the user of this machine has set is none of the tests' business.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp()
 
