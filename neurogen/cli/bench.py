@@ -6,60 +6,45 @@ all of them that are measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, grid
+from neurogen.bench.cells import BATCHES, DTYPES, VOCABS, Cell, Kind, grid
 from neurogen.cli.bench_options import BenchCommand, load_samplers
-from neurogen.cli.common import WholeNumber, debug_option, device_option, listed, tell, write_json
+from neurogen.cli.common import (
+    WholeNumber,
+    counting,
+    debug_option,
+    device_option,
+    is_terminal,
+    listed,
+    tell,
+    write_json,
+)
 from neurogen.cli.model_options import tell_unused_gpu
 from neurogen.cli.ranks import check_single
+from neurogen.contract.sampler import Sampler
 from neurogen.errors import ParameterError
 from neurogen.files import check_place
 from neurogen.registry.registry import default_registry
 
 if TYPE_CHECKING:
-    from neurogen.bench.results import BenchReport
-    from neurogen.contract.sampler import Sampler
+    from neurogen.bench.results import BenchReport, BenchResult
 
 __all__ = ["command"]
 
-Pairs = list[tuple["Sampler", Cell]]
+Pairs = list[tuple[Sampler, Cell]]
 
 DEFAULT_VOCABS = VOCABS[:2]
 DEFAULT_BATCHES = BATCHES[:2]
-DEFAULT_KINDS = ("normal", "real")
+DEFAULT_KINDS: Sequence[Kind] = ("normal", "real")
+WORST_KINDS: Sequence[Kind] = ("normal", "flat", "equal")
 WORST_PEERS = ("floor", "torch")
 WORST_P = 0.999
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for, beside the samplers.
-
-    Attributes:
-        vocab, batch, dtype, kind: of the cells; empty where not given.
-        seconds: time for a cell.
-        threads: for samplers and peers; None is as many as torch takes.
-        worst_cases: inputs that make samplers slow, in place of kinds.
-    """
-
-    vocab: Sequence[int]
-    batch: Sequence[int]
-    dtype: Sequence[Any]
-    kind: Sequence[Any]
-    seconds: float
-    threads: int | None
-    worst_cases: bool
-
-    def cells(self, kinds: Sequence[Any]) -> list[Cell]:
-        """The grid over `kinds`."""
-        vocabs, batches = self.vocab or DEFAULT_VOCABS, self.batch or DEFAULT_BATCHES
-        return grid(kinds, self.dtype or DTYPES[:1], vocabs, batches)
 
 
 class Seconds(click.ParamType[float]):
@@ -126,7 +111,7 @@ def command(
     as_json: bool,
     plot: str | None,
     quiet: bool,
-    **rest: Any,
+    **wanted: Any,
 ) -> None:
     """Measure samplers beside plain torch, transformers, llama.cpp and one read of the logits.
 
@@ -134,9 +119,8 @@ def command(
     sampler: read ratios, since times differ from machine to machine.
     """
     check_single(ctx)
-    loaded = load_samplers(ctx, default_registry(), samplers, rest)
-    wanted = Wanted(**rest)
-    if wanted.worst_cases and wanted.kind:
+    loaded = load_samplers(ctx, default_registry(), samplers, wanted)
+    if wanted["worst_cases"] and wanted["kind"]:
         raise click.UsageError("--worst-cases chooses the logits itself: leave --kind out.", ctx)
     pairs = _pairs(loaded, wanted)
     if plot is not None:
@@ -154,11 +138,14 @@ def command(
         print_report(report)
 
 
-def _pairs(samplers: Sequence[Sampler], wanted: Wanted) -> Pairs:
+def _pairs(samplers: Sequence[Sampler], wanted: Mapping[str, Any]) -> Pairs:
     """What to measure, sampler by sampler; dtypes that a sampler does not take are left out, and told."""
+    kinds = WORST_KINDS if wanted["worst_cases"] else wanted["kind"] or DEFAULT_KINDS
+    vocabs, batches = wanted["vocab"] or DEFAULT_VOCABS, wanted["batch"] or DEFAULT_BATCHES
+    cells = grid(kinds, wanted["dtype"] or DTYPES[:1], vocabs, batches)
     pairs: Pairs = []
     for sampler in samplers:
-        every = list(_worst(sampler, wanted) if wanted.worst_cases else _plain(sampler, wanted))
+        every = list(_worst(sampler, cells) if wanted["worst_cases"] else ((sampler, cell) for cell in cells))
         fitting = [(variant, cell) for variant, cell in every if cell.dtype in sampler.dtypes]
         if len(fitting) < len(every):
             tell(f"{sampler.name} takes {listed(sorted(sampler.dtypes))} only: the other dtypes are left out for it.")
@@ -168,13 +155,9 @@ def _pairs(samplers: Sequence[Sampler], wanted: Wanted) -> Pairs:
     return pairs
 
 
-def _plain(sampler: Sampler, wanted: Wanted) -> Iterator[tuple[Sampler, Cell]]:
-    return ((sampler, cell) for cell in wanted.cells(wanted.kind or DEFAULT_KINDS))
-
-
-def _worst(sampler: Sampler, wanted: Wanted) -> Iterator[tuple[Sampler, Cell]]:
+def _worst(sampler: Sampler, cells: Sequence[Cell]) -> Iterator[tuple[Sampler, Cell]]:
     """Each sampler as it is, for comparison, and then on what is hard for it."""
-    for cell in wanted.cells(["normal", "flat", "equal"]):
+    for cell in cells:
         yield sampler, cell
         hard = {"k": max(1, cell.vocab // 2), "p": WORST_P} if cell.kind != "equal" else {}
         variants = (_variant(sampler, name, value) for name, value in hard.items())
@@ -205,21 +188,26 @@ def _check_plot(path: Path, cells: Sequence[Cell]) -> None:
         )
 
 
-def _measured(pairs: Pairs, wanted: Wanted, device: str, *, shown: bool) -> BenchReport:
+def _measured(pairs: Pairs, wanted: Mapping[str, Any], device: str, *, shown: bool) -> BenchReport:
     from neurogen.bench.machine import busy_cores
     from neurogen.bench.measure import describe_machine, measure_all, set_threads
     from neurogen.bench.results import BenchReport
-    from neurogen.cli.bench_output import warn_if_disturbed, watched
+    from neurogen.cli.bench_output import warn_if_disturbed
     from neurogen.models.language_model import resolve_device
 
     target, _ = resolve_device(device)
-    with set_threads(wanted.threads):
+    with set_threads(wanted["threads"]):
         machine = describe_machine(target, busy_cores())
         warn_if_disturbed(machine)
-        peers = WORST_PEERS if wanted.worst_cases else None
-        results = measure_all(pairs, device=target, seconds=wanted.seconds, peers=peers)
-        with watched(results, len(pairs), shown=shown) as seen:
-            return BenchReport(results=list(seen), machine=machine)
+        peers = WORST_PEERS if wanted["worst_cases"] else None
+        results: list[BenchResult] = []
+        # The bar is drawn between cells alone: a thread that redraws it would disturb what is measured.
+        with counting("cells", shown=shown and is_terminal(sys.stderr), redrawn=False) as progress:
+            for result in measure_all(pairs, device=target, seconds=wanted["seconds"], peers=peers):
+                results.append(result)
+                if progress is not None:
+                    progress(len(results), len(pairs))
+    return BenchReport(results=results, machine=machine)
 
 
 def _draw(report: BenchReport, path: str, *, quiet: bool) -> None:

@@ -137,21 +137,15 @@ def _refuse_idle(ctx: click.Context, option: SharedOption, plugins: Sequence[Plu
 def _made(
     ctx: click.Context, registry: Registry, name: str, plugin: Plugin, given: Mapping[SharedOption, str]
 ) -> Sampler:
-    own: dict[str, tuple[SharedOption, Any]] = {}
+    options: dict[str, SharedOption] = {}
+    values: dict[str, Any] = {}
     for option, text in given.items():
         for owner, parameter, field in option.owners:
             if owner is plugin:
-                own[parameter] = option, _value(plugin, parameter, field, text, option, ctx)
-    with naming_option(ctx, {parameter: option for parameter, (option, _) in own.items()}):
-        return registry.load_sampler(name, **{parameter: value for parameter, (_, value) in own.items()})
-
-
-def _value(
-    plugin: Plugin, parameter: str, field: FieldInfo, text: str, option: SharedOption, ctx: click.Context
-) -> Any:
-    if field.annotation is bool:
-        return click.BOOL.convert(text, option, ctx)
-    return ParameterType(plugin.name, parameter, field).convert(text, option, ctx)
+                kind = click.BOOL if field.annotation is bool else ParameterType(plugin.name, parameter, field)
+                options[parameter], values[parameter] = option, kind.convert(text, option, ctx)
+    with naming_option(ctx, options):
+        return registry.load_sampler(name, **values)
 
 
 def _no_such_option(error: click.NoSuchOption, typed: Sequence[str]) -> str:

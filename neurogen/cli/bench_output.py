@@ -1,38 +1,22 @@
-"""What `neurogen bench` shows: progress on stderr, a table and what one must know to read it on stdout."""
+"""What `neurogen bench` shows: a table and what one must know to read it on stdout."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 from neurogen.bench.machine import Machine
 from neurogen.bench.results import FLOOR, PEERS, BenchReport, BenchResult, Quartiles
 from neurogen.cli.common import echo, echo_table, listed, tell
 
-__all__ = ["print_report", "warn_if_disturbed", "watched"]
+__all__ = ["print_report", "warn_if_disturbed"]
 
 WIDE = 150
 """Columns of a terminal that shows quartiles too."""
 
 HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR")
-
-
-@contextmanager
-def watched(results: Iterator[BenchResult], total: int, *, shown: bool) -> Iterator[Iterable[BenchResult]]:
-    """The same results; a bar on stderr, where that is a terminal, says how many there are."""
-    if not shown or sys.stderr is None or not sys.stderr.isatty():
-        yield results
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    # Drawn between cells alone: a thread that redraws it would disturb what is measured.
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        yield bar.track(results, total=total)
 
 
 def warn_if_disturbed(machine: Machine) -> None:

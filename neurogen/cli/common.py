@@ -145,12 +145,13 @@ def is_terminal(stream: Any) -> bool:
 
 
 @contextmanager
-def counting(noun: str, *, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+def counting(noun: str, *, shown: bool, redrawn: bool = True) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr with the time left, that is told how many are done and their total; None where it is not shown.
 
     Args:
         noun: what is counted, such as "texts".
         shown: whether to show it.
+        redrawn: by a thread several times a second; else only when it is told something.
     """
     if not shown:
         yield None
@@ -160,9 +161,9 @@ def counting(noun: str, *, shown: bool) -> Iterator[Callable[[int, int], None] |
 
     count = TextColumn("{task.completed:,}/{task.total:,} " + noun)
     columns = (BarColumn(), count, TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=redrawn) as bar:
         task = bar.add_task("", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True, refresh=not redrawn)
 
 
 def echo(text: str = "", *, before: str = "", err: bool = False, **style: Any) -> None:
