@@ -1,7 +1,7 @@
 # make run          install everything into .venv and continue a prompt with a real model
-# make test         install everything into .venv and run linters, types, all tests, bench-check and docs
-# make quick        linters, types and the tests that are not slow
-# make exhaustive   what `make test` leaves out: every kernel for every card, vLLM (fetches 3 GB), 100 seeds of every check; hours
+# make test         install everything into .venv and run linters, types, every test that is not slow, bench-check and docs
+# make slow         the tests that are slow: long, or the same again on more cases
+# make exhaustive   what both leave out: every kernel for every card, vLLM (fetches 3 GB), 100 seeds of every check; hours
 # make docs         the documentation site, in build/site; fails on a link that leads nowhere, in a README too
 # make bench        samplers beside their peers
 # make bench-check  have samplers become slower than benchmarks/figures.json says? under a minute
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 PYTHON ?= python3
 
-.PHONY: run test quick exhaustive lint docs bench bench-check setup clean
+.PHONY: run test slow exhaustive lint docs bench bench-check setup clean
 
 run: setup
 	$(BIN)/neurogen run --model smollm2-135m --sampler topk --top-k 50 --temperature 0.7 --seed 5 --max-new-tokens 120 \
@@ -22,11 +22,10 @@ run: setup
 
 test: setup lint
 	$(PYTEST) -m "not slow"
-	$(PYTEST) -m slow
 	$(MAKE) bench-check docs
 
-quick: setup lint
-	$(PYTEST) -m "not slow"
+slow: setup
+	$(PYTEST) -m slow
 
 exhaustive: setup
 	NEUROGEN_EXHAUSTIVE=1 $(BIN)/python -m pytest -m exhaustive

@@ -57,7 +57,11 @@ def per_row(batch: int) -> dict[str, torch.Tensor]:
     return {"k": k, "p": p.double(), "temperature": torch.linspace(0.2, 3.0, batch).double()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",  # each is compiled, which takes long
+    [torch.float32, *(pytest.param(half, marks=pytest.mark.slow) for half in (torch.float16, torch.bfloat16))],
+    ids=str,
+)
 @pytest.mark.parametrize("vocab", [1, 7, 130, 3000])
 def test_the_fused_kernel_is_the_chain_bit_for_bit(
     fused: neurogen.Sampler, chain: neurogen.Sampler, vocab: int, dtype: torch.dtype

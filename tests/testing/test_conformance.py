@@ -214,13 +214,24 @@ def test_the_examples_of_the_documentation_keep_their_contract(package: Path, mo
             del sys.modules[module]
 
 
-def test_memory_is_checked_with_and_without_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cls in (wrong_samplers.Remembering, wrong_samplers.Remembered, type(neurogen.load_sampler("mirostat"))):
-        for reference in {cls.reference, ""}:
-            monkeypatch.setattr(cls, "reference", reference)
-            result = check(cls, quick=True, only=["state"])["state"]
-            assert result.status == "passed", str(result.failure)
-            assert ["no reference says what comes next" in note for note in result.notes] == [True] * (not reference)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        wrong_samplers.Remembering,
+        wrong_samplers.Remembered,
+        pytest.param("mirostat", marks=pytest.mark.slow),  # its kernels are compiled
+    ],
+    ids=named,
+)
+def test_memory_is_checked_with_and_without_a_reference(
+    sampler: str | type[Sampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = type(neurogen.load_sampler(sampler)) if isinstance(sampler, str) else sampler
+    for reference in {cls.reference, ""}:
+        monkeypatch.setattr(cls, "reference", reference)
+        result = check(cls, quick=True, only=["state"])["state"]
+        assert result.status == "passed", str(result.failure)
+        assert ["no reference says what comes next" in note for note in result.notes] == [True] * (not reference)
 
 
 def test_the_worked_example_with_memory_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
