@@ -1,4 +1,4 @@
-"""`neurogen bench`: its options and what they allow. What is shown is in `bench_output`, the rest in `neurogen.bench`.
+"""`neurogen bench`: its options and what is measured. Its output is in `bench_output`, measuring in `neurogen.bench`.
 
 The options of the samplers come from their schemas, as in `neurogen run`; one that several samplers have is given to
 all of them that are measured.
@@ -139,7 +139,7 @@ def command(
 
 
 def _pairs(samplers: Sequence[Sampler], wanted: Mapping[str, Any]) -> Pairs:
-    """What to measure, sampler by sampler; dtypes that a sampler does not take are left out, and told."""
+    """What to measure, sampler by sampler; dtypes that a sampler does not take are left out with a message."""
     kinds = WORST_KINDS if wanted["worst_cases"] else wanted["kind"] or DEFAULT_KINDS
     vocabs, batches = wanted["vocab"] or DEFAULT_VOCABS, wanted["batch"] or DEFAULT_BATCHES
     cells = grid(kinds, wanted["dtype"] or DTYPES[:1], vocabs, batches)
@@ -156,7 +156,7 @@ def _pairs(samplers: Sequence[Sampler], wanted: Mapping[str, Any]) -> Pairs:
 
 
 def _worst(sampler: Sampler, cells: Sequence[Cell]) -> Iterator[tuple[Sampler, Cell]]:
-    """Each sampler as it is, for comparison, and then on what is hard for it."""
+    """The sampler as it is, for comparison, then with parameters that make it slow."""
     for cell in cells:
         yield sampler, cell
         hard = {"k": max(1, cell.vocab // 2), "p": WORST_P} if cell.kind != "equal" else {}

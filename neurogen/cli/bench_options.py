@@ -25,13 +25,13 @@ Owner = tuple[Plugin, str, FieldInfo]
 
 
 class SharedType(click.types.StringParamType):
-    """Text that each sampler reads as its own schema says."""
+    """Text that each sampler reads by its own schema."""
 
     name = "value"
 
 
 class SharedOption(click.Option):
-    """An option that one or several samplers have; its text means to each what its own schema says.
+    """An option of one or several samplers, each of which reads its text by its own schema.
 
     Attributes:
         option: as it is typed.
@@ -64,7 +64,7 @@ class BenchCommand(click.Command):
         return [*own, *_shared_options(default_registry(), taken)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As always, but an option that does not exist is explained."""
+        """As click does, with an explanation for an option that does not exist."""
         typed = list(args)  # the parser empties its own
         try:
             return super().parse_args(ctx, args)
@@ -149,7 +149,7 @@ def _made(
 
 
 def _no_such_option(error: click.NoSuchOption, typed: Sequence[str]) -> str:
-    """What there is instead, for the first sampler that is named; click's own words where none is."""
+    """The message for an option that does not exist: what the first sampler named has instead, or click's words."""
     registry = default_registry()
     classes = {plugin.name: plugin.sampler_class for plugin in registry.plugins()}
     named = next((cls for word in typed if (cls := classes.get(word)) is not None), None)

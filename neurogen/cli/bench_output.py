@@ -1,4 +1,4 @@
-"""What `neurogen bench` shows: a table and what one must know to read it on stdout."""
+"""What `neurogen bench` prints: a table, and notes that explain its columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADER = ("SAMPLER", "LOGITS", "DTYPE", "VOCAB", "BATCH", "MEDIAN", "OVER FLOOR"
 
 
 def warn_if_disturbed(machine: Machine) -> None:
-    """Say so where other programs want the same cores: threads that wait for each other then wait for those."""
+    """Warn where other programs use the same cores, since they disturb what is measured."""
     if machine.disturbed:
         way = "fewer --threads" if machine.threads > 1 else "another machine"
         tell(
@@ -34,7 +34,7 @@ def _threads(machine: Machine) -> str:
 
 
 def print_report(report: BenchReport) -> None:
-    """The table, where it was measured, and what its words mean."""
+    """Print the table, the machine it was measured on, and what its columns mean."""
     peers = [peer for peer in PEERS if peer != FLOOR and any(peer in result.peers for result in report.results)]
     header = (*HEADER, *(f"VS {peer.upper()}" for peer in peers))
     quartiles = not sys.stdout.isatty() or shutil.get_terminal_size().columns >= WIDE
@@ -68,7 +68,7 @@ def _ratio(ratio: Quartiles, quartiles: bool) -> str:
 
 
 def _speedup(result: BenchResult, peer: str, quartiles: bool) -> str:
-    """How many times faster the sampler is; the quartiles swap their places."""
+    """How many times faster the sampler is: the inverse of the ratio, so that the quartiles change places."""
     if peer not in result.to_peers:
         return "-"
     ratio = result.to_peers[peer]
@@ -81,7 +81,7 @@ def _mark(result: BenchResult, peer: str) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that count."""
+    """Rounded to about three significant digits."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
 
 

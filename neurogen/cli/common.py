@@ -54,7 +54,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 @dataclass
 class Settings:
-    """What holds for every command.
+    """Settings of the whole program.
 
     Attributes:
         debug: show tracebacks.
@@ -64,7 +64,7 @@ class Settings:
 
 
 def debug_option(command: Command) -> Command:
-    """Accept a hidden `--debug`; commands have it too, so that it can stand before or after their name."""
+    """Accept a hidden `--debug`; every command has it, so that it can stand before or after the command's name."""
     return click.option(
         "--debug", is_flag=True, hidden=True, expose_value=False, is_eager=True, callback=_remember_debug
     )(command)
@@ -77,7 +77,7 @@ def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> 
 
 
 class DescribedDefault(click.Option):
-    """An option whose default is described in words, by `show_default`; help shows the value that a file gives it."""
+    """An option whose default is described in words by `show_default`, unless a configuration file gives it a value."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """What click writes behind the help."""
@@ -129,7 +129,7 @@ def _device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def prompt_text(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """The callback of an option whose text, or whose every text, a model is to continue."""
+    """Callback of an option that takes prompts: refuse empty and malformed texts."""
     for text in value if isinstance(value, tuple) else (value,):
         try:
             if text is not None:
@@ -146,12 +146,14 @@ def is_terminal(stream: Any) -> bool:
 
 @contextmanager
 def counting(noun: str, *, shown: bool, redrawn: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr with the time left, that is told how many are done and their total; None where it is not shown.
+    """A progress bar on stderr with the time left.
+
+    Yields the function to call with the number done and the total, or None where no bar is shown.
 
     Args:
         noun: what is counted, such as "texts".
         shown: whether to show it.
-        redrawn: by a thread several times a second; else only when it is told something.
+        redrawn: let a thread redraw it several times a second; else it is redrawn only when that function is called.
     """
     if not shown:
         yield None
@@ -167,7 +169,7 @@ def counting(noun: str, *, shown: bool, redrawn: bool = True) -> Iterator[Callab
 
 
 def echo(text: str = "", *, before: str = "", err: bool = False, **style: Any) -> None:
-    """Print a line that may hold text of others: characters that a terminal obeys are shown as escapes.
+    """Print a line that may contain text of plugins or models: control characters are shown as escapes.
 
     Every command prints by this function, `tell`, `echo_table` or `write_json`.
 
@@ -182,33 +184,33 @@ def echo(text: str = "", *, before: str = "", err: bool = False, **style: Any) -
 
 
 class _Formatter(click.HelpFormatter):
-    """Help and usage with what plugins say of themselves; see `echo`."""
+    """Writes help and usage with control characters as escapes, since plugins provide some of the text; see `echo`."""
 
     def getvalue(self) -> str:
         return printable(super().getvalue())
 
 
 class ShownContext(click.Context):
-    """The context of every command: its help can be shown on a terminal, whatever plugins say of themselves."""
+    """The context of every command, whose help is safe to show on a terminal."""
 
     formatter_class = _Formatter
 
 
 def commands_of(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """A command and those below it, each with the words that call it."""
+    """A command and its subcommands, each with the words that call it."""
     yield path, command
     for name, below in command.commands.items() if isinstance(command, click.Group) else ():
         yield from commands_of(below, (*path, name))
 
 
 def tell(message: str) -> None:
-    """Say something on stderr. Where that cannot be written, a run does not fail: what counts is its result."""
+    """Print a message on stderr. Where stderr cannot be written, the message is lost and the command goes on."""
     with suppress(OSError):
         echo(message, err=True)
 
 
 def typed(ctx: click.Context, name: str) -> bool:
-    """Whether an option was given for this command, not for all: on the command line or by its variable, no file."""
+    """Whether an option was given on the command line or by its environment variable, not by a configuration file."""
     return ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
@@ -218,7 +220,7 @@ def write_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> No
 
 
 def random_seed() -> int:
-    """A seed for who gives none; so short that people can read it out, or type it again."""
+    """A seed for users who give none, short enough to be read out or typed again."""
     return secrets.randbelow(SEEDS)
 
 
@@ -228,7 +230,7 @@ def needs_escapes() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: "1 h 05 min", "2 min 10 s", "7 s"."""
+    """A duration in words: "1 h 05 min", "2 min 10 s", "7 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -243,7 +245,7 @@ def listed(words: Iterable[str], conjunction: str = "and") -> str:
 
 
 def unambiguous_names(plugins: Sequence[Plugin]) -> list[str]:
-    """What a user types for each: the sampler's name, or `distribution:name` where several offer the same."""
+    """What a user types for each plugin: its name, or `distribution:name` where several have the same name."""
     names = [plugin.name for plugin in plugins]
     return [plugin.qualified_name if names.count(plugin.name) > 1 else plugin.name for plugin in plugins]
 

@@ -18,14 +18,14 @@ SLOW_SECONDS = 2.0  # longer than it takes to read kernels that have been compil
 
 
 class CompilingNotice:
-    """Says on a terminal that kernels are compiled, if that takes more than a moment, and takes it away afterwards."""
+    """Shows a line on the terminal while kernels are compiled, if that takes more than a moment."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
         self._is_shown = False
 
     def __call__(self, begins: bool) -> None:
-        """Compiling begins, or has ended."""
+        """Called when compiling begins and when it has ended."""
         if begins:
             self._timer = threading.Timer(SLOW_SECONDS, self._show, (_sampler_in_use(),))
             self._timer.daemon = True
@@ -43,7 +43,7 @@ class CompilingNotice:
 
 
 def _sampler_in_use() -> str:
-    """The name of the sampler that is being called, by the frames of this thread."""
+    """The name of the sampler that is being called, found in the frames of this thread."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         user = frame.f_locals.get("self")
@@ -54,6 +54,6 @@ def _sampler_in_use() -> str:
 
 
 def watch_compiling() -> None:
-    """Show on stderr, if that is a terminal that can take a line away again, when kernels are compiled."""
+    """Show on stderr when kernels are compiled, if it is a terminal that can remove a line again."""
     if is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb":
         watch(CompilingNotice())

@@ -38,7 +38,7 @@ HOW_TO_INSTALL = {
 }
 DEPTH = 2
 MOST = 500
-"""Entries of folders that are looked at: what is offered must be there at once."""
+"""Entries of folders that are looked at: completion must be fast."""
 
 
 @click.command("completion")
@@ -67,7 +67,7 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def _paths(incomplete: str) -> Iterator[str]:
-    """What begins so and can be loaded; as it was typed, so that a shell takes it for the same word."""
+    """Paths of models that begin so, spelled as the user typed them, so that the shell takes them for the same word."""
     typed_folder, name = os.path.split(incomplete)
     seen = 0
     pending = [(typed_folder, name, 1)]

@@ -35,7 +35,10 @@ class ConformanceCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """Find out which sampler is meant, then read the arguments with its options added."""
-        name = _sampler_named(self, args)
+        lenient = {**extra, "resilient_parsing": True, "ignore_unknown_options": True}
+        first = super().make_context(info_name, list(args), parent, **lenient)
+        words = (first.params.get("sampler"), *first.args)  # options of the sampler are still among them
+        name = next((word for word in words if word and not word.startswith("-")), None)
         if name is None:
             return super().make_context(info_name, args, parent, **extra)
         chosen = OneSampler(self, name)
@@ -52,22 +55,6 @@ class OneSampler(CommandOfSampler):
             return super().options_beside(base)
         except PluginError:
             return []
-
-
-def _sampler_named(base: click.Command, args: Sequence[str]) -> str | None:
-    """The first argument that is not an option of the command nor the value of one."""
-    valued = {option for param in base.params if _takes_value(param) for option in param.opts}
-    rest = iter(args)
-    for argument in rest:
-        if argument in valued:
-            next(rest, None)
-        elif not argument.startswith("-"):
-            return argument
-    return None
-
-
-def _takes_value(param: click.Parameter) -> bool:
-    return isinstance(param, click.Option) and not param.is_flag
 
 
 def _list_checks(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -131,7 +118,7 @@ def _check_device(device: str) -> None:
 
 
 class _ResultLines:
-    """Prints a line for each result when it is there; in a terminal with colours and times."""
+    """Prints a line for each result as soon as it is known; on a terminal with colours and times."""
 
     def __init__(self, sampler: Sampler, in_terminal: bool) -> None:
         self._in_terminal = in_terminal
@@ -152,7 +139,7 @@ class _ResultLines:
 
 
 def print_failures(report: Report) -> None:
-    """What each failed check found: in a terminal with the program in colours."""
+    """Print what each failed check found; on a terminal with the program in colours."""
     for result in report.results:
         if result.failure is not None:
             echo()

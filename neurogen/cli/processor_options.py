@@ -1,4 +1,4 @@
-"""Command line options for logits processors: `--processor SPEC` for any, and direct ones for those of neurogen itself.
+"""Command line options for logits processors: `--processor SPEC` for any, and own options for those of neurogen itself.
 
 The direct options come from the processors' own schemas. Whatever the order on the command line, the processors work in
 one order: penalties, DRY, biases, then those of `--processor` as they are given, then what bans tokens, grammars last.

@@ -1,4 +1,4 @@
-"""The command `neurogen` itself: its subcommands, found lazily, their defaults, and what becomes of an error.
+"""The command `neurogen` itself: its subcommands, found lazily, their defaults, and how errors are reported.
 
 Modules of subcommands import torch and other heavy packages inside their functions only, so that `--help` stays fast.
 Exit codes: 0 done, 1 an error or a failed prompt, 2 wrong usage or configuration, 130 Ctrl-C, 141 the reader of stdout
@@ -99,7 +99,7 @@ class Program(click.Group):
         check_variables(self, ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand; when nobody reads its output any more, end without a word, as Unix tools do."""
+        """Run the subcommand; where the reader of its output goes away, end silently, as Unix tools do."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # here, since click's own main would make it exit code 1
@@ -142,7 +142,7 @@ def _trace(settings: Settings) -> None:
 
 
 def _in_words(error: NeurogenError | OSError) -> str:
-    """The system's error in words; one that names no file and is of a full disk is of what results are printed to."""
+    """The message for an error; a full disk where no file is named means standard output."""
     if isinstance(error, NeurogenError):
         return error.reason
     if error.strerror is None:
@@ -153,7 +153,7 @@ def _in_words(error: NeurogenError | OSError) -> str:
 
 
 def _bug(error: Exception, settings: Settings) -> str:
-    """What is said of an exception that nobody has foreseen."""
+    """The message for an unexpected exception."""
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     how = "the traceback above" if settings.debug else "what the same command shows with --debug behind it"
@@ -168,7 +168,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _name_source(error: click.ClickException) -> None:
-    """Say where a wrong value comes from if nobody has typed it."""
+    """Add to the message where a wrong value comes from, unless it was typed."""
     ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
     source = source_of(ctx, param) if ctx is not None and param is not None else None
     if source is not None:

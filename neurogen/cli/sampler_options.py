@@ -40,7 +40,7 @@ __all__ = [
 OPTION_NAME = re.compile(r"--[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*")
 DESTINATION = "sampler_parameter_"
 SHORT = len("--xyz")
-"""Options up to this length are alike by chance."""
+"""Options up to this length resemble each other by chance, so none is suggested for another."""
 
 PROFILES = ("llamacpp", "transformers", "vllm")
 PROFILE = "neurogen.profile"
@@ -148,7 +148,7 @@ class CommandOfSampler(click.Command):
         return section.with_sampler(self.plugin, options, given) if isinstance(section, Section) else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As always, but an option that does not exist is explained."""
+        """As click does, with an explanation for an option that does not exist."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:

@@ -73,7 +73,7 @@ def train(data: tuple[str, ...], out: str, as_json: bool, quiet: bool, **options
 
 
 class _Watch:
-    """What happens meanwhile, on stderr: rows without a text and, where a person reads it, one line of progress.
+    """Reports on stderr: rows without a text and, on a terminal, one line of progress.
 
     While SentencePiece learns, Ctrl-C ends the program at once, since Python's own handler would only run afterwards.
     Nothing has been written by then. The line does not move by itself: one that does hides the cursor, which a program
