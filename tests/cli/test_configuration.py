@@ -307,7 +307,7 @@ def test_config_as_json_names_every_file_that_is_looked_for(home: Path) -> None:
 # Whatever is in the file
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused_in_a_paragraph(content: bytes) -> None:
     _read_or_refused(content)
@@ -323,7 +323,7 @@ NAMES = st.sampled_from(["run", "plugins", "allow", "disable", "tool", "neurogen
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=4), NAMES, VALUES)
 def test_any_toml_is_read_or_refused_in_a_paragraph(table: list[str], key: str, value: Any) -> None:
     heading = ".".join(json.dumps(name) for name in table)
