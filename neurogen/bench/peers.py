@@ -51,19 +51,15 @@ def peers_for(
     for name in names or ():
         if name not in PEERS:
             raise ParameterError(f"There is no peer {name!r}; there are: {', '.join(PEERS)}.")
-    makers: dict[str, Callable[[], tuple[Draw, str] | None]] = {
+    makers: dict[str, Callable[[], tuple[Draw | None, str]]] = {
         FLOOR: lambda: (_floor, "one read of the logits"),
         "torch": lambda: (torch_peer(rule), "" if rule.exact else TEMPERATURE_ONLY),
-        "transformers": lambda: _with_note(transformers_peer(rule)),
-        "llama.cpp": lambda: _llama_cpp(rule, batch, device),
-        "flashinfer": lambda: _flashinfer(rule, device),
+        "transformers": lambda: (transformers_peer(rule), ""),
+        "llama.cpp": lambda: (_llama_cpp(rule, batch, device), ""),
+        "flashinfer": lambda: (_flashinfer(rule, device), ""),
     }
     made = {name: makers[name]() for name in PEERS if names is None or name in names}
-    return {name: peer for name, peer in made.items() if peer is not None}
-
-
-def _with_note(draw: Draw | None) -> tuple[Draw, str] | None:
-    return None if draw is None else (draw, "")
+    return {name: (draw, note) for name, (draw, note) in made.items() if draw is not None}
 
 
 def _floor(logits: Tensor) -> Tensor:
@@ -130,21 +126,39 @@ def transformers_peer(rule: Rule) -> Draw | None:
     return draw
 
 
-def _llama_cpp(rule: Rule, batch: int, device: torch.device) -> tuple[Draw, str] | None:
+def _llama_cpp(rule: Rule, batch: int, device: torch.device) -> Draw | None:
     """One row at a time is all that a chain can do, so larger batches would not compare."""
     if not rule.exact or batch != 1 or device.type != "cpu" or not _importable("llama_cpp"):
         return None
     from neurogen.bench.llama_cpp import LlamaSamplers
 
-    return LlamaSamplers(rule), ""
+    return LlamaSamplers(rule)
 
 
-def _flashinfer(rule: Rule, device: torch.device) -> tuple[Draw, str] | None:
-    if not rule.exact or device.type != "cuda" or not _importable("flashinfer"):
+def _flashinfer(rule: Rule, device: torch.device) -> Draw | None:
+    """FlashInfer's kernel, which takes probabilities, so that the softmax is part of it; None for the argmax, which
+    FlashInfer leaves to torch.
+    """
+    usable = rule.exact and rule.temperature != 0 and device.type == "cuda" and _importable("flashinfer")
+    if not usable:
         return None
-    from neurogen.bench.flashinfer import flashinfer_peer
+    kernels = importlib.import_module("flashinfer.sampling")
 
-    return _with_note(flashinfer_peer(rule))
+    def draw(logits: Tensor) -> Tensor:
+        ids: Tensor = _flashinfer_ids(kernels, torch.softmax(logits.float() / rule.temperature, -1), rule)
+        return ids.long()
+
+    return draw
+
+
+def _flashinfer_ids(kernels: Any, probs: Tensor, rule: Rule) -> Any:
+    if rule.k > 0:
+        return kernels.top_k_sampling_from_probs(probs, min(rule.k, probs.shape[-1]))
+    if rule.p < 1:
+        return kernels.top_p_sampling_from_probs(probs, rule.p)
+    if rule.min_p > 0:
+        return kernels.min_p_sampling_from_probs(probs, rule.min_p)
+    return kernels.sampling_from_probs(probs)
 
 
 @cache

@@ -10,9 +10,10 @@ import inspect
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from neurogen.contract.cuda_extra import MissingExtraError, lacking
 from neurogen.errors import DeviceError, ModelError
@@ -31,9 +32,6 @@ from neurogen.models.known import (
 )
 from neurogen.models.tokenizer import Tokenizer, load_tokenizer
 from neurogen.models.weights import DTYPES, load_weights, quiet_transformers
-
-if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
 
 __all__ = ["LanguageModel", "load_model", "locate_model", "resolve_device"]
 
@@ -72,8 +70,6 @@ class LanguageModel:
 
     def new_cache(self) -> Cache:
         """Return an empty key-value cache that fits this model's layers."""
-        from transformers import DynamicCache
-
         return DynamicCache(config=self.model.config)
 
     def forward(

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
+
 from neurogen.errors import ParameterError
 
 __all__ = ["PRIVATE_USE", "Spellings", "TemplateEncoder", "TextIds", "check_characters"]
@@ -109,8 +111,6 @@ class TemplateEncoder:
     """
 
     def __init__(self, backend: Any, spellings: Spellings) -> None:
-        from tokenizers import AddedToken, Tokenizer
-
         self._spellings = spellings
         nonce = secrets.token_hex(8)
         self._aliases = {text: f"{ALIAS}{nonce}:{token}{ALIAS}" for text, token in spellings.ids.items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from tokenizers import pre_tokenizers
 
 from neurogen.contract.tokenizer import Tokenizer
 from neurogen.errors import ModelError
@@ -307,7 +308,6 @@ def _load_gguf(file: Path) -> HFTokenizer:
 
 def _restore_digit_splitting(tokenizer: Any, file: Path) -> None:
     """Split digits where the file's pre-tokenizer does; transformers 5.24 falls back to GPT-2's rule without a word."""
-    from tokenizers import pre_tokenizers
     from transformers.integrations.gguf.reader import read_gguf_metadata
 
     metadata, _ = read_gguf_metadata(str(file))

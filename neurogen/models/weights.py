@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from neurogen.errors import DeviceError, ModelError
 from neurogen.files import read_text
 from neurogen.models.known import refuse_pickle
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["DTYPES", "load_weights", "quiet_transformers", "safetensors_header"]
 
@@ -72,8 +71,6 @@ def load_weights(path: Path, device: torch.device, dtype: str) -> PreTrainedMode
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and advice off the terminal, and put its settings back afterwards."""
-    from transformers.utils import logging as transformers_logging
-
     settings: Any = transformers_logging
     verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
     settings.set_verbosity(settings.CRITICAL)
@@ -89,15 +86,11 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _gguf_arguments(path: Path) -> dict[str, Any]:
-    from transformers import GgufConfig
-
     # Packed blocks would need kernels fetched from the hub, and would give other logits on other machines.
     return {"gguf_file": path.name, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def _from_pretrained(path: Path, source: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     loader: Any = AutoModelForCausalLM
     try:
         model, report = loader.from_pretrained(
@@ -145,8 +138,6 @@ def _named_shapes(mismatch: tuple[str, Sequence[int], Sequence[int]]) -> str:
 
 def _checked_config(folder: Path) -> Any:
     """Read config.json, refusing what cannot be a causal language model that transformers knows."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     file = folder / "config.json"
     try:
         raw = json.loads(read_text(file))
