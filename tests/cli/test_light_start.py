@@ -54,12 +54,18 @@ class Start:
     plugins: bool = False
 
 
+WITH_A_SAMPLER = [["run", "--sampler", "topk", "-h"], ["conformance", "topk", "--help"]]
 STARTS = {
     "import neurogen": Start([], frozenset(), frozenset({"_lazy", "contract"})),
     "neurogen --help": Start([["--help"]], LIGHT | {"filelock"}, COMMANDS),
-    "neurogen samplers": Start([["samplers"]], LIGHT | {"rich"}, BASE | {"integrations"}, plugins=True),
+    "neurogen samplers": Start(
+        [["samplers"], ["plugins"]], LIGHT | {"rich"}, BASE | {"integrations", "processors"}, plugins=True
+    ),
     "every --help": Start(
-        [[*path, "--help"] for path, _ in commands()], LIGHT | {"filelock"}, COMMANDS | {"integrations"}, plugins=True
+        [*([*path, "--help"] for path, _ in commands()), ["--version"], *WITH_A_SAMPLER],
+        LIGHT | {"filelock"},
+        COMMANDS | {"integrations"},
+        plugins=True,
     ),
 }
 
@@ -76,3 +82,19 @@ def test_only_what_is_listed_is_loaded(start: Start) -> None:
     assert packages - plugins - {"neurogen"} <= start.others
     assert {inner for name, *rest in loaded if name == "neurogen" for inner in rest[:1]} <= start.own
     assert start.plugins or not plugins
+
+
+def test_what_programs_import_and_declare_first_loads_no_heavy_library() -> None:
+    program = """
+import sys
+import neurogen, neurogen.models.known, neurogen.text.runner, neurogen.integrations.profiles
+import neurogen.bench.check, neurogen.testing.pytest_plugin
+registry = neurogen.Registry(disabled=())
+ours = [plugin for plugin in registry.plugins() if plugin.distribution.startswith("neurogen-")]
+assert {plugin.name for plugin in ours} >= {"greedy", "topk", "topp", "topk+topp"}, ours
+for plugin in ours:
+    registry.load_class(plugin.qualified_name)()
+print([name for name in ("torch", "numba", "numpy", "transformers", "llvmlite", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -274,13 +274,3 @@ def test_the_command_refuses_values_out_of_their_domain(run: Callable[..., Resul
     result = run(*option)
     assert result.exit_code == 2
     assert option[0] in result.stderr
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from click.testing import CliRunner; from neurogen.cli.tokenizer import command\n"
-        "assert CliRunner().invoke(command, ['train', '--help']).exit_code == 0\n"
-        "print([name for name in ('torch', 'datasets', 'pyarrow', 'sentencepiece') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
