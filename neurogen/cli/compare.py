@@ -126,7 +126,7 @@ def command(ctx: click.Context, /, specs: Sequence[str], sweeps: Sequence[str], 
 
 
 def _tell_failures(comparison: Comparison) -> int:
-    """Say which texts are missing; the exit code."""
+    """Report the texts that are missing, and return the exit code."""
     failed = [(one.label, *failure) for one in comparison.outcomes for failure in one.failures]
     for label, index, sample, error in failed:
         tell(f"{label}, prompt {index + 1}{'' if sample is None else f', sample {sample + 1}'}: {error}")
@@ -215,7 +215,7 @@ def _compare(
 
 
 def _tell_notices(comparison: Comparison) -> None:
-    """What processors say about the texts, each sentence once a sampler."""
+    """Report what processors say about the texts, each sentence once for a sampler."""
     for outcome in comparison.outcomes:
         said = Counter(notice for sample in outcome.samples for notice in sample.notices or ())
         for notice, count in said.items():

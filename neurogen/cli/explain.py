@@ -44,7 +44,7 @@ __all__ = ["PAGE_TOP", "command", "report", "report_page"]
 NEW_TOKENS = 16
 TOP = 5
 PAGE_TOP = 40
-"""Candidates a step that a page shows what the sampler drew them with."""
+"""Number of candidates of a step on a page."""
 
 
 @click.command("explain", cls=CommandWithSampler, context_settings={"allow_extra_args": True, "max_content_width": 100})

@@ -6,7 +6,7 @@ page that show an explanation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,20 +42,11 @@ __all__ = [
     "explain_steps",
 ]
 
-PAGE_CANDIDATES = 200
-"""Number of the largest logits of every step that a page gets for its sliders."""
-
-TAIL_BINS = 64
-"""Bins of the histogram of the other logits."""
-
 GAVE_WAY = "a processor gave way, see the notice"
 
 SLACK = 1e-6
 """How far the random number may lie outside the chosen token's interval: `probs` is float32."""
 
-
-FOR_PAGES = ("logits", "tail", "sorted_logits", "place")
-"""Attributes of a step that only a page needs."""
 
 StageKind = Literal["processor", "temperature", "truncation"]
 
@@ -116,10 +107,7 @@ class ExplainedStep:
         interval: the part of [0, 1) that belongs to the token: probabilities are laid side by side by id.
         stages: in the order in which they work.
         candidates: the most probable tokens for the model, the most probable first; the chosen one is among them.
-        logits: (token id, text, processed logit) of the largest processed logits, for pages that recompute.
-        tail: (count, logit) of a histogram over the others.
-        sorted_logits: all finite processed logits in their order, as float32 in little-endian bytes.
-        place: of the chosen token among them, from 0.
+        processed: float32 [vocab], on the CPU: the logits behind the processors.
     """
 
     position: int
@@ -133,10 +121,12 @@ class ExplainedStep:
     interval: tuple[float, float] | None
     stages: list[Stage]
     candidates: list[Candidate]
-    logits: list[tuple[int, str, float]] = field(repr=False, default_factory=list)
-    tail: list[tuple[int, float]] = field(repr=False, default_factory=list)
-    sorted_logits: bytes = field(repr=False, default=b"")
-    place: int = 0
+    processed: Tensor = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the logits."""
+        values = {name: value for name, value in vars(self).items() if name != "processed"}
+        return {**values, "stages": list(map(asdict, self.stages)), "candidates": list(map(asdict, self.candidates))}
 
 
 @dataclass(frozen=True)
@@ -150,6 +140,7 @@ class Explanation(Displayed):
         result: what the runner gave.
         vocab_size: tokens that can be drawn at all.
         steps: one for each new token, that of an end of sequence included.
+        token_text: gives the text of a token id.
     """
 
     model: str
@@ -158,20 +149,17 @@ class Explanation(Displayed):
     result: Result
     vocab_size: int
     steps: list[ExplainedStep]
+    token_text: Callable[[int], str] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without what only a page needs."""
-        steps = [asdict(step) for step in self.steps]
-        for step in steps:
-            for name in FOR_PAGES:
-                del step[name]
+        """Plain values."""
         return {
             "model": self.model,
             "sampler": self.sampler,
             "params": self.params,
             "vocab_size": self.vocab_size,
             "result": self.result.to_json(),
-            "steps": steps,
+            "steps": [step.to_json() for step in self.steps],
         }
 
 
@@ -276,7 +264,7 @@ class _StepExplainer:
         """The explanation of the steps observed so far, for a sequence with this result."""
         sampler = self._sampler
         return Explanation(
-            self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps
+            self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps, self._text
         )
 
     def __call__(self, rows: Sequence[Row], logits: Tensor, drawn: Sequence[Drawn]) -> None:
@@ -357,7 +345,6 @@ class _StepExplainer:
             )
             for one in shown
         ]
-        largest, tail, values = _for_pages(processed)
         return ExplainedStep(
             position=position,
             token_id=token,
@@ -370,10 +357,7 @@ class _StepExplainer:
             interval=interval,
             stages=stages,
             candidates=candidates,
-            logits=[(one, self._text(one), value) for one, value in largest],
-            tail=tail,
-            sorted_logits=values,
-            place=int((processed > processed[token]).sum() + (processed[:token] == processed[token]).sum()),
+            processed=processed.cpu(),
         )
 
 
@@ -398,16 +382,3 @@ def _random(seed: int, position: int, final: Tensor, token: int) -> tuple[float 
     if above - below > 1 - SLACK or not below - SLACK <= number <= above + SLACK:
         return None, None
     return number, (below, above)
-
-
-def _for_pages(processed: Tensor) -> tuple[list[tuple[int, float]], list[tuple[int, float]], bytes]:
-    """The largest logits, a histogram (count, mean logit) of the other finite ones, and all finite ones in order."""
-    order = torch.argsort(processed, descending=True, stable=True).cpu()
-    order = order[: int((processed > -torch.inf).sum())]
-    values = processed.cpu()[order]
-    count = min(PAGE_CANDIDATES, len(order))
-    largest = list(zip(order[:count].tolist(), values[:count].double().tolist(), strict=True))
-    rest = values[count:].double()
-    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted: values of a bin are similar
-    tail = [(len(b), float(b.mean())) for b in bins if len(b)]
-    return largest, tail, values.float().numpy().astype("<f4").tobytes()

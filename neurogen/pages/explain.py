@@ -7,8 +7,12 @@ The sliders recompute in the page what temperature, k and p would have kept of t
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from neurogen.files import write_text
 from neurogen.pages import page as pages
@@ -20,6 +24,12 @@ __all__ = ["fragment", "page", "write_page"]
 
 MOST_BYTES = 24_000_000
 """A page holds all logits of every step if they take no more than this; else the largest and a histogram."""
+
+CANDIDATES = 200
+"""Number of the largest logits of a step whose texts a page holds."""
+
+TAIL_BINS = 64
+"""Bins of the histogram of the other logits."""
 
 SLIDERS = {"topk": "k", "topp": "p", "temperature": None}
 """Sampler -> the slider, beside that of the temperature, that does what it does."""
@@ -68,13 +78,14 @@ def _token(step: ExplainedStep) -> dict[str, str]:
 def _data(explanation: Explanation) -> dict[str, Any]:
     """The steps for the script."""
     own, order = _own_settings(explanation)
-    whole = sum(len(step.sorted_logits) for step in explanation.steps) <= MOST_BYTES
+    finite = sum(int((step.processed > -torch.inf).sum()) for step in explanation.steps)
+    whole = 4 * finite <= MOST_BYTES
     return {
         "own": own,
         "start": own or {"temperature": _number(explanation, "temperature", 1.0), "k": 0, "p": 1.0},
         "order": order,
         "sampler": explanation.result.sampler,
-        "steps": [_step(step, whole=whole) for step in explanation.steps],
+        "steps": [_step(step, explanation.token_text, whole=whole) for step in explanation.steps],
     }
 
 
@@ -97,7 +108,7 @@ def _number(explanation: Explanation, name: str, other: float) -> float:
     return value if isinstance(value, int | float) else other
 
 
-def _step(step: ExplainedStep, *, whole: bool) -> dict[str, Any]:
+def _step(step: ExplainedStep, token_text: Callable[[int], str], *, whole: bool) -> dict[str, Any]:
     logit = next((one.processed for one in step.candidates if one.token_id == step.token_id), None)
     removed = {one.token_id: one.removed_by for one in step.candidates if one.removed_by}
     drawn = {one.token_id: one.drawn for one in step.candidates}
@@ -114,10 +125,28 @@ def _step(step: ExplainedStep, *, whole: bool) -> dict[str, Any]:
         "stages": [[one.kind, one.name, one.kept, one.mass, one.entropy] for one in step.stages],
         "removed": removed,
         "drawnOf": drawn,
-        "logits": step.logits,
+        **_logits(step.processed, token_text, whole=whole),
         "chosen": [step.token_id, step.text, logit],
-        "place": step.place,
+        "place": _place(step.processed, step.token_id),
         "kept": step.stages[-1].kept if step.stages else None,
-        "tail": step.tail,
-        "values": b64encode(step.sorted_logits).decode("ascii") if whole else None,
     }
+
+
+def _logits(processed: Tensor, token_text: Callable[[int], str], *, whole: bool) -> dict[str, Any]:
+    """The largest logits with their texts, a histogram (count, mean) of the other finite ones, or all as float32."""
+    order = torch.argsort(processed, descending=True, stable=True)
+    order = order[: int((processed > -torch.inf).sum())]
+    values = processed[order]
+    largest = zip(order[:CANDIDATES].tolist(), values[:CANDIDATES].double().tolist(), strict=True)
+    rest = values[CANDIDATES:].double()
+    bins = torch.tensor_split(rest, TAIL_BINS) if len(rest) else ()  # sorted: values of a bin are similar
+    return {
+        "logits": [(one, token_text(one), value) for one, value in largest],
+        "tail": [(len(b), float(b.mean())) for b in bins if len(b)],
+        "values": b64encode(values.numpy().astype("<f4").tobytes()).decode("ascii") if whole else None,
+    }
+
+
+def _place(processed: Tensor, token: int) -> int:
+    """The place of a token in the order of logits, from 0; at equal logits the lower id is first."""
+    return int((processed > processed[token]).sum() + (processed[:token] == processed[token]).sum())

@@ -36,6 +36,12 @@ def starter() -> LanguageModel:
     return load_model("starter", dtype="float32")
 
 
+def page_data(explanation: Explanation) -> dict[str, Any]:
+    """What the page gives to its script."""
+    data: dict[str, Any] = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    return data
+
+
 @pytest.fixture(scope="module")
 def chain(starter: LanguageModel) -> Explanation:
     sampler = neurogen.load_sampler("topk(k=20)+topp(p=0.9)", temperature=1.3)
@@ -142,17 +148,18 @@ def test_what_a_model_writes_cannot_leave_its_place(chain: Explanation) -> None:
     from dataclasses import replace
 
     nasty = "</script><script>alert(1)</script>"
-    step = replace(chain.steps[0], text=nasty, logits=[(1, nasty, 0.0)])
-    text = page(replace(chain, steps=[step], model=nasty))
+    step = replace(chain.steps[0], text=nasty)
+    text = page(replace(chain, steps=[step], model=nasty, token_text=lambda token: nasty))
     assert "<script>alert" not in text
 
 
 def test_the_tail_of_a_page_holds_all_other_tokens(chain: Explanation, starter: LanguageModel) -> None:
-    step = chain.steps[0]
-    assert len(step.logits) + sum(count for count, _ in step.tail) == starter.tokenizer.vocab_size
+    step = page_data(chain)["steps"][0]
+    assert len(step["logits"]) + sum(count for count, _ in step["tail"]) == starter.tokenizer.vocab_size
     logits = logits_of(starter, list(starter.tokenizer.encode(TEXT)))
     top = logits.max()
-    told = sum(math.exp(value - top) for _, _, value in step.logits) + sum(n * math.exp(v - top) for n, v in step.tail)
+    told = sum(math.exp(value - top) for _, _, value in step["logits"])
+    told += sum(n * math.exp(v - top) for n, v in step["tail"])
     assert told == pytest.approx(np.exp(logits - top).sum(), rel=1e-3)
 
 
@@ -173,7 +180,7 @@ def by_node(explanation: Explanation, settings: dict[str, Any] | None = None) ->
     """What the page's own script finds for every step, at the settings that the page starts with or at others."""
     if shutil.which("node") is None:
         pytest.skip("node, which runs the page's script, is not installed")
-    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    data = page_data(explanation)
     script = SLIDERS.read_text(encoding="utf-8")
     program = (
         f"{script}\nconst data = {json.dumps(data)};\nconst settings = {json.dumps(settings or data['start'])};\n"
@@ -189,12 +196,13 @@ def test_at_the_settings_of_the_run_the_sliders_keep_what_the_table_says(
     starter: LanguageModel, spec: str, params: dict[str, Any]
 ) -> None:
     explanation = explain(starter, neurogen.load_sampler(spec, **params), TEXT, seed=3, max_new_tokens=12, top=2000)
-    for step, now in zip(explanation.steps, by_node(explanation), strict=True):
+    of_page = page_data(explanation)["steps"]
+    for step, shown, now in zip(explanation.steps, of_page, by_node(explanation), strict=True):
         assert now["count"] == step.stages[-1].kept
         drawn = {one.token_id: one.drawn for one in step.candidates}
-        for (token, _, _), probability in zip(step.logits, now["probabilities"], strict=False):
+        for (token, _, _), probability in zip(shown["logits"], now["probabilities"], strict=False):
             assert probability == pytest.approx(drawn[token], rel=1e-4, abs=1e-7)
-        assert now["probabilities"][step.place] == pytest.approx(step.drawn, rel=1e-4)
+        assert now["probabilities"][shown["place"]] == pytest.approx(step.drawn, rel=1e-4)
 
 
 def test_at_other_settings_the_sliders_keep_what_the_sampler_would(starter: LanguageModel) -> None:
@@ -210,7 +218,7 @@ def test_at_other_settings_the_sliders_keep_what_the_sampler_would(starter: Lang
 
 def test_a_page_that_cannot_hold_all_logits_says_so(chain: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurogen.pages.explain.MOST_BYTES", 100)
-    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(chain))[0])
+    data = page_data(chain)
     assert {step["values"] for step in data["steps"]} == {None}
     assert [step["kept"] for step in data["steps"]] == [step.stages[-1].kept for step in chain.steps]
     assert "nearly right, not exact" in page(chain)
@@ -218,7 +226,7 @@ def test_a_page_that_cannot_hold_all_logits_says_so(chain: Explanation, monkeypa
 
 def test_sliders_do_not_claim_to_know_other_samplers(starter: LanguageModel) -> None:
     explanation = explain(starter, neurogen.load_sampler("minp"), TEXT, seed=3, max_new_tokens=2)
-    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    data = page_data(explanation)
     assert (data["own"], data["sampler"]) == (None, "minp")
 
 
@@ -327,7 +335,7 @@ def test_a_prompts_own_parameters_are_those_told(starter: LanguageModel) -> None
     prompt = Prompt(0, TEXT, params={"k": 3, "temperature": 0.5})
     explanation = explain(starter, neurogen.load_sampler("topk", k=50), prompt, seed=1, max_new_tokens=4)
     assert [stage.name for stage in explanation.steps[0].stages] == ["temperature 0.5", "topk(k=3)"]
-    data = json.loads(re.findall(r'class="data">(.*?)</script>', page(explanation))[0])
+    data = page_data(explanation)
     assert data["own"] == {"temperature": 0.5, "k": 3, "p": 1.0}
     mirostat = neurogen.load_sampler("mirostat", eta=1.0)
     own = explain(starter, mirostat, Prompt(0, TEXT, params={"tau": 1.0}), seed=1, max_new_tokens=8)
