@@ -1,179 +1,181 @@
-"""The sequences that are decoded together: their keys and values, and the logits behind them. Knows no text.
+"""The rows that are decoded together, and what the model, the processors and the sampler are given for each.
 
-`Prefill` runs prompts, `Batch` the tokens that follow; what is chosen from the logits is the affair of `selection`.
+`Batch` does what the steps of the loop in `engine` need. What the sampler is given changes only when a row joins or
+leaves; in between, a step adds one to the positions in place and makes nothing anew. Knows no text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from neurogen.decoding.continuous import Column
-from neurogen.decoding.request import Observer, Row
-from neurogen.decoding.selection import Selection
-from neurogen.models.kvcache import KVBlock, new_cache
+from neurogen.contract.parameters import clamped
+from neurogen.decoding.forward import ForwardPass
+from neurogen.decoding.processing import Processing
+from neurogen.decoding.request import RequestState, SampledToken
+from neurogen.decoding.sampled import is_valid, sampled_tokens
+from neurogen.errors import ParameterError
 
 if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler
-    from neurogen.models.language_model import LanguageModel
+    from neurogen.contract.processor import Processor
+    from neurogen.contract.sampler import Sampler, State
 
-__all__ = ["Batch", "Prefill"]
-
-SPARE_COLUMNS = 256
-"""Columns for tokens to come that an attention mask is made with, at most."""
-
-PADDED_SHARE = 2
-"""Prompts are prefilled together as long as the longest has at most this many times the shortest's tokens."""
-
-
-class Prefill:
-    """Runs the model over prompts; those that are asked for several times are run once.
-
-    Args:
-        model: gives the logits.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-        self._kept: tuple[tuple[int, ...], KVBlock, Tensor] | None = None
-
-    @torch.inference_mode()
-    def __call__(self, prompts: Sequence[tuple[int, ...]], upcoming: tuple[int, ...] | None) -> tuple[KVBlock, Tensor]:
-        """Keys, values and logits behind each prompt.
-
-        Args:
-            prompts: at least one, of at least one token each; may repeat each other.
-            upcoming: the prompt that is likely asked for next: if it is the last one here, it is remembered.
-
-        Returns:
-            a block with one row a prompt, and logits [len(prompts), vocab] of the model's dtype.
-        """
-        different = sorted(set(prompts), key=len)
-        parts = [self._remembered(prompt) for prompt in different if self._is_kept(prompt)]
-        order = [prompt for prompt in different if self._is_kept(prompt)]
-        for group in _similar_lengths([prompt for prompt in different if not self._is_kept(prompt)]):
-            parts.append(self._run(group))
-            order += group
-        block, logits = parts[0]
-        for more, more_logits in parts[1:]:
-            block, logits = block.join(more), torch.cat([logits, more_logits])
-        rows = [order.index(prompt) for prompt in prompts]
-        self._keep(prompts[-1] if prompts[-1] == upcoming else None, rows[-1], block, logits)
-        return block.select(rows), logits[rows]
-
-    def _is_kept(self, prompt: tuple[int, ...]) -> bool:
-        return self._kept is not None and self._kept[0] == prompt
-
-    def _remembered(self, prompt: tuple[int, ...]) -> tuple[KVBlock, Tensor]:
-        assert self._kept is not None
-        return self._kept[1].copy_row(0), self._kept[2]
-
-    def _keep(self, prompt: tuple[int, ...] | None, row: int, block: KVBlock, logits: Tensor) -> None:
-        if prompt is None:
-            self._kept = None
-        elif not self._is_kept(prompt):
-            self._kept = (prompt, block.copy_row(row), logits[row : row + 1])
-
-    def _run(self, prompts: Sequence[tuple[int, ...]]) -> tuple[KVBlock, Tensor]:
-        device = self._model.device
-        width = max(map(len, prompts))
-        block = KVBlock(new_cache(), [width - len(prompt) for prompt in prompts])
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        mask = block.attention_mask(width, device)
-        positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-        logits, block.cache = self._model.forward(ids, mask, positions, block.cache)
-        return block, logits
-
-
-def _similar_lengths(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Prompts, sorted by length, in groups that waste little work on padding."""
-    groups: list[list[tuple[int, ...]]] = []
-    for prompt in prompts:
-        if groups and len(prompt) <= PADDED_SHARE * len(groups[-1][0]):
-            groups[-1].append(prompt)
-        else:
-            groups.append([prompt])
-    return groups
+__all__ = ["Batch", "sampler_arguments"]
 
 
 class Batch:
-    """The rows that are being decoded.
+    """The rows that are decoded together.
 
     Args:
-        model: gives the logits.
+        model: runs the forward passes.
         sampler: chooses the tokens, for all rows at once.
-        vocab_size: ids from here on are never drawn.
-        observer: is shown every step.
+        vocab_size: ids from here on are never drawn, though the logits may be wider.
+        device: where the logits are.
+
+    Attributes:
+        rows: the requests, in the order of the logits' rows.
+        ids: int64 on `device`, for each row the sampled ids that the model has not read.
     """
 
-    def __init__(
-        self, model: LanguageModel, sampler: Sampler, vocab_size: int, observer: Observer | None = None
-    ) -> None:
-        self._model = model
-        self._selection = Selection(sampler, vocab_size, model.device, observer)
-        self._prefill = Prefill(model)
-        self._block: KVBlock
-        self._logits: Tensor
-        self._positions: Tensor
-        self._mask: Tensor | None = None
+    def __init__(self, model: ForwardPass, sampler: Sampler, vocab_size: int, device: torch.device) -> None:
+        self.rows: list[RequestState] = []
+        self.ids: Tensor
+        self.model = model
+        self._sampler = sampler
+        self._vocab_size = vocab_size
+        self._device = device
+        self._state: State | None = None
+        self._arguments: dict[str, Any] | None = None
+        self._processing: list[Processing | None] = []
+        self._refused: dict[int, ParameterError] = {}
+        self._culprits: dict[int, Sequence[Processor]] = {}
 
-    @property
-    def rows(self) -> list[Row]:
-        """The sequences, in the order of the tensors' rows."""
-        return self._selection.rows
-
-    @torch.inference_mode()
-    def add(self, rows: Sequence[Row], upcoming: tuple[int, ...] | None) -> None:
-        """Admit rows and run their prompts, equal ones once.
+    def forward(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
+        """Run the model over the last token of every row and over the prompts of new rows, which join.
 
         Args:
-            rows: the sequences.
+            new: the rows to come; may be empty where there are rows already.
             upcoming: the prompt that is likely asked for next.
+
+        Returns:
+            logits [rows, vocab], the new rows' last.
         """
-        block, logits = self._prefill([row.prompt for row in rows], upcoming)
-        if self.rows:
-            block, logits = self._block.join(block), torch.cat([self._logits, logits])
+        logits = self.model.decode(self.ids) if self.rows else None
+        if not new:
+            assert logits is not None
+            return logits[:, : self._vocab_size]
+        running = [] if logits is None else [logits[:, : self._vocab_size].clone()]  # the prefill may overwrite them
+        return torch.cat([*running, self.prefill(new, upcoming)])
+
+    def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
+        """Run the prompts of new rows, which join; see `forward`. Returns their logits."""
+        logits = self.model.prefill(new, upcoming)[:, : self._vocab_size]
         now = time.perf_counter()
-        for row in rows:
+        for row in new:
             row.admitted = now
-        self._selection.add(rows)
-        self._block, self._logits, self._mask = block, logits, None
+        if self._sampler.stateful:
+            fresh = self._sampler.fresh_state(len(new), self._device)
+            if self.rows and self._state is not None:
+                fresh = {name: torch.cat([self._state[name], memory]) for name, memory in fresh.items()}
+            self._state = fresh
+        self.rows += new
+        self._processing += [Processing(row.request) if row.request.processors else None for row in new]
+        self._arguments = None
+        return logits
 
-    def has_room(self, row: Row, before: int) -> bool:
-        """Always: keys and values grow as they must."""
-        return True
+    def process(self, logits: Tensor) -> Tensor:
+        """The logits as the processors leave them, float32; the same tensor where no row has any.
 
-    def columns(self) -> Iterator[Column]:
-        """The next token of every row.
+        A row that a processor ends has nothing left.
+        """
+        self._refused.clear()
+        if not any(self._processing):
+            return logits
+        processed = logits.to(torch.float32, copy=True)
+        for i, processing in enumerate(self._processing):
+            if processing is not None:
+                try:
+                    processing.process(processed[i])
+                except ParameterError as error:  # this sequence cannot go on, the others can
+                    processed[i] = float("-inf")
+                    self._refused[i] = error
+        self._settle(logits, processed)
+        return processed
+
+    def _settle(self, logits: Tensor, processed: Tensor) -> None:
+        """Where the processors have left a row nothing valid, let one give way, or note which are to blame."""
+        self._culprits.clear()
+        for i in (~processed.amax(dim=-1).isfinite()).nonzero().flatten().tolist():
+            processing, model = self._processing[i], logits[i].float()
+            if processing is not None and i not in self._refused and is_valid(model):
+                self._culprits[i] = processing.settle(processed[i], model)
+                self.rows[i].request.notices[:] = processing.notices
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `Sampler.sample` takes beside the logits for the rows' next tokens."""
+        if self._arguments is None:
+            self._arguments = sampler_arguments(self._sampler, self.rows, self._device)
+            if self._state is not None:
+                self._arguments["state"] = self._state
+        return self._arguments
+
+    def accept(self, ids: Tensor, logits: Tensor, processed: Tensor) -> list[SampledToken]:
+        """Take the ids that were sampled, int64 [rows]; what a step says about them.
 
         Raises:
-            ContractError, PluginError: the sampler does not do what it declared, or fails.
+            ContractError: see `sampled_tokens`.
         """
-        yield self.rows, self._selection.choose(self._logits)
+        self.ids = ids
+        self.arguments["position"].add_(1)
+        tokens = sampled_tokens(self._sampler, self.rows, ids, logits, processed, self._refused, self._culprits)
+        if processed is not logits:
+            for token, processing in zip(ids.tolist(), self._processing, strict=True):
+                if processing is not None and token >= 0:
+                    processing.accept(token)
+        return tokens
 
-    @torch.inference_mode()
-    def drop_finished(self) -> None:
-        """Take out the rows that are finished, with all that belongs to them."""
+    def retire(self) -> None:
+        """Let the rows that are finished leave, with all that belongs to them."""
         keep = [i for i, row in enumerate(self.rows) if not row.finished]
-        if len(keep) < len(self.rows):
-            self._selection.keep(keep)
-            self._block = self._block.select(keep)
-            self._mask = None
+        if len(keep) == len(self.rows):
+            return
+        index = torch.tensor(keep, dtype=torch.int64, device=self._device)
+        self.model.keep(keep)
+        self.rows = [self.rows[i] for i in keep]
+        self.ids = self.ids[index]
+        self._processing = [self._processing[i] for i in keep]
+        if self._state is not None:
+            self._state = {name: memory[index] for name, memory in self._state.items()}
+        self._arguments = None
 
-    @torch.inference_mode()
-    def read_on(self) -> None:
-        """Run the model over the token that was chosen last in every row; at least one row."""
-        columns = self._block.width + 1
-        if self._mask is None or self._mask.shape[1] < columns:
-            left = max(row.request.max_new_tokens - row.produced for row in self.rows)
-            device = self._model.device
-            self._mask = self._block.attention_mask(columns + min(left, SPARE_COLUMNS), device)
-            self._positions = self._block.next_positions(device)
-        self._logits, self._block.cache = self._model.forward(
-            self._selection.ids.unsqueeze(1), self._mask[:, :columns], self._positions, self._block.cache
-        )
-        self._positions.add_(1)
+
+def sampler_arguments(sampler: Sampler, rows: Sequence[RequestState], device: torch.device) -> dict[str, Any]:
+    """What a sampler without memory takes beside the logits for the rows' next tokens.
+
+    Returns:
+        `seed` and `position`, int64 [rows] on the device; where a row's parameters are not the sampler's own, these
+        parameters for each row.
+    """
+    arguments: dict[str, Any] = {
+        "seed": torch.tensor([row.request.seed for row in rows], device=device),
+        "position": torch.tensor([len(row.prompt) + row.produced for row in rows], device=device),
+    }
+    for name, own in sampler.params.model_dump().items():
+        if name in rows[0].settings:
+            if rows[0].settings[name] != own:
+                arguments[name] = rows[0].settings[name]
+        elif any(row.numbers[name] != own for row in rows):
+            arguments[name] = _per_row([row.numbers[name] for row in rows], device)
+    return arguments
+
+
+def _per_row(values: Sequence[int | float], device: torch.device) -> Tensor:
+    whole = [clamped(value) for value in values if isinstance(value, int)]
+    if len(whole) == len(values):
+        return torch.tensor(whole, dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=torch.float64, device=device)

@@ -17,16 +17,12 @@ from torch import Tensor
 
 from neurogen.contract.parameters import is_whole
 from neurogen.contract.sampler import NO_TOKEN
-from neurogen.decoding.batch import Prefill
 from neurogen.decoding.beam_settings import BeamSettings
-from neurogen.decoding.continuous import check_request
-from neurogen.decoding.feed import Feed
 from neurogen.decoding.order import largest
 from neurogen.decoding.processing import Processing, blamed, names_of
-from neurogen.decoding.request import Request, Step
-from neurogen.decoding.selection import values_of
+from neurogen.decoding.request import Request, Step, check_request, sampler_values
 from neurogen.errors import InvalidLogitsError, NeurogenError, ParameterError
-from neurogen.models.kvcache import check_cache
+from neurogen.models.kvcache import KVCache, check_cache
 
 if TYPE_CHECKING:
     from neurogen.contract.processor import Processor
@@ -109,7 +105,7 @@ class BeamSearch:
             the best sequences, the best first. Fewer than `n` where the processors leave no more.
 
         Raises:
-            ParameterError: see `engine.check_request`; `n` outside its domain; or no sequence is left, and a
+            ParameterError: see `request.check_request`; `n` outside its domain; or no sequence is left, and a
                 processor has said why.
             InvalidLogitsError: the model gave no valid distribution, or the processors left no token at all.
         """
@@ -164,8 +160,8 @@ class _Search:
         3. End: when nothing can go on, or what goes on is not expected to be better.
         4. Read: the best `beams` candidates that do not end become the beams.
         """
-        block, logits = Prefill(self._model)([self._request.prompt_ids], None)
-        feed = Feed(self._model, block)
+        cache = KVCache(self._model)
+        logits = cache.prefill([self._request.prompt_ids])
         sums = torch.zeros(1, dtype=torch.float32, device=self._model.device)
         while True:
             candidates = self._ranked(sums[:, None] + self._logprobs(logits))
@@ -174,9 +170,9 @@ class _Search:
             if self._is_over(going_on):
                 return self._result()
             self._beams = self._followed(going_on)
-            feed.select([one.beam for one in going_on])
+            cache.select([one.beam for one in going_on])
             sums = torch.tensor([one.logprob for one in going_on], dtype=torch.float32, device=self._model.device)
-            logits = feed.read(torch.tensor([[one.token_id] for one in going_on], device=self._model.device))[:, -1]
+            logits = cache.forward(torch.tensor([[one.token_id] for one in going_on], device=self._model.device))
 
     @property
     def _length(self) -> int:
@@ -314,7 +310,7 @@ class BeamEngine:
         """Make sure that a request can be decoded, and give the value of every parameter of the sampler.
 
         Raises:
-            ParameterError: see `engine.check_request`; or the request asks for log-probabilities, or for a
+            ParameterError: see `request.check_request`; or the request asks for log-probabilities, or for a
                 sequence beyond the number of beams.
         """
         check_request(request, self._search.model)
@@ -327,7 +323,7 @@ class BeamEngine:
                 "as many samples as beams.",
                 "n",
             )
-        return values_of(self._sampler, request)
+        return sampler_values(self._sampler, request)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Decode requests, yielding the tokens of each once its search has ended; the steps carry the score.

@@ -6,17 +6,15 @@ sampler chose the tokens, so that a turn costs only what is new. Knows no text.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from neurogen.decoding.continuous import check_request, emit
-from neurogen.decoding.request import Observer, Request, Row, Step
-from neurogen.decoding.selection import Selection, row_of, values_of
-from neurogen.models.kvcache import KVBlock, check_cache, new_cache
+from neurogen.decoding.engine import Engine
+from neurogen.decoding.request import Observer, RequestState
+from neurogen.models.kvcache import KVCache
 
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PrefixEngine"]
 
 
-class PrefixEngine:
+class PrefixEngine(Engine):
     """Decodes requests one after another and keeps the keys and values of the last.
 
     Args:
@@ -34,76 +32,61 @@ class PrefixEngine:
         observer: is shown every step.
 
     Attributes:
-        sampler, observer: may be replaced between requests; what has been read stays.
+        sampler, observer: may be replaced between calls of `generate`; what has been read stays.
         vocab_size: ids from here on have no text and are never drawn.
-        reused: how many tokens of the last request's prompt had not to be read.
 
     Raises:
         ModelError: the model's memory is not keys and values.
     """
 
     def __init__(self, model: LanguageModel, sampler: Sampler, observer: Observer | None = None) -> None:
-        check_cache(model)
-        self.model = model
-        self.sampler = sampler
-        self.observer = observer
-        self.vocab_size = min(model.vocab_size, model.tokenizer.vocab_size)
+        super().__init__(model, sampler, batch_size=1, observer=observer)
+        self._prefix = _PrefixForward(model)
+
+    @property
+    def reused(self) -> int:
+        """How many tokens of the last request's prompt had not to be read."""
+        return self._prefix.reused
+
+    def _forward_pass(self) -> _PrefixForward:
+        return self._prefix
+
+
+class _PrefixForward:
+    """A model and what it has read of one sequence, of which as much is kept as the next prompt begins with."""
+
+    def __init__(self, model: LanguageModel) -> None:
         self.reused = 0
-        self._block = KVBlock(new_cache(), [0])
-        self._ids: list[int] = []  # whose keys and values are in the block
-        self._row: Row | None = None
+        self._model = model
+        self._cache = KVCache(model)
+        self._ids: list[int] = []  # whose keys and values are in the cache
 
-    def check(self, request: Request) -> dict[str, Any]:
-        """The value of every parameter of the sampler for a request; see `neurogen.decoding.engine.Engine.check`."""
-        check_request(request, self.model)
-        return values_of(self.sampler, request)
+    def has_room(self, row: RequestState, before: int) -> bool:
+        """Never beside another row."""
+        return False
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
-        """Decode requests in turn, yielding each token as it is chosen; see `Engine.generate`."""
-        for request in requests:
-            check_request(request, self.model)
-            yield from self._steps(row_of(self.sampler, request))
-
-    def cancel(self, key: Any) -> bool:
-        """End the sequence that is decoded, if its request has this key."""
-        if self._row is None or self._row.request.key != key or self._row.finished:
-            return False
-        self._row.finished = True
-        return True
-
-    def _steps(self, row: Row) -> Iterator[Step]:
-        row.admitted = time.perf_counter()
-        selection = Selection(self.sampler, self.vocab_size, self.model.device, self.observer)
-        selection.add([row])
-        self._row = row
-        try:
-            logits = self._read_prompt(row.prompt)
-            while True:
-                yield from emit([row], selection.choose(logits))
-                if row.finished:
-                    return
-                logits = self._read([int(selection.ids[0])])
-        finally:
-            self._row = None
-
-    def _read_prompt(self, prompt: Sequence[int]) -> Tensor:
-        """Logits [1, vocab] behind the prompt; its last token is always read, for there the logits come from."""
-        common = min(_common(prompt, self._ids), len(prompt) - 1)
-        self._block.crop(common)
-        del self._ids[common:]
-        self.reused = common
-        return self._read(prompt[common:])
-
-    @torch.inference_mode()
-    def _read(self, tokens: Sequence[int]) -> Tensor:
-        device = self.model.device
-        start = len(self._ids)
-        positions = torch.arange(start, start + len(tokens), device=device)[None]
-        mask = self._block.attention_mask(start + len(tokens), device)
-        ids = torch.tensor([list(tokens)], device=device)
-        logits, self._block.cache = self.model.forward(ids, mask, positions, self._block.cache)
-        self._ids += tokens
+    def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
+        """See `ForwardPass.prefill`. A prompt's last token is always read, for there the logits come from."""
+        prompt = new[0].prompt
+        self.reused = common = min(_common(prompt, self._ids), len(prompt) - 1)
+        if not common:
+            self._cache, self._ids = KVCache(self._model), []
+            logits = self._cache.prefill([prompt])
+        else:
+            self._cache.crop([self._cache.width - common])
+            del self._ids[common:]
+            logits = self._cache.forward(torch.tensor([prompt[common:]], device=self._model.device))
+        self._ids += prompt[common:]
         return logits
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """See `ForwardPass.decode`."""
+        logits = self._cache.forward(ids.unsqueeze(1))
+        self._ids += ids.tolist()
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Nothing is forgotten before the next prompt."""
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it says about a token. Knows no text and no tensors."""
+"""What is asked of an engine, and what it says about a token. Knows no text and no model's arithmetic."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from neurogen.errors import NeurogenError
+from neurogen.contract.parameters import INT64, NUMBERS, build_params, is_whole
+from neurogen.errors import NeurogenError, ParameterError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from neurogen.contract.processor import Processor
+    from neurogen.contract.sampler import Sampler
     from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = [
     "DecodableModel",
     "DecodingEngine",
-    "Drawn",
     "FinishReason",
     "Observed",
     "Observer",
     "Request",
-    "Row",
+    "RequestState",
+    "SampledToken",
     "Step",
     "TokenLogprobs",
+    "check_count",
+    "check_request",
+    "sampler_values",
 ]
 
 FinishReason = Literal["eos", "length", "error"]
@@ -74,8 +79,8 @@ class TokenLogprobs:
 
 
 @dataclass(slots=True)
-class Row:
-    """A sequence and how far it is.
+class RequestState:
+    """A request that is being decoded: a row of the batch.
 
     Attributes:
         request: what was asked for.
@@ -83,7 +88,7 @@ class Row:
         settings: the values of its other parameters, which are the same for a whole batch.
         produced: tokens chosen so far.
         finished: leaves the batch before the next forward pass.
-        admitted: `time.perf_counter()` when it was given a row.
+        admitted: `time.perf_counter()` when its prompt had been read.
     """
 
     request: Request
@@ -93,6 +98,19 @@ class Row:
     finished: bool = False
     admitted: float = 0.0
 
+    @classmethod
+    def of(cls, request: Request, sampler: Sampler) -> RequestState:
+        """The state of a request before its first token.
+
+        Raises:
+            ParameterError: a value of one of the sampler's parameters is outside its domain.
+        """
+        values = sampler_values(sampler, request)
+        fields = type(sampler.params).model_fields
+        numbers = {name: value for name, value in values.items() if fields[name].annotation in NUMBERS}
+        settings = {name: value for name, value in values.items() if name not in numbers}
+        return cls(request, numbers, settings)
+
     @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens to continue."""
@@ -100,7 +118,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledToken:
     """What a step gave a row: a token, or the reason why there is none."""
 
     token_id: int
@@ -108,10 +126,10 @@ class Drawn:
     error: NeurogenError | None = None
 
 
-Observed = tuple[Sequence[Row], "Tensor", Sequence[Drawn]]
+Observed = tuple[Sequence[RequestState], "Tensor", Sequence[SampledToken]]
 """A step as it was seen: the rows, the model's logits [rows, vocab], and what was chosen."""
 
-Observer = Callable[[Sequence[Row], "Tensor", "Tensor", Sequence[Drawn]], None]
+Observer = Callable[[Sequence[RequestState], "Tensor", "Tensor", Sequence[SampledToken]], None]
 """Is shown every step: the rows, the model's logits [rows, vocab], what processors made of them (the same tensor where
 there is none), and what was chosen. It must not change anything."""
 
@@ -172,3 +190,61 @@ class DecodableModel(Protocol):
     vocab_size: int
     context_length: int
     eos_ids: frozenset[int]
+
+
+def sampler_values(sampler: Sampler, request: Request) -> dict[str, Any]:
+    """The value of every parameter of the sampler for a request.
+
+    Raises:
+        ParameterError: a value outside its domain.
+    """
+    own = sampler.params
+    return build_params(sampler.name, type(own), own.model_dump() | dict(request.params)).model_dump()
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is not an integer of at least 1.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    if not is_whole(value, range(1, INT64.stop)):
+        raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)
+
+
+def check_request(request: Request, model: DecodableModel) -> None:
+    """Refuse a request that the model cannot continue.
+
+    Raises:
+        ParameterError: no token, one that the model does not have, or more than its context holds.
+    """
+    prompt, new, limit = request.prompt_ids, request.max_new_tokens, model.context_length
+    if not prompt:
+        raise ParameterError(
+            "The prompt has no token, and there is nothing to continue: this model has no start-of-sequence token that "
+            "could stand for an empty text. Give at least one character.",
+            "prompt_ids",
+        )
+    if min(prompt) < 0 or max(prompt) >= model.vocab_size:
+        raise ParameterError(
+            f"prompt_ids must be in [0, {model.vocab_size - 1}], the model's vocabulary.", "prompt_ids"
+        )
+    check_count("max_new_tokens", new)
+    if len(prompt) + new > limit:
+        raise ParameterError(_too_long(len(prompt), new, limit, model.name), "max_new_tokens")
+    if not is_whole(request.seed):
+        raise ParameterError(f"seed must be an integer of 64 bits, got {request.seed!r}.", "seed")
+    if request.logprobs is not None and not is_whole(request.logprobs, range(INT64.stop)):
+        raise ParameterError(f"logprobs must be an integer >= 0, got {request.logprobs!r}.", "logprobs")
+
+
+def _too_long(prompt: int, new: int, limit: int, name: str) -> str:
+    advice = (
+        f"ask for at most {limit - prompt} new tokens, or shorten the prompt"
+        if prompt < limit
+        else "shorten the prompt"
+    )
+    return (
+        f"The prompt has {prompt} tokens and max_new_tokens is {new}: {prompt + new} tokens, but the context of "
+        f"{name!r} holds {limit}. To fit, {advice}."
+    )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neurogen.contract.display import Displayed
 from neurogen.decoding.engine import engine_for
-from neurogen.decoding.request import Drawn, Row
+from neurogen.decoding.request import RequestState, SampledToken
 from neurogen.decoding.scores import sequence_score
 from neurogen.diagnosis.text_metrics import distinct, is_right, repeated, self_bleu
 from neurogen.errors import ParameterError
@@ -243,7 +243,9 @@ class _TokenSums:
     def __init__(self) -> None:
         self.of: dict[tuple[int, int], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0])
 
-    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+    def __call__(
+        self, rows: Sequence[RequestState], logits: Tensor, processed: Tensor, drawn: Sequence[SampledToken]
+    ) -> None:
         logs = torch.log_softmax(logits.float(), dim=-1)
         entropies = torch.special.entr(logs.exp()).sum(-1).tolist()
         best = logits.argmax(-1).tolist()

@@ -18,7 +18,7 @@ from neurogen.contract.display import Displayed
 from neurogen.contract.stages import SamplerStage, softmax
 from neurogen.decoding.engine import engine_for
 from neurogen.decoding.processing import Processing
-from neurogen.decoding.request import Drawn, Observed, Request, Row
+from neurogen.decoding.request import Observed, Request, RequestState, SampledToken
 from neurogen.errors import NeurogenError, ParameterError, PluginError
 from neurogen.kernels.numerics import random_bits, uniform
 from neurogen.registry.registry import default_registry
@@ -267,7 +267,7 @@ class _StepExplainer:
             self._model, repr(sampler), sampler.params.model_dump(), result, self._vocab_size, self._steps, self._text
         )
 
-    def __call__(self, rows: Sequence[Row], logits: Tensor, drawn: Sequence[Drawn]) -> None:
+    def __call__(self, rows: Sequence[RequestState], logits: Tensor, drawn: Sequence[SampledToken]) -> None:
         if drawn[0].error is not None:
             return
         row, token = rows[0], drawn[0].token_id
@@ -302,7 +302,7 @@ class _StepExplainer:
             removed = [(name, banned & (current[0] == -torch.inf)) for name, banned in removed]
         return stages, current, removed
 
-    def _sampler_stages(self, row: Row, logits: Tensor) -> list[SamplerStage]:
+    def _sampler_stages(self, row: RequestState, logits: Tensor) -> list[SamplerStage]:
         """The stages of the sampler on the processed logits; its memory is updated as in the engine."""
         request, position = row.request, len(row.prompt) + row.produced
         params: dict[str, Any] = dict(request.params)
@@ -319,7 +319,7 @@ class _StepExplainer:
 
     def _step(
         self,
-        row: Row,
+        row: RequestState,
         token: int,
         logits: Tensor,
         processed: Tensor,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neurogen import __version__
 from neurogen.decoding.order import largest
-from neurogen.decoding.request import Drawn, Row
+from neurogen.decoding.request import RequestState, SampledToken
 from neurogen.errors import DataError
 from neurogen.files import append, read_text, to_json, writing
 from neurogen.registry.registry import Registry
@@ -84,7 +84,9 @@ class Recorder:
             self._file: FileIO = self._path.open("wb", buffering=0)
         self._write(head)
 
-    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+    def __call__(
+        self, rows: Sequence[RequestState], logits: Tensor, processed: Tensor, drawn: Sequence[SampledToken]
+    ) -> None:
         for row, values, one in zip(rows, logits, drawn, strict=True):
             if row.finished or one.error is not None:
                 continue
@@ -226,7 +228,7 @@ def describe(logits: Tensor) -> dict[str, Any]:
     return {"logits": digest, "top": [list(pair) for pair in zip(ids.tolist(), top.tolist(), strict=True)]}
 
 
-def key_of(row: Row) -> Key:
+def key_of(row: RequestState) -> Key:
     """Which prompt, which of its samples."""
     sequence = row.request.key
     return sequence.prompt.index, sequence.sample

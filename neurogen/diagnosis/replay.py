@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from neurogen.decoding.engine import engine_for
-from neurogen.decoding.request import Drawn, Row
+from neurogen.decoding.request import RequestState, SampledToken
 from neurogen.diagnosis.recording import Key, Recording, describe, environment, key_of
 from neurogen.errors import DataError
 from neurogen.registry.registry import Registry, default_registry
@@ -159,7 +159,9 @@ class _Observer:
         self.steps: dict[Key, list[_Step]] = defaultdict(list)
         self._recorded = recorded
 
-    def __call__(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+    def __call__(
+        self, rows: Sequence[RequestState], logits: Tensor, processed: Tensor, drawn: Sequence[SampledToken]
+    ) -> None:
         for row, values, one in zip(rows, logits, drawn, strict=True):
             if row.finished or one.error is not None:
                 continue

@@ -6,8 +6,7 @@ every other engine. What is done with llama.cpp itself is in `llama_context`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +16,8 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.parameters import is_whole
-from neurogen.decoding.continuous import Column, ContinuousEngine, check_request
-from neurogen.decoding.request import Observer, Request, Row
-from neurogen.decoding.selection import Selection
+from neurogen.decoding.engine import Engine
+from neurogen.decoding.request import Observer, RequestState
 from neurogen.errors import DeviceError, ModelError, ParameterError
 from neurogen.files import is_file, is_folder
 from neurogen.models.known import KNOWN_MODELS, find_gguf, known_names, suggest_known_model
@@ -176,7 +174,7 @@ def _placement(device: str) -> dict[str, Any]:
     return {"gpu_layers": -1, "main_gpu": int(number) if number else None}
 
 
-class LlamaCppEngine(ContinuousEngine):
+class LlamaCppEngine(Engine):
     """Decodes requests with a GGUF model and a sampler, as `neurogen.decoding.engine.Engine` does with others.
 
     Every prompt is run by itself, so that the first token of a sequence does not depend on what is decoded beside it;
@@ -187,7 +185,7 @@ class LlamaCppEngine(ContinuousEngine):
         model: gives the logits.
         sampler: chooses the tokens.
         batch_size: the most sequences that are decoded together, 255 at most.
-        observer: is shown every step; see `decoding.selection.Observer`. The logits it is shown are overwritten by
+        observer: is shown every step; see `decoding.request.Observer`. The logits it is shown are overwritten by
             the next step.
 
     Attributes:
@@ -197,105 +195,79 @@ class LlamaCppEngine(ContinuousEngine):
         ParameterError: `batch_size` is out of its range.
     """
 
-    def __init__(
-        self, model: LlamaCppModel, sampler: Sampler, *, batch_size: int = 8, observer: Observer | None = None
-    ) -> None:
-        super().__init__(model, sampler, batch_size)
-        if batch_size >= MAX_SEQUENCES:
+    def _check_model(self) -> None:
+        if self.batch_size >= MAX_SEQUENCES:
             raise ParameterError(
-                f"batch_size must be at most {MAX_SEQUENCES - 1} with the engine llamacpp, got {batch_size}.",
+                f"batch_size must be at most {MAX_SEQUENCES - 1} with the engine llamacpp, got {self.batch_size}.",
                 "batch_size",
             )
-        self.model = model
-        self.observer = observer
 
-    def _new_batch(self) -> _Batch:
-        return _Batch(self)
-
-    def _check(self, request: Request) -> None:
-        check_request(request, self.model)
+    def _forward_pass(self) -> LlamaForward:
+        return LlamaForward(self.model, self.batch_size)
 
 
-class _Batch:
-    """The rows that are being decoded, each with a sequence of a llama.cpp context.
+class LlamaForward:
+    """Runs the rows of a batch, each in a sequence of a llama.cpp context.
 
     The context is made when the batch is empty, as long as its first rows need, and with as many sequences as there are
-    requests or the batch may have; who needs a longer one waits until the batch is empty again. One sequence more holds
-    a prompt that is asked for again.
+    requests or the batch may have; a row that needs a longer one waits until the batch is empty again. One sequence
+    more holds a prompt that is asked for again.
+
+    Args:
+        model: gives the logits.
+        batch_size: the most rows.
     """
 
-    def __init__(self, engine: LlamaCppEngine) -> None:
-        self._model = engine.model
-        self._size = engine.batch_size
-        self._selection = Selection(engine.sampler, engine.vocab_size, engine.model.device, engine.observer)
+    def __init__(self, model: LlamaCppModel, batch_size: int) -> None:
+        self._model = model
+        self._size = batch_size
         self._context: LlamaContext | None = None
-        self._free: list[int] = []
+        self._rows: list[RequestState] = []
         self._sequences: list[int] = []  # of the rows
+        self._free: list[int] = []
         self._kept: tuple[tuple[int, ...], Tensor] | None = None  # a prompt and the logits behind it
         self._placed = False
-        self._logits: Tensor
 
-    @property
-    def rows(self) -> list[Row]:
-        """The sequences, in the order of the logits' rows."""
-        return self._selection.rows
-
-    def has_room(self, row: Row, before: int) -> bool:
-        """Whether a row can join those that are there and `before` others."""
+    def has_room(self, row: RequestState, before: int) -> bool:
+        """Whether there is a sequence for a row beside those that are there and `before` others."""
         return self._context is not None and len(self._free) > before and _length(row) <= self._context.length
 
-    def add(self, rows: Sequence[Row], upcoming: tuple[int, ...] | None) -> None:
-        """Admit rows and run their prompts, equal ones once.
-
-        Args:
-            rows: at least one.
-            upcoming: the prompt that is asked for next, if any: if it is the last one here, it is kept.
-        """
-        context = self._context_for(rows, more=upcoming is not None)
-        before = [self._logits.clone()] if self.rows else []  # reading a prompt overwrites them
+    def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
+        """See `neurogen.decoding.forward.ForwardPass.prefill`."""
+        context = self._context_for(new, more=upcoming is not None)
         known: dict[tuple[int, ...], tuple[int, Tensor]] = {}
         if self._kept is not None:
             known[self._kept[0]] = self._store, self._kept[1]
-        for row in rows:
+        for row in new:
             sequence = self._free.pop()
             self._sequences.append(sequence)
             if row.prompt in known:
                 context.copy(known[row.prompt][0], sequence)
             else:
                 known[row.prompt] = sequence, context.read(sequence, row.prompt).clone()
-        self._keep(upcoming if upcoming == rows[-1].prompt else None, known)
-        self._logits = torch.cat(before + [known[row.prompt][1] for row in rows])
-        now = time.perf_counter()
-        for row in rows:
-            row.admitted = now
-        self._selection.add(rows)
+        self._keep_prompt(upcoming if upcoming == new[-1].prompt else None, known)
+        self._rows += new
         self._placed = False
+        return torch.cat([known[row.prompt][1] for row in new])
 
-    def columns(self) -> Iterator[Column]:
-        """The next token of every row; see `neurogen.decoding.selection.Selection.choose`."""
-        yield self.rows, self._selection.choose(self._logits)
-
-    def drop_finished(self) -> None:
-        """Take out the rows that are finished, with all that belongs to them."""
-        keep = [i for i, row in enumerate(self.rows) if not row.finished]
-        if len(keep) == len(self.rows):
-            return
-        assert self._context is not None
-        for sequence in (self._sequences[i] for i in range(len(self.rows)) if i not in keep):
-            self._context.drop(sequence)
-            self._free.append(sequence)
-        self._sequences = [self._sequences[i] for i in keep]
-        self._selection.keep(keep)
-        self._placed = False
-
-    def read_on(self) -> None:
-        """Run the model over the token that was chosen last in every row; at least one row."""
+    def decode(self, ids: Tensor) -> Tensor:
+        """See `neurogen.decoding.forward.ForwardPass.decode`."""
         assert self._context is not None
         if not self._placed:
-            positions = [len(row.prompt) + row.produced - 1 for row in self.rows]
+            positions = [len(row.prompt) + row.produced - 1 for row in self._rows]
             self._context.place(self._sequences, positions)
             self._placed = True
-        self._logits = self._context.step(self._selection.ids)
+        return self._context.step(ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `neurogen.decoding.forward.ForwardPass.keep`."""
+        assert self._context is not None
+        for sequence in (one for i, one in enumerate(self._sequences) if i not in rows):
+            self._context.drop(sequence)
+            self._free.append(sequence)
+        self._sequences = [self._sequences[i] for i in rows]
+        self._rows = [self._rows[i] for i in rows]
+        self._placed = False
 
     @property
     def _store(self) -> int:
@@ -303,11 +275,11 @@ class _Batch:
         assert self._context is not None
         return self._context.sequences - 1
 
-    def _context_for(self, rows: Sequence[Row], *, more: bool) -> LlamaContext:
+    def _context_for(self, rows: Sequence[RequestState], *, more: bool) -> LlamaContext:
         """The context, made anew where the batch is empty and these rows need more than there is."""
         length, count = max(map(_length, rows)), len(rows)
         there = self._context
-        if self.rows or (there is not None and there.length >= length and len(self._free) >= count):
+        if self._rows or (there is not None and there.length >= length and len(self._free) >= count):
             assert there is not None
             return there
         count = self._size if more else count
@@ -322,7 +294,7 @@ class _Batch:
         self._context, self._free = made, list(reversed(range(count)))
         return made
 
-    def _keep(self, prompt: tuple[int, ...] | None, known: dict[tuple[int, ...], tuple[int, Tensor]]) -> None:
+    def _keep_prompt(self, prompt: tuple[int, ...] | None, known: dict[tuple[int, ...], tuple[int, Tensor]]) -> None:
         if self._kept is not None and self._kept[0] == prompt:
             return
         assert self._context is not None
@@ -335,6 +307,6 @@ class _Batch:
             self._kept = prompt, known[prompt][1]
 
 
-def _length(row: Row) -> int:
+def _length(row: RequestState) -> int:
     """Tokens that a row may come to hold."""
     return len(row.prompt) + row.request.max_new_tokens

@@ -1,28 +1,34 @@
-"""Keys and values of a batch whose sequences come and go. Knows tensors, not tokens.
+"""What a model remembers of the rows of a batch, and the forward pass over it. Knows ids and tensors, no requests.
 
-A `KVBlock` holds sequences of different length aligned at their newest token, padded on the left:
+`KVCache` is the only place that knows how rows share tensors. Their sequences have different lengths; they are aligned
+at their newest token and padded on the left:
 
     padding 2   [ .  .  a0 a1 a2 ]
     padding 0   [ b0 b1 b2 b3 b4 ]
 
-All rows then grow by one column a step, whatever their length, and a block joins another by padding the shorter one.
+All rows then grow by one column a step, whatever their length, and rows join others by padding the shorter ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from neurogen.errors import ModelError
 
 if TYPE_CHECKING:
     from neurogen.models.language_model import LanguageModel
 
-__all__ = ["KVBlock", "check_cache", "new_cache"]
+__all__ = ["KVCache", "check_cache"]
+
+SPARE_COLUMNS = 256
+"""An attention mask is made with so many columns for tokens to come."""
 
 
 def check_cache(model: LanguageModel) -> None:
@@ -31,8 +37,6 @@ def check_cache(model: LanguageModel) -> None:
     Raises:
         ModelError: the model has recurrent layers (Mamba, linear attention) or another kind of cache.
     """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
     layers = getattr(model.new_cache(), "layers", None) or []
     unknown = sorted(
         {type(layer).__name__ for layer in layers} - {DynamicLayer.__name__, DynamicSlidingWindowLayer.__name__}
@@ -44,88 +48,159 @@ def check_cache(model: LanguageModel) -> None:
         )
 
 
-def new_cache() -> Any:
-    """An empty cache that keeps every column of every layer.
+class KVCache:
+    """Keys and values of the rows that a model has read.
 
-    A sliding-window layer's own cache would forget columns, and with them the padding that aligns the rows; the
-    attention mask still hides what lies outside the window.
-    """
-    from transformers import DynamicCache
+    A sliding-window layer keeps every column, too: its own cache would forget columns, and with them the padding that
+    aligns the rows. The attention mask still hides what lies outside the window.
 
-    return DynamicCache()
-
-
-class KVBlock:
-    """Keys and values of `len(padding)` sequences.
+    Args:
+        model: runs the forward passes.
 
     Attributes:
-        cache: a transformers `DynamicCache`; every layer has keys and values [batch, heads, width, size].
         padding: for each row, how many columns on the left belong to no token.
     """
 
-    def __init__(self, cache: Any, padding: Sequence[int]) -> None:
-        self.cache = cache
-        self.padding = list(padding)
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.padding: list[int] = []
+        self._cache: Any = DynamicCache()
+        self._mask: Tensor | None = None  # int64 [rows, columns], 0 at padding; None when the rows have changed
+        self._positions: Tensor  # int64 [rows, 1], the index in its sequence of each row's next token
 
     @property
     def width(self) -> int:
         """Number of columns: the length of the longest sequence, as long as no padding is common to all rows."""
-        return int(self.cache.get_seq_length())
+        return int(self._cache.get_seq_length())
 
-    def attention_mask(self, columns: int, device: torch.device) -> Tensor:
-        """int64 [batch, columns], 0 at padding; `columns` may go beyond `width`, for tokens to come."""
-        padding = torch.tensor(self.padding, device=device)
-        return (torch.arange(columns, device=device) >= padding[:, None]).long()
+    # The forward pass adds columns.
 
-    def next_positions(self, device: torch.device) -> Tensor:
-        """int64 [batch, 1], the index in its sequence of the token that each row is given next."""
-        width = self.width
-        return torch.tensor([[width - padding] for padding in self.padding], device=device)
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts into an empty cache, one row each.
 
-    def select(self, rows: Sequence[int]) -> KVBlock:
-        """The block of these rows, in this order; a row may be repeated. Columns that no row needs are left out.
+        Args:
+            prompts: at least one, of at least one token each.
 
-        The result may share memory with this block, which is not to be used afterwards.
+        Returns:
+            logits [len(prompts), vocab] behind each prompt, of the model's dtype.
         """
+        width = max(map(len, prompts))
+        self.padding = [width - len(prompt) for prompt in prompts]
+        padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        return self.forward(torch.tensor(padded, device=self.model.device))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Read tokens of every row.
+
+        Args:
+            ids: int64 [rows, new].
+
+        Returns:
+            logits [rows, vocab] behind the last of them, of the model's dtype.
+        """
+        mask, positions = self._next(ids.shape[1])
+        logits, self._cache = self.model.forward(ids, mask, positions, self._cache)
+        self._positions.add_(ids.shape[1])
+        return logits
+
+    def forward_all(self, ids: Tensor) -> Tensor:
+        """Read tokens as `forward` does, and return the logits behind each of them, [rows, new, vocab].
+
+        Tokens beyond the model's context get its last position; their logits mean nothing.
+        """
+        new = ids.shape[1]
+        mask, positions = self._next(new)
+        positions = positions.clamp(max=self.model.context_length - 1)
+        logits, self._cache = self.model.forward_last(ids, mask, positions, self._cache, count=new)
+        self._positions.add_(new)
+        return logits
+
+    def _next(self, new: int) -> tuple[Tensor, Tensor]:
+        """Attention mask [rows, width + new] and positions [rows, new] of the next tokens."""
+        width, device = self.width, self.model.device
+        if self._mask is None or self._mask.shape[1] < width + new:
+            padding = torch.tensor(self.padding, device=device)[:, None]
+            self._mask = (torch.arange(width + new + SPARE_COLUMNS, device=device) >= padding).long()
+            self._positions = width - padding
+        positions = self._positions
+        if new > 1:
+            positions = (positions + torch.arange(new, device=device)).clamp_(min=0)
+        return self._mask[:, : width + new], positions
+
+    # Rows join, leave, are cropped and copied. Whatever else a layer may remember must do the same.
+
+    def join(self, other: KVCache) -> None:
+        """Let the rows of another cache join behind those that are there; the other is not to be used afterwards."""
+        if not self.padding:
+            self.padding, self._cache, self._mask = other.padding, other._cache, None
+            return
+        width, added = self.width, other.width
+        left, right = max(added - width, 0), max(width - added, 0)
+        for layer, more in zip(self._layers(), other._layers(), strict=True):
+            layer.keys = torch.cat([_padded(layer.keys, left), _padded(more.keys, right)])
+            layer.values = torch.cat([_padded(layer.values, left), _padded(more.values, right)])
+        self.padding = [columns + left for columns in self.padding] + [columns + right for columns in other.padding]
+        self._mask = None
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be repeated. Columns that no row needs are left out."""
         padding = [self.padding[row] for row in rows]
         common = min(padding, default=0)
         if common or list(rows) != list(range(len(self.padding))):
-            for layer in self._layers():
-                index = torch.tensor(rows, dtype=torch.int64, device=layer.keys.device)
-                layer.keys = layer.keys[:, :, common:].index_select(0, index)
-                layer.values = layer.values[:, :, common:].index_select(0, index)
-        return KVBlock(self.cache, [columns - common for columns in padding])
+            index = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
+            self._change(lambda states: states[:, :, common:].index_select(0, index.to(states.device)))
+        self.padding = [columns - common for columns in padding]
+        self._mask = None
 
-    def crop(self, columns: int) -> None:
-        """Keep the first columns of every row, padding counted, and forget the others."""
-        for layer in self._layers():
-            layer.keys = layer.keys[:, :, :columns].contiguous()
-            layer.values = layer.values[:, :, :columns].contiguous()
+    def crop(self, counts: Sequence[int]) -> None:
+        """Forget the newest `counts[i]` tokens of row i.
 
-    def copy_row(self, row: int) -> KVBlock:
+        Where the rows forget different numbers of tokens, their columns move to the right and their padding grows:
+
+            forget 0   [ a0 a1 a2 a3 a4 ]
+            forget 2   [ .  .  b0 b1 b2 ]   from  [ b0 b1 b2 b3 b4 ]
+        """
+        least = min(counts)
+        width = self.width - least
+        if max(counts) == least:
+            self._change(lambda states: states[:, :, :width].contiguous())
+        else:
+            padding = [columns + count - least for columns, count in zip(self.padding, counts, strict=True)]
+            common = min(padding)
+            shifts = torch.tensor(counts, device=self.model.device)[:, None] - least
+            source = (torch.arange(common, width, device=self.model.device) - shifts).clamp_(min=0)
+            self._change(lambda states: _moved(states, source.to(states.device)))
+            self.padding = [columns - common for columns in padding]
+        self._mask = None
+
+    def copy(self, row: int) -> KVCache:
         """One row in memory of its own, without padding."""
-        cache = new_cache()
-        for number, layer in enumerate(self.cache.layers):
+        copied = KVCache(self.model)
+        copied.padding = [0]
+        for number, layer in enumerate(self._cache.layers):
             if layer.is_initialized:
                 columns = slice(self.padding[row], None)
-                cache.update(layer.keys[row : row + 1, :, columns], layer.values[row : row + 1, :, columns], number)
-        return KVBlock(cache, [0])
+                copied._cache.update(
+                    layer.keys[row : row + 1, :, columns], layer.values[row : row + 1, :, columns], number
+                )
+        return copied
 
-    def join(self, other: KVBlock) -> KVBlock:
-        """The rows of this block, then those of `other`; neither block is to be used afterwards."""
-        width = max(self.width, other.width)
-        left, right = width - self.width, width - other.width
-        for layer, more in zip(self._layers(), other._layers(), strict=True):
-            layer.keys = torch.cat([_widened(layer.keys, left), _widened(more.keys, right)])
-            layer.values = torch.cat([_widened(layer.values, left), _widened(more.values, right)])
-        padding = [columns + left for columns in self.padding] + [columns + right for columns in other.padding]
-        return KVBlock(self.cache, padding)
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the keys and the values of every layer, [rows, heads, width, size]."""
+        for layer in self._layers():
+            layer.keys, layer.values = change(layer.keys), change(layer.values)
 
     def _layers(self) -> list[Any]:
         """The layers that hold something; layers that share another's keys and values never do."""
-        return [layer for layer in self.cache.layers if layer.is_initialized]
+        return [layer for layer in self._cache.layers if layer.is_initialized]
 
 
-def _widened(states: Tensor, columns: int) -> Tensor:
-    """[batch, heads, width, size] with zeros for `columns` more tokens on the left."""
+def _padded(states: Tensor, columns: int) -> Tensor:
+    """[rows, heads, width, size] with zeros for `columns` more tokens on the left."""
     return pad(states, (0, 0, columns, 0)) if columns else states
+
+
+def _moved(states: Tensor, source: Tensor) -> Tensor:
+    """Column `source[i, c]` of row i as its column c: [rows, heads, width, size] and int64 [rows, columns]."""
+    rows = torch.arange(len(states), device=states.device)[:, None]
+    return states.transpose(1, 2)[rows, source].transpose(1, 2).contiguous()

@@ -24,7 +24,7 @@ from neurogen.text.runner import Runner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neurogen.decoding.request import Drawn, Observed, Row
+    from neurogen.decoding.request import Observed, RequestState, SampledToken
     from neurogen.models.language_model import LanguageModel
 
 __all__ = ["Conversation", "Message"]
@@ -213,7 +213,9 @@ class Conversation:
             self._last = (self.sampler, event)
             yield event
 
-    def _see(self, rows: Sequence[Row], logits: Tensor, processed: Tensor, drawn: Sequence[Drawn]) -> None:
+    def _see(
+        self, rows: Sequence[RequestState], logits: Tensor, processed: Tensor, drawn: Sequence[SampledToken]
+    ) -> None:
         """Keep what an explanation of this answer needs; of a long one, its beginning."""
         if len(self._seen) < EXPLAINED:
             self._seen.append(([replace(row) for row in rows], logits.clone(), drawn))
