@@ -7,17 +7,15 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from neurogen.cli.common import WholeNumber, debug_option, duration, echo, is_terminal, write_json
 from neurogen.cli.output import status_line
 from neurogen.cli.ranks import check_single
+from neurogen.data.documents import BrokenRow
 from neurogen.data.tokenizer_training import DEFAULT_SENTENCES, LEAST_COVERAGE, MODEL_TYPES, train_tokenizer
-
-if TYPE_CHECKING:
-    from neurogen.data.documents import BrokenRow
 
 __all__ = ["command"]
 
