@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import field_validator
 
@@ -28,6 +29,8 @@ __all__ = ["FromText", "Item", "TextParams", "checksum_param", "parse_biases", "
 
 Item = int | str
 """A token's id, or a text."""
+
+Read = TypeVar("Read")
 
 ITEM = re.compile(
     r"""\s*(?:(?P<id>\d+)|"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)')[ \t\r]*""", re.DOTALL
@@ -147,13 +150,8 @@ def parse_list(processor: FromText, parameter: str) -> list[Item]:
     text = text_of(processor, parameter)
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1].strip()
-    items, at = [], 0
-    while True:
-        item, at = _item(processor.name, parameter, text, at, LIST_SHAPE)
-        items.append(item)
-        if at == len(text):
-            return items
-        at = _behind_separator(processor.name, parameter, text, at, LIST_SHAPE)
+    reader = _Reader(processor.name, parameter, text, LIST_SHAPE)
+    return reader.all_of(reader.item)
 
 
 def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]]:
@@ -163,19 +161,8 @@ def parse_biases(processor: FromText, parameter: str) -> list[tuple[Item, float]
         ParameterError: it cannot be read.
     """
     text = text_of(processor, parameter)
-    if text.startswith("{"):
-        return _from_object(processor.name, parameter, text)
-    pairs, at = [], 0
-    while True:
-        item, at = _item(processor.name, parameter, text, at, BIAS_SHAPE)
-        found = NUMBER.match(text, at)
-        if found is None:
-            raise _wrong(processor.name, parameter, text, at, BIAS_SHAPE)
-        at = found.end()
-        pairs.append((item, _bias(processor.name, parameter, item, float(found["number"]))))
-        if at == len(text):
-            return pairs
-        at = _behind_separator(processor.name, parameter, text, at, BIAS_SHAPE)
+    reader = _Reader(processor.name, parameter, text, BIAS_SHAPE)
+    return reader.object() if text.startswith("{") else reader.all_of(reader.pair)
 
 
 def _shown(path: str) -> str:
@@ -196,16 +183,73 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _item(name: str, parameter: str, text: str, at: int, shape: str) -> tuple[Item, int]:
-    found = ITEM.match(text, at)
-    if found is None:
-        raise _wrong(name, parameter, text, at, shape)
-    if found["id"] is not None:
-        return int(found["id"]), found.end()
-    try:
-        return _unquoted(found), found.end()
-    except ValueError:
-        raise _wrong(name, parameter, text, at, shape) from None
+class _Reader:
+    """Reads what a parameter lists from left to right; `shape` says in messages how such a list is written."""
+
+    def __init__(self, name: str, parameter: str, text: str, shape: str) -> None:
+        self._name, self._parameter, self._text, self._shape = name, parameter, text, shape
+        self._at = 0
+
+    def all_of(self, read: Callable[[], Read]) -> list[Read]:
+        """All items, each read by this method; separators stand between them."""
+        items = [read()]
+        while self._at < len(self._text):
+            separator = SEPARATOR.match(self._text, self._at)
+            if separator is None or separator.end() == len(self._text):
+                raise self._wrong()
+            self._at = separator.end()
+            items.append(read())
+        return items
+
+    def item(self) -> Item:
+        """An id or a text."""
+        found = ITEM.match(self._text, self._at)
+        if found is None:
+            raise self._wrong()
+        try:
+            item = int(found["id"]) if found["id"] is not None else _unquoted(found)
+        except ValueError:
+            raise self._wrong() from None
+        self._at = found.end()
+        return item
+
+    def pair(self) -> tuple[Item, float]:
+        """An id or a text, and its number."""
+        item = self.item()
+        found = NUMBER.match(self._text, self._at)
+        if found is None:
+            raise self._wrong()
+        self._at = found.end()
+        return item, self._checked(item, float(found["number"]))
+
+    def object(self) -> list[tuple[Item, float]]:
+        """A JSON object. As in OpenAI's `logit_bias`, a key of digits is an id."""
+        try:
+            values = json.loads(self._text)
+            pairs = [(int(key) if key.isascii() and key.isdigit() else key, float(one)) for key, one in values.items()]
+        except (ValueError, TypeError, RecursionError, AttributeError):
+            raise self._wrong() from None
+        if not all(key or key == 0 for key, _ in pairs):
+            raise self._wrong()
+        return [(key, self._checked(key, bias)) for key, bias in pairs]
+
+    def _checked(self, item: Item, bias: float) -> float:
+        """The number of an item, if a logit can take it."""
+        if bias != float("-inf") and not fits(bias):
+            raise ParameterError(
+                f"{self._name}: {self._parameter} of {item!r} is {bias:g}; give -inf, which bans, or a number of at "
+                f"most {LARGEST:g} either way: larger ones, and some very small ones, float32 cannot add to a logit.",
+                self._parameter,
+            )
+        return bias
+
+    def _wrong(self) -> ParameterError:
+        rest = self._text[self._at : self._at + 30]
+        place = f"at {rest!r}" if rest else "at its end"
+        shown = self._text if len(self._text) <= 60 else self._text[:60] + "..."
+        return ParameterError(
+            f"{self._name}: {self._parameter} cannot be read {place} of {shown!r}; {self._shape}.", self._parameter
+        )
 
 
 def _unquoted(found: re.Match[str]) -> str:
@@ -218,40 +262,3 @@ def _unquoted(found: re.Match[str]) -> str:
         raise ValueError("an empty text is no token")
     value.encode()  # a lone surrogate, which JSON's escapes can spell, is a ValueError
     return str(value)
-
-
-def _behind_separator(name: str, parameter: str, text: str, at: int, shape: str) -> int:
-    found = SEPARATOR.match(text, at)
-    if found is None or found.end() == len(text):
-        raise _wrong(name, parameter, text, at, shape)
-    return found.end()
-
-
-def _from_object(name: str, parameter: str, text: str) -> list[tuple[Item, float]]:
-    """As in OpenAI's `logit_bias`, a key of digits is an id."""
-    try:
-        values = json.loads(text)
-        pairs = [(int(key) if key.isascii() and key.isdigit() else key, float(bias)) for key, bias in values.items()]
-    except (ValueError, TypeError, RecursionError, AttributeError):
-        raise _wrong(name, parameter, text, 0, BIAS_SHAPE) from None
-    if not all(key or key == 0 for key, _ in pairs):
-        raise _wrong(name, parameter, text, 0, BIAS_SHAPE)
-    return [(key, _bias(name, parameter, key, bias)) for key, bias in pairs]
-
-
-def _bias(name: str, parameter: str, item: Item, value: float) -> float:
-    """The number of an item, if a logit can take it."""
-    if value != float("-inf") and not fits(value):
-        raise ParameterError(
-            f"{name}: {parameter} of {item!r} is {value:g}; give -inf, which bans, or a number of at most {LARGEST:g} "
-            "either way: larger ones, and some very small ones, float32 cannot add to a logit.",
-            parameter,
-        )
-    return value
-
-
-def _wrong(name: str, parameter: str, text: str, at: int, shape: str) -> ParameterError:
-    rest = text[at : at + 30]
-    place = f"at {rest!r}" if rest else "at its end"
-    shown = text if len(text) <= 60 else text[:60] + "..."
-    return ParameterError(f"{name}: {parameter} cannot be read {place} of {shown!r}; {shape}.", parameter)
