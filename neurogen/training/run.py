@@ -196,7 +196,7 @@ class TrainingRun:
             with all_or_none():
                 if self.is_main:
                     sample = self._sample(report.chunk, chunk_batches[-1], results[-1].predicted_ids)
-                    self._files.report(report.to_json(), sample)
+                    self._files.write_chunk(report.to_json(), sample)
             self.chunk = report.chunk
             skipped_chunks = skipped_chunks + 1 if report.skipped_steps == self.steps_per_chunk else 0
             if skipped_chunks >= MAX_SKIPPED_CHUNKS:

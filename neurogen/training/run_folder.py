@@ -119,7 +119,7 @@ class RunFolder:
                 kept = [line for line in file.read_bytes().splitlines(keepends=True) if _chunk_of(line) <= chunk]
                 write_bytes("The training's report", file, b"".join(kept))
 
-    def report(self, metrics: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
+    def write_chunk(self, metrics: Mapping[str, Any], sample: Mapping[str, Any]) -> None:
         """Add the lines of a chunk.
 
         Raises:
