@@ -184,14 +184,14 @@ def test_a_package_that_does_not_fit_is_not_begun(full_disk: Path) -> None:
 
 
 def test_a_history_that_cannot_be_kept_stops_no_conversation(tmp_path: Path) -> None:
-    from neurogen.cli.chat_input import _kept_history
+    from neurogen.cli.chat_input import KeptHistory
 
-    history = _kept_history(Path("/dev/full"))
+    history = KeptHistory("/dev/full")
     history.store_string("hello")
-    folder = _kept_history(tmp_path)
+    folder = KeptHistory(str(tmp_path))
     folder.store_string("hello")
     assert folder.load_history_strings() == []
-    kept = _kept_history(tmp_path / "history")
+    kept = KeptHistory(str(tmp_path / "history"))
     kept.store_string("hello")
     assert kept.load_history_strings() == ["hello"]
 

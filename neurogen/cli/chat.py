@@ -71,15 +71,13 @@ def command(ctx: click.Context, /, sampler: str | None, **values: Any) -> int:
     """
     check_single(ctx)
     made = make_sampler(default_registry(), require_sampler(ctx, sampler), values, ctx)
-    if values["load"] is not None:
-        from neurogen.text.conversation import read_conversation
+    from neurogen.cli.chat_session import ChatSession
+    from neurogen.text.conversation import Conversation, read_conversation
 
+    if values["load"] is not None:
         read_conversation(values["load"])  # first, since a misspelt path should not wait for the model
     interactive = is_terminal(sys.stdin) and is_terminal(sys.stdout)
     model = load_shown(values, shown=interactive and not values["quiet"])
-    from neurogen.cli.chat_session import ChatSession
-    from neurogen.text.conversation import Conversation
-
     seed = random_seed() if values["seed"] is None else values["seed"]
     options = RunOptions(
         max_new_tokens=values["max_new_tokens"],

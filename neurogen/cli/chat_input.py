@@ -7,25 +7,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from neurogen.errors import DataError
 
-if TYPE_CHECKING:
-    from prompt_toolkit.completion import Completion
-    from prompt_toolkit.document import Document
+__all__ = ["PipeReader", "TerminalReader"]
 
-__all__ = ["PipeReader", "Reader", "TerminalReader"]
+Commands = Mapping[str, tuple[str, Callable[[], Iterable[str]]]]
 
 QUOTES = '"""'
 """A turn between two of these may have several lines."""
-
-
-class Reader(Protocol):
-    """Gives the turns of the user."""
-
-    def read(self) -> str | None:
-        """The next turn; None at the end. KeyboardInterrupt where the user drops what was typed."""
 
 
 class PipeReader:
@@ -53,15 +49,10 @@ class TerminalReader:
     """A line editor: history, completion, Enter sends, Alt-Enter (or Esc, Enter) begins another line.
 
     Args:
-        commands: command -> what may follow it, asked for when Tab is pressed.
-        describe: command -> what it does.
+        commands: command -> (what it does, what may follow it, asked for when Tab is pressed).
     """
 
-    def __init__(self, commands: Mapping[str, Callable[[], Iterable[str]]], describe: Mapping[str, str]) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.history import InMemoryHistory
-        from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
+    def __init__(self, commands: Commands) -> None:
         keys = KeyBindings()
 
         @keys.add("escape", "enter")
@@ -69,9 +60,9 @@ class TerminalReader:
             event.current_buffer.insert_text("\n")
 
         path = _history_file()
-        self._session: Any = PromptSession(
-            history=InMemoryHistory() if path is None else _kept_history(path),
-            completer=_completer(commands, describe),
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if path is None else KeptHistory(str(path)),
+            completer=CommandCompleter(commands),
             complete_while_typing=False,
             key_bindings=keys,
             prompt_continuation="  ",
@@ -81,32 +72,30 @@ class TerminalReader:
         """The next turn; None for Ctrl-D, KeyboardInterrupt for Ctrl-C."""
         try:
             text = self._session.prompt("> ")
-            while text.startswith(QUOTES) and not _closed(text):
+            while text.startswith(QUOTES) and not _is_closed(text):
                 text += "\n" + self._session.prompt("  ")
         except EOFError:
             return None
-        return text[3:-3].strip("\n") if text.startswith(QUOTES) else str(text)
+        return text[3:-3].strip("\n") if text.startswith(QUOTES) else text
 
 
-def _closed(text: str) -> bool:
+def _is_closed(text: str) -> bool:
     return len(text) >= 2 * len(QUOTES) and text.endswith(QUOTES)
 
 
-def _kept_history(path: Path) -> Any:
+class KeptHistory(FileHistory):
     """What was typed, kept in a file; where that cannot be read or written, the conversation goes on without it."""
-    from prompt_toolkit.history import FileHistory
 
-    class KeptHistory(FileHistory):
-        def store_string(self, string: str) -> None:
-            with suppress(OSError):
-                super().store_string(string)
+    def store_string(self, string: str) -> None:
+        """Append to the file."""
+        with suppress(OSError):
+            super().store_string(string)
 
-        def load_history_strings(self) -> Iterable[str]:
-            with suppress(OSError):
-                return list(super().load_history_strings())
-            return []
-
-    return KeptHistory(str(path))
+    def load_history_strings(self) -> Iterable[str]:
+        """Read the file, the newest first."""
+        with suppress(OSError):
+            return list(super().load_history_strings())
+        return []
 
 
 def _history_file() -> Path | None:
@@ -119,28 +108,26 @@ def _history_file() -> Path | None:
     return None
 
 
-def _completer(commands: Mapping[str, Callable[[], Iterable[str]]], describe: Mapping[str, str]) -> Any:
-    from prompt_toolkit.completion import Completer, Completion, PathCompleter
-    from prompt_toolkit.document import Document as MadeDocument
+class CommandCompleter(Completer):
+    """Completes commands, then what may follow them."""
 
-    class CommandCompleter(Completer):
-        """Commands, then what may follow them."""
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
 
-        def get_completions(self, document: Document, complete_event: Any) -> Iterator[Completion]:
-            text = document.text_before_cursor
-            if not text.startswith("/") or "\n" in text:
-                return
-            command, space, rest = text.partition(" ")
-            if not space:
-                for name in commands:
-                    if name.startswith(command):
-                        yield Completion(name, start_position=-len(command), display_meta=describe[name])
-            elif command in ("/save", "/load"):
-                yield from PathCompleter().get_completions(MadeDocument(rest), complete_event)
-            elif command in commands:
-                word = rest.rpartition("+")[2]
-                for name in commands[command]():
-                    if name.startswith(word):
-                        yield Completion(name, start_position=-len(word))
-
-    return CommandCompleter()
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """See `Completer.get_completions`."""
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        command, space, rest = text.partition(" ")
+        if not space:
+            for name, (description, _) in self._commands.items():
+                if name.startswith(command):
+                    yield Completion(name, start_position=-len(command), display_meta=description)
+        elif command in ("/save", "/load"):
+            yield from PathCompleter().get_completions(Document(rest), complete_event)
+        elif command in self._commands:
+            word = rest.rpartition("+")[2]
+            for name in self._commands[command][1]():
+                if name.startswith(word):
+                    yield Completion(name, start_position=-len(word))

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from neurogen.cli.chat_input import PipeReader, Reader, TerminalReader
+from neurogen.cli.chat_input import PipeReader, TerminalReader
 from neurogen.cli.common import listed, tell
 from neurogen.cli.explain import PAGE_TOP, report, report_page
 from neurogen.cli.output import write_stdout, write_text
 from neurogen.cli.sampler_options import sampler_names
 from neurogen.contract.parameters import INT64, domain_of, is_whole, unknown_parameter
+from neurogen.diagnosis.explain import explain_answer
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.files import check_place
 from neurogen.registry.registry import default_registry, load_processors
+from neurogen.text.conversation import Conversation
 from neurogen.text.generation import Result, TextDelta
 from neurogen.text.printable import printable
-
-if TYPE_CHECKING:
-    from neurogen.text.conversation import Conversation
 
 __all__ = ["ChatSession"]
 
@@ -117,11 +116,10 @@ class ChatSession:
             self._failed = True
             tell(error.reason)
 
-    def _reader(self) -> Reader:
+    def _reader(self) -> PipeReader | TerminalReader:
         if not self._interactive:
             return PipeReader()
-        complete = {name: command.complete for name, command in self._commands.items()}
-        return TerminalReader(complete, {name: command.help for name, command in self._commands.items()})
+        return TerminalReader({name: (command.help, command.complete) for name, command in self._commands.items()})
 
     def _command(self, text: str) -> None:
         name, _, rest = text.partition(" ")
@@ -229,8 +227,6 @@ class ChatSession:
         self._show(self._conversation.retry())
 
     def _explain(self, rest: str) -> None:
-        from neurogen.diagnosis.explain import explain_answer
-
         explanation = explain_answer(self._conversation, top=PAGE_TOP if rest else TOP)
         if rest:
             check_place("The page", rest)

@@ -1,31 +1,36 @@
 """Makes what `neurogen run` decodes with: its model, on the engine asked for, its draft, and the runner over them.
 
-Everything slow to import is imported here, and no earlier than it is needed. Knows no file and no output.
+Imports torch: `session` imports this module when there is something to decode. Knows no results file and no output.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
 
 from neurogen.cli.arguments import DRAFT_TOKENS, Arguments
 from neurogen.cli.common import Settings
 from neurogen.cli.output import loading
 from neurogen.cli.ranks import local_device
+from neurogen.cli.results import Key
+from neurogen.contract.sampler import Sampler
+from neurogen.decoding.beam import BeamEngine, BeamSearch
+from neurogen.decoding.engine import engine_for
+from neurogen.decoding.request import DecodingEngine
+from neurogen.decoding.speculative import SpeculativeEngine
+from neurogen.diagnosis.recording import Recorder
 from neurogen.errors import NeurogenError
+from neurogen.models.language_model import load_model, locate_model
 from neurogen.text.best_of import BestOf
-from neurogen.text.generation import RunOptions
+from neurogen.text.generation import Prompt, RunOptions
 from neurogen.text.runner import Runner
 
-if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.request import DecodingEngine
-    from neurogen.diagnosis.recording import Recorder
-
-__all__ = ["describe_draft", "load_model_for_run", "make_engine", "make_runner"]
+__all__ = ["describe_draft", "load_model_for_run", "make_engine", "make_runner", "recording"]
 
 
 def load_model_for_run(arguments: Arguments, sampler: Sampler) -> Any:
@@ -38,8 +43,6 @@ def load_model_for_run(arguments: Arguments, sampler: Sampler) -> Any:
         NeurogenError: see `neurogen.models.load_model` and the `load_...` functions of `neurogen.integrations`.
     """
     if arguments.draft is not None:
-        from neurogen.models.language_model import locate_model
-
         locate_model(arguments.draft)  # a misspelt name should not wait for the model
     with loading(arguments.model, shown=arguments.shows_progress):
         model = _load(arguments)
@@ -62,10 +65,6 @@ def _load(arguments: Arguments) -> Any:
         settings = ctx.find_object(Settings) if ctx is not None else None
         verbose = settings is not None and settings.debug
         return load_llamacpp_model(arguments.model, device=device, threads=arguments.threads, verbose=verbose)
-    import torch
-
-    from neurogen.models.language_model import load_model
-
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     return load_model(arguments.model, device=device, dtype=arguments.dtype)
@@ -73,8 +72,6 @@ def _load(arguments: Arguments) -> Any:
 
 def _warm_up(sampler: Sampler, model: Any) -> None:
     """Sample once as the engine does, so that the kernels for this model are there."""
-    import torch
-
     vocab = min(model.vocab_size, model.tokenizer.vocab_size)
     logits = torch.zeros((1, model.vocab_size), dtype=model.dtype, device=model.device)[:, :vocab]
     state = sampler.fresh_state(1, logits.device) if sampler.stateful else None
@@ -94,16 +91,9 @@ def make_engine(model: Any, arguments: Arguments, sampler: Sampler, observer: Re
     if arguments.engine == "vllm":
         return None
     if arguments.beam is not None:
-        from neurogen.decoding.beam import BeamEngine, BeamSearch
-
         return BeamEngine(BeamSearch(model, **asdict(arguments.beam)), sampler)
     if arguments.draft is None:
-        from neurogen.decoding.engine import engine_for
-
         return engine_for(model, sampler, batch_size=arguments.batch_size, observer=observer)
-    from neurogen.decoding.speculative import SpeculativeEngine
-    from neurogen.models.language_model import load_model
-
     with loading(arguments.draft, shown=arguments.shows_progress):
         draft = load_model(arguments.draft, device=str(model.device), dtype=arguments.dtype)
     tokens = arguments.draft_tokens or DRAFT_TOKENS
@@ -136,3 +126,25 @@ def describe_draft(engine: Any) -> str:
         return "; no token was drafted"
     rate, tokens = engine.acceptance_rate, engine.tokens_per_pass
     return f"; {rate:.0%} of the drafted tokens accepted, {tokens:.2f} tokens a pass of the model"
+
+
+@contextmanager
+def recording(
+    arguments: Arguments, model: Any, sampler: Sampler, options: RunOptions, prompts: Sequence[Prompt], done: set[Key]
+) -> Iterator[Recorder | None]:
+    """The recording of a run, if one is asked for; marked as complete where nothing has stopped it.
+
+    Args:
+        prompts: what is run.
+        done: keys that are left out.
+    """
+    if arguments.record is None:
+        yield None
+        return
+    recorder = Recorder(arguments.record, model, sampler, options, prompts, done)
+    complete = False
+    try:
+        yield recorder
+        complete = True
+    finally:
+        recorder.close(complete=complete)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -22,7 +22,6 @@ from neurogen.cli.model_options import tell_of_special, tell_unused_gpu
 from neurogen.cli.output import Output, Progress, Summary, count_of, display
 from neurogen.cli.ranks import Ranks, launched
 from neurogen.cli.results import Key, ResultsFile
-from neurogen.cli.runners import describe_draft, load_model_for_run, make_engine, make_runner
 from neurogen.contract.parameters import INT64, is_whole
 from neurogen.errors import DataError, ParameterError
 from neurogen.registry.registry import load_processors
@@ -33,7 +32,6 @@ from neurogen.text.prompts import read_prompts, read_text
 if TYPE_CHECKING:
     from neurogen.contract.processor import Processor
     from neurogen.contract.sampler import Sampler
-    from neurogen.diagnosis.recording import Recorder
 
 __all__ = ["Session", "run_session"]
 
@@ -63,17 +61,21 @@ def run_session(arguments: Arguments, sampler: Sampler, processors: Sequence[Pro
         try:
             options = session.options()  # what contradicts itself shows before a model is loaded
             if session.todo:
+                from neurogen.cli import runners  # loads torch
+
                 session.tell_hints()
-                model = load_model_for_run(session.arguments, sampler)
+                model = runners.load_model_for_run(session.arguments, sampler)
                 session.tell_hints_of(model)
-                with _recording(session, model, options) as observer:
-                    engine = make_engine(model, session.arguments, sampler, observer)
-                    runner = make_runner(model, engine, session.arguments, sampler, options)
+                prompts = session.mine()
+                with runners.recording(session.arguments, model, sampler, options, prompts, session.done) as observer:
+                    engine = runners.make_engine(model, session.arguments, sampler, observer)
+                    runner = runners.make_runner(model, engine, session.arguments, sampler, options)
+                    queue = prompts if session.source is None else iter(prompts)  # an error ends the run for one alone
                     session.summary.start()
                     with display(session.arguments, session.todo, len(session.done)) as (output, progress):
-                        for event in runner.run(session.queue(), skip=lambda *key: key in session.done):
+                        for event in runner.run(queue, skip=lambda *key: key in session.done):
                             session.take(event, output, progress)
-                session.say_summary(describe_draft(engine) if arguments.draft is not None else "")
+                session.say_summary(runners.describe_draft(engine) if arguments.draft is not None else "")
             session.merge()
         except (KeyboardInterrupt, Terminated) as stop:
             session.tell(0, session.interruption())
@@ -132,24 +134,6 @@ def _prompts_of(arguments: Arguments, sampler: Sampler, *, told: bool) -> tuple[
     if not prompts:
         raise DataError(f"None of the lines of {source} holds a prompt; what is wrong with them is said above.")
     return {prompt.index: prompt for prompt in prompts}, source, len(broken)
-
-
-@contextmanager
-def _recording(session: Session, model: Any, options: RunOptions) -> Iterator[Recorder | None]:
-    """The recording of the run, if there is one; marked as complete where nothing has stopped it."""
-    if session.arguments.record is None:
-        yield None
-        return
-    from neurogen.diagnosis.recording import Recorder
-
-    prompts = [prompt for index, prompt in session.prompts.items() if not session.has_failed(index)]
-    recorder = Recorder(session.arguments.record, model, session.sampler, options, prompts, session.done)
-    complete = False
-    try:
-        yield recorder
-        complete = True
-    finally:
-        recorder.close(complete=complete)
 
 
 @contextmanager
@@ -234,19 +218,19 @@ class Session:
                 f"bits is {INT64[-1]}. Give a smaller one.",
                 click.get_current_context(),
             )
-        for index in self.mine():
-            seed = self.prompts[index].seed
+        for prompt in self.mine():
+            seed = prompt.seed
             if seed is not None and not is_whole(seed + n - 1):
                 problem = (
                     f"'seed' is {seed}, and the last of {n} samples would have {seed + n - 1}; the largest of 64 bits "
                     f"is {INT64[-1]}. Give a smaller one."
                 )
-                self.fail(Failure(index, ParameterError(problem, "seed")))
+                self.fail(Failure(prompt.index, ParameterError(problem, "seed")))
 
     def resume(self, done: set[Key]) -> None:
         """Take over the keys that an earlier run has left; what it has not is to do."""
         self.done = {key for key in done if self.ranks is None or self.ranks.mine(key[0])}
-        keys = ((index, sample) for index in self.mine() for sample in range(self.arguments.n))
+        keys = ((prompt.index, sample) for prompt in self.mine() for sample in range(self.arguments.n))
         self.todo = [key for key in keys if key not in done]
         output, there = self.arguments.output, len(done)
         if done and self.ranks is not None:
@@ -256,10 +240,10 @@ class Session:
         elif not self.todo and not self.failed:
             self.say(f"{output} holds all {count_of(there, 'result')} already: there is nothing to do.")
 
-    def mine(self) -> list[int]:
-        """The lines of this process, save those that have failed altogether."""
+    def mine(self) -> list[Prompt]:
+        """The prompts of this process, save those that have failed altogether."""
         lines = (index for index in self.prompts if self.ranks is None or self.ranks.mine(index))
-        return [index for index in lines if not self.has_failed(index)]
+        return [self.prompts[index] for index in lines if not self.has_failed(index)]
 
     def has_failed(self, index: int) -> bool:
         """Whether none of a line's samples could be finished."""
@@ -280,11 +264,6 @@ class Session:
             processors=self.processors,
             parse_special=arguments.parse_special,
         )
-
-    def queue(self) -> Iterable[Prompt]:
-        """The prompts as the runner wants them: it raises for the only one of a list, and goes on after others."""
-        prompts = [self.prompts[index] for index in self.mine()]
-        return prompts if self.source is None else iter(prompts)
 
     # What becomes of it.
 

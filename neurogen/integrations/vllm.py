@@ -21,6 +21,8 @@ from neurogen.contract.spec import parse_spec
 from neurogen.errors import ModelError, NeurogenError, ParameterError
 from neurogen.integrations.vllm_log import GENERAL, StartLog, reason_in, watched_start
 from neurogen.integrations.vllm_options import check_names, names_of_vllm, typed_options, with_memory_of_cpu
+from neurogen.models.language_model import locate_model
+from neurogen.models.tokenizer import load_tokenizer
 from neurogen.registry.registry import load_sampler
 from neurogen.text.generation import Event, Failure, FinishReason, Prompt, Result, RunOptions, TextDelta
 from neurogen.text.runner import prompt_ids
@@ -75,8 +77,6 @@ def load_engine(model: str, *, as_texts: Mapping[str, str] | None = None, **opti
         ModelError: there is no such model.
     """
     check_installed()
-    from neurogen.models.language_model import locate_model
-
     path = locate_model(model)
     if not path.is_dir():
         raise ModelError(f"{path} is a GGUF file, which is not given to vLLM here. Use a folder with safetensors.")
@@ -196,8 +196,6 @@ class VllmRunner:
     """
 
     def __init__(self, llm: Any, sampler: Sampler, options: RunOptions, *, name: str | None = None) -> None:
-        from neurogen.models.tokenizer import load_tokenizer
-
         if options.processors:
             raise ParameterError(NO_PROCESSORS, "processors")
         self._llm, self._sampler, self._options = llm, sampler, options

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from neurogen.contract.parameters import INT64, build_params, is_whole
 from neurogen.errors import DataError, NeurogenError, ParameterError
 from neurogen.files import BYTE_ORDER_MARK, decoded
+from neurogen.registry.registry import load_processors
 from neurogen.text.generation import Prompt
 from neurogen.text.near_misses import field_hints, other_fields
 
@@ -241,8 +242,6 @@ def _processors(value: Any) -> str | None:
 
 @lru_cache(maxsize=32)
 def _check_processors(spec: str) -> None:
-    from neurogen.registry.registry import load_processors
-
     try:
         load_processors(spec)
     except NeurogenError as error:
