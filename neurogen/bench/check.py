@@ -1,4 +1,4 @@
-"""`python -m neurogen.bench.check`: have samplers become slower than committed ratios to plain torch say?
+"""`python -m neurogen.bench.check`: have samplers become slower than the committed ratios to plain torch?
 
 Compared are the ratios to one read of the memory and to plain torch, on one thread, since times say little of another
 machine. A ratio may grow by a half; on another processor than that of the figures, whose vector units and caches

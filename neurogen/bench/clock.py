@@ -1,8 +1,8 @@
-"""Turns that alternate: whoever is measured together takes turns, so that the machine's noise hits all alike.
+"""Times several functions in alternating turns, so that noise of the machine affects all of them alike.
 
-Each contender is called before: the first call compiles, the next ones estimate. What is quick is called several
-times a turn, after one call that does not count and refills the cache; what takes long gets fewer turns, spread over
-the same time.
+Each contender is called before: the first call compiles, the next ones estimate its time. A quick one is called several
+times a turn, after one call that is not timed and refills the cache; a slow one gets fewer turns, spread over the same
+time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Stopwatch = Callable[[Call, int], float]
 
 @dataclass
 class Turns:
-    """What was measured of one contender.
+    """The measured times of one contender.
 
     Attributes:
         calls: calls a turn.
@@ -71,14 +71,14 @@ def take_turns(contenders: Mapping[str, Call], device: torch.device, seconds: fl
 
 
 def _estimate(call: Call, watch: Stopwatch) -> float:
-    """Microseconds of a call; of a quick one the best of several, since the first are often slower."""
+    """Microseconds of a call; for a quick one the best of several, since the first calls are often slower."""
     first = watch(call, 1)
     more = [watch(call, 1) for _ in range(WARM_CALLS)] if first < SLOW_US else []
     return max(min([first, *more]), LEAST_US)
 
 
 def _rounds(wanted: Mapping[str, int]) -> Iterator[tuple[int, list[str]]]:
-    """Who takes part in each round, and in which order: everybody goes first at times, the slow ones sit out some."""
+    """The contenders of each round in order. The first place rotates; slow contenders are left out of some rounds."""
     names = list(wanted)
     rounds = max(wanted.values())
     for number in range(rounds):
@@ -120,7 +120,7 @@ def cuda_microseconds(call: Call, calls: int) -> float:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """Python's garbage collector must not run in somebody's turn."""
+    """Keep Python's garbage collector from running during a turn."""
     was_on = gc.isenabled()
     gc.disable()
     try:

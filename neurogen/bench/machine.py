@@ -1,4 +1,4 @@
-"""On which machine and with which versions something was measured, and whether other programs were in the way."""
+"""The machine and the versions of a measurement, and whether other programs used the processor meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement gives: times, ratios, and on which machine; all of it plain JSON. Measures nothing itself."""
+"""The results of measurements: times, ratios and the machine, as plain JSON. Measures nothing itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Record(BaseModel):
 
 
 class Quartiles(_Record):
-    """The middle of what was measured, and half of it around.
+    """Median and quartiles of measured values.
 
     Attributes:
         median, q1, q3: the quartiles.

@@ -1,4 +1,4 @@
-"""A chain of samplers, `topk+topp`: truncations from left to right, each on what the last one left; the last selects.
+"""A chain of samplers such as `topk+topp`: each truncates what the one before it kept, and the last one draws.
 
 The temperature is one and comes first. Made of any samplers by their public methods; where a package offers the same
 chain as one sampler, with a kernel of its own, the registry takes that instead.
@@ -146,7 +146,7 @@ def chain_class(classes: Sequence[type[Sampler]]) -> type[Chain]:
 def _schema(
     classes: Sequence[type[Sampler]], names: Sequence[Mapping[str, str]], fields: Mapping[str, Any]
 ) -> type[SamplerParams]:
-    """The chain's parameters, with the bounds that those of its samplers have between each other."""
+    """The chain's parameters, with the checks that its samplers make between their parameters."""
     plain = create_model("Params", __base__=SamplerParams, **fields)
     bound = [(cls, own) for cls, own in zip(classes, names, strict=True) if has_bounds_between(cls.Params)]
     if not bound:

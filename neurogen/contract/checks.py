@@ -1,4 +1,4 @@
-"""The checks around what a plugin's methods are given and what they return, and what is said where they fail.
+"""Checks of the arguments and results of a plugin's methods, with the error messages.
 
 `Sampler` inherits them. Nothing is checked here that depends on a particular sampler.
 """
@@ -30,7 +30,7 @@ State = dict[str, "Tensor"]
 
 
 class CheckedCalls:
-    """The checks of a sampler, which declares what is named here; see `Sampler`."""
+    """The checks of a sampler; the attributes below are declared by `Sampler` and its subclasses."""
 
     name: ClassVar[str]
     stateful: ClassVar[bool]
@@ -42,7 +42,7 @@ class CheckedCalls:
         raise NotImplementedError
 
     def fresh_state(self, batch: int, device: torch.device) -> State:
-        """What `new_state` gives, on a device: for an engine.
+        """The result of `new_state`, checked and moved to a device; engines call this.
 
         Raises:
             ContractError: it is no dictionary of tensors with a row for each sequence.
@@ -62,7 +62,7 @@ class CheckedCalls:
         )
 
     def _checked_logits(self, logits: Any) -> Tensor:
-        """The logits without their history. Torch is asked each thing once: this is done at every call."""
+        """The logits, detached. This runs at every call, so each property is read once."""
         import torch
 
         if (
@@ -93,7 +93,7 @@ class CheckedCalls:
         return ParameterError(problem, "logits")
 
     def _check_state(self, state: State | None, batch: int, device: torch.device) -> None:
-        """Refuse a memory that is not of this sampler and these rows: kernels read it by address."""
+        """Refuse a memory of another form, size or device than this call needs, since kernels read it by address."""
         if self.stateful and state is None:
             raise ParameterError(f"Sampler {self.name!r} has memory: pass state=sampler.new_state(batch).", "state")
         if state is None:
@@ -115,7 +115,7 @@ class CheckedCalls:
         return {name: (tensor.dtype, tuple(tensor.shape[1:])) for name, tensor in one.items()}
 
     def _raise_failure(self, call: str, error: Exception) -> NoReturn:
-        """Raise an error of neurogen as it is, and any other as one of the plugin."""
+        """Raise an error of neurogen unchanged, and any other as a PluginError."""
         if isinstance(error, NeurogenError):
             raise error
         said = explained(error)

@@ -1,4 +1,4 @@
-"""Whether what compiles kernels for CUDA is installed: the extra `cuda` of neurogen, which torch does not bring.
+"""Whether the compilers of CUDA kernels are installed: the extra `cuda` of neurogen; torch does not bring them.
 
 Its Python packages suffice to import kernels and to simulate them; to compile them takes NVIDIA's compilers too, which
 are libraries. Imports neither torch nor Numba.

@@ -1,5 +1,5 @@
-"""What is wrong with a plugin's code, in a sentence: the author's file and line, and of a compiler's report what counts
-for that line.
+"""Explains an error in a plugin's code in one sentence: the author's file and line, and the part of a compiler's report
+that is about that line.
 
 Reads exceptions, those of Numba's compilers among them, which report every function on the way to the author's line.
 Nothing here is called unless a sampler has failed; torch and numba are not imported.
@@ -75,7 +75,7 @@ class Place(NamedTuple):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is none of the author's."""
+        """Whether the line is not the plugin author's, but that of a library or of neurogen."""
         head, installed, rest = self.file.partition(f"{os.sep}site-packages{os.sep}")
         if installed:
             return rest.partition(os.sep)[0] in LIBRARIES
@@ -83,7 +83,7 @@ class Place(NamedTuple):
 
 
 def explained(error: Exception) -> str:
-    """What is wrong, without a full stop: "ValueError: no such k, in neurogen_mine/cpu.py, line 7: `...`"."""
+    """An explanation without a full stop: "ValueError: no such k, in neurogen_mine/cpu.py, line 7: `...`"."""
     frames = [frame for frame, _ in _walked(error)]
     of_arguments = _wrong_parameter(error, frames)
     if of_arguments:
@@ -104,7 +104,7 @@ def explained(error: Exception) -> str:
 
 
 def where_written(sampler: Any, call: str) -> str:
-    """Where the author wrote what is behind a call: " See keep in neurogen_mine/sampler.py, line 17."; or "".
+    """Where the author wrote the method behind a call: " See keep in neurogen_mine/sampler.py, line 17."; or "".
 
     Args:
         sampler: one.
@@ -154,7 +154,7 @@ def _definition(frames: list[FrameType]) -> str:
 
 
 def _naming(name: str, frames: list[FrameType]) -> Place | None:
-    """The author's line with a name that is not defined, which compilers do not tell; by the kernel they worked on."""
+    """The author's line that uses an undefined name, found in the kernel, since compilers do not report the line."""
     kernels = [called.kernel for called, _ in _kernel_calls(frames)]
     kernels += [frame.f_locals["kernel"] for frame in frames if hasattr(frame.f_locals.get("kernel"), "function")]
     if not kernels:
@@ -164,7 +164,7 @@ def _naming(name: str, frames: list[FrameType]) -> Place | None:
 
 
 def _wrong_parameter(error: Exception, frames: list[FrameType]) -> str:
-    """A parameter that is not there, or is no number; the empty text where there is no such mistake."""
+    """The explanation where a parameter is missing or is not a number; else the empty text."""
     for called, params in _kernel_calls(frames):
         of = f" of {called.definition}" if called.definition else ""
         for name in called.names:
@@ -207,7 +207,7 @@ def _place(file: str, line: int | str) -> Place:
 
 
 def _of_compiler(report: str, compiled: Place | None, definition: str) -> str:
-    """The sentence that counts of a report of Numba's, and the line it is about.
+    """The explanation of a report of Numba's compiler: its essential sentence, and the line it is about.
 
     Args:
         report: of the compiler for the CPU, which names the lines on the way, or of that for CUDA, which may not.
@@ -227,7 +227,7 @@ def _of_compiler(report: str, compiled: Place | None, definition: str) -> str:
 
 
 def _innermost(report: str) -> str:
-    """What is said of the line itself."""
+    """The essential sentence of a report about the line itself."""
     said = STAGE.split(report)[-1].strip()
     head = said.partition("\n")[0]
     reasons = [first or second for first, second in REASON.findall(said)]
@@ -240,7 +240,7 @@ def _innermost(report: str) -> str:
 
 
 def _outer(report: str) -> str:
-    """What is said of the call that this line makes, which fails further inside."""
+    """The essential sentence where a function that the line calls cannot be compiled."""
     callees = CALLEE.findall(report)
     if not callees:
         return _innermost(report)
@@ -262,7 +262,7 @@ def _in_words(text: str) -> str:
 
 
 def plain(report: str) -> str:
-    """A report without colours, and without what a row consists of."""
+    """A report without colours, and with the types of rows abbreviated."""
     text = CONTROL.sub("", report)
     for name in ("Row", "Space", "Band"):
         text = _without_arguments(text, f"{name}(")

@@ -87,7 +87,7 @@ class SamplerParams(BaseModel):
         return self
 
     def check_together(self) -> None:
-        """Refuse values that are right by themselves and contradict each other; by default none do.
+        """Refuse values that are valid by themselves and contradict each other; by default all are accepted.
 
         Raises:
             ParameterError: says which, in a sentence.
@@ -95,7 +95,7 @@ class SamplerParams(BaseModel):
 
 
 def has_bounds_between(schema: type[SamplerParams]) -> bool:
-    """Whether values that are right by themselves may be wrong together."""
+    """Whether a schema restricts combinations of values, beside the values themselves."""
     validators = schema.__pydantic_decorators__.model_validators
     after = [name for name, one in validators.items() if one.info.mode == "after"]
     return schema.check_together is not SamplerParams.check_together or after != ["_check_together"]
@@ -162,7 +162,7 @@ def unknown_parameter(sampler: str, schema: type[SamplerParams], name: str) -> s
 
 
 def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
-    """The parameter that a name which is none comes nearest to; None where none is near.
+    """The known parameter that is most similar to an unknown name; None where none is similar.
 
     One that shares a word with the name comes first, such as `typical_p` for `p`, or `k`, whose option is --top-k, for
     `top_k`; then the most alike.
@@ -186,13 +186,13 @@ def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
 
 
 def _names_another(wanted: str, known: str) -> bool:
-    """Whether two names differ in a letter that is all that tells them apart, as top_p and top_k do."""
+    """Whether two names differ in one letter only, as top_p and top_k do, and so mean different parameters."""
     one, other = wanted.split("_"), known.split("_")
     return one[:-1] == other[:-1] and len(one[-1]) == len(other[-1]) == 1 and one[-1] != other[-1]
 
 
 def has_parameter(schema: type[SamplerParams], name: str) -> bool:
-    """Whether a schema has a parameter that is called so, or whose option is."""
+    """Whether a schema has a parameter of this name, or one whose option has it."""
     wanted = name.replace("-", "_").lower()
     fields = schema.model_fields.items()
     return any(wanted in (known, option_of(known, field).lstrip("-").replace("-", "_")) for known, field in fields)
@@ -298,12 +298,12 @@ def _row_value(field: FieldInfo, value: Any, batch: int, device: torch.device) -
 
 
 def is_whole(value: Any, domain: range = INT64) -> bool:
-    """Whether a value is an integer of `domain`; True and False are none."""
+    """Whether a value is an integer in `domain`; True and False do not count as integers."""
     return isinstance(value, int) and not isinstance(value, bool) and value in domain
 
 
 def clamped(value: int) -> int:
-    """The nearest integer of 64 bits: beyond it no vocabulary and no count reaches."""
+    """The nearest integer of 64 bits, which is larger than any vocabulary and any count."""
     return min(max(value, INT64[0]), INT64[-1])
 
 

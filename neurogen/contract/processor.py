@@ -29,7 +29,7 @@ CONTAINERS = (dict, list, set, bytearray, deque)
 
 @dataclass(slots=True)
 class History:
-    """One sequence as far as it is.
+    """The tokens of one sequence so far.
 
     Attributes:
         ids: the prompt's tokens and the new ones; grows by one a step. Not to be changed by processors.
@@ -85,7 +85,7 @@ class Processor:
 
     @property
     def least_new_tokens(self) -> int:
-        """How many new tokens a sequence is to have at least; a run that allows fewer is refused. By default 0."""
+        """The least number of new tokens of a sequence; a run that allows fewer is refused. By default 0."""
         return 0
 
     def __repr__(self) -> str:
@@ -123,7 +123,7 @@ class Processor:
         raise PluginError(f"Processor {self.name!r} ({self.origin}) does not implement process().")
 
     def accept(self, token_id: int, history: History, memory: Any) -> None:
-        """Called when a token was chosen, which is the last of `history` by then; by default nothing."""
+        """Called after a token was chosen and appended to `history`; by default nothing."""
 
     def is_over(self, history: History, memory: Any) -> bool:
         """Whether the text is complete and nothing may follow, so that its sequence must end; by default no."""
@@ -158,7 +158,7 @@ def prepared(processors: Sequence[Processor], tokenizer: Tokenizer, vocab_size: 
 
 
 def _copied(processor: Processor) -> Processor:
-    """A copy with containers of its own, for `prepare` may fill one that was made before."""
+    """A copy with its own containers, so that `prepare` can fill them without changing the original."""
     own = copy.copy(processor)
     for name, value in vars(processor).items():
         if isinstance(value, CONTAINERS):

@@ -1,4 +1,4 @@
-"""What a user writes for a sampler, a chain of samplers or processors: `topk(k=50)+topp(p=0.9)`. Parsed, never run.
+"""The text by which a user names a sampler, a chain of samplers or processors: `topk(k=50)+topp(p=0.9)`.
 
     spec   = link { "+" link }
     link   = [ distribution ":" ] name [ "(" [ pair { "," pair } ] ")" ]
@@ -57,7 +57,7 @@ def parse_spec(text: str) -> tuple[Link, ...]:
         its links, at least one.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it cannot be read.
     """
     if not isinstance(text, str):
         raise ParameterError(f"A sampler or processor is named by a text, got {text!r}.", "name")
@@ -65,7 +65,7 @@ def parse_spec(text: str) -> tuple[Link, ...]:
 
 
 def spelled(links: Sequence[Link]) -> str:
-    """The spec of links, such that parsing it gives them again."""
+    """The spec of links; parsing it gives the same links."""
     return "+".join(link.name + _spelled_params(link.params) for link in links)
 
 

@@ -1,4 +1,4 @@
-"""Models that others hand to this library: what is needed of them is checked at once, and told in a paragraph."""
+"""Checks of models that callers made themselves: what is missing is reported at once, in one paragraph."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_causal_lm(model: Any, who: str) -> int:
 
 
 def check_loaded(model: Any, who: str, *names: str, otherwise: str = "") -> None:
-    """Refuse what is no model as `neurogen.models.load_model` gives it.
+    """Refuse anything that is not a model as `neurogen.models.load_model` returns it.
 
     Args:
         model: what was given.
@@ -82,7 +82,7 @@ def logits_of(output: Any, model: Any, who: str) -> Any:
 
 
 def _lacking(model: Any, vocab_size: Any) -> str | None:
-    """What a model lacks, as the end of a sentence; None where it has everything."""
+    """What a model lacks, as the end of a sentence; None where it lacks nothing."""
     if not _is_module(model):
         return "is no torch.nn.Module"
     if not is_whole(vocab_size, range(1, 2**63)):

@@ -30,10 +30,10 @@ CHUNK = 1 << 22
 
 
 def check_logits_are(value: str) -> None:
-    """Refuse what is no value of `logits_are`.
+    """Refuse an unknown value of `logits_are`.
 
     Raises:
-        ParameterError: it is another one.
+        ParameterError: it is unknown.
     """
     if value not in get_args(LogitsAre):
         raise ParameterError(f"logits_are must be {', '.join(get_args(LogitsAre))}, got {value!r}.", "logits_are")
@@ -88,7 +88,7 @@ def log_of(probabilities: Tensor) -> Tensor:
 
 
 def least_probability(dtype: torch.dtype) -> float:
-    """The smallest number above zero that a format holds: what rounds to zero is at most as large."""
+    """The smallest positive number of a format; whatever rounds to zero is at most this large."""
     info = torch.finfo(dtype)
     return float(info.smallest_normal * info.eps)
 

@@ -1,7 +1,7 @@
 """Special tokens that are spelled out in a text: where they are, and how a rendered chat template is encoded so that
 the template's own are tokens while those in the messages stay text.
 
-A text of others must not end a document or begin a turn of a conversation, whatever it spells out.
+Text from elsewhere must not end a document or begin a turn of a conversation, even if it spells a special token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALIAS = "\U000f0000"
 
 
 def check_characters(text: str) -> None:
-    """Refuse a text that is none in UTF-8.
+    """Refuse a text that UTF-8 cannot encode.
 
     Raises:
         ParameterError: it holds half of a character.
@@ -145,7 +145,7 @@ class TemplateEncoder:
 
 
 class TextIds:
-    """The ids of a transformers tokenizer for texts whose special tokens are meant, and for texts of others.
+    """The ids of a transformers tokenizer: with special tokens parsed from their spellings, or with none.
 
     Args:
         tokenizer: a `PreTrainedTokenizerBase`.
@@ -173,7 +173,7 @@ class TextIds:
             return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def of_text(self, text: str) -> list[int]:
-        """The ids of a text of others: the same for ordinary text, and never a special token."""
+        """The ids of a text in which spellings of special tokens are ordinary text."""
         check_characters(text)
         if self._backend is None and not self.spellings.found(text):
             return self.parsed(text)  # Python's tokenizers know no middle way: all added tokens or none

@@ -1,4 +1,4 @@
-"""Text to token ids and back. Knows nothing of models and samplers; ids that come one at a time are `stream_decoder`'s.
+"""Text to token ids and back. Knows nothing of models and samplers. `stream_decoder` decodes ids one at a time.
 
 A folder with a SentencePiece model is read with the sentencepiece library itself; everything else goes through
 transformers.

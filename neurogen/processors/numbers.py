@@ -1,5 +1,5 @@
-"""Which numbers may be added to logits or scale them, so that float32, in which processors work, neither overflows nor
-loses them. Knows no processor.
+"""The range of numbers that may be added to logits or multiply them, so that float32 neither overflows nor rounds them
+away. Knows no processor.
 """
 
 from __future__ import annotations

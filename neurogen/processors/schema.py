@@ -234,7 +234,7 @@ class Validator:
 
 
 def _search(pattern: str, text: str) -> bool:
-    """Whether a pattern is found in a text, by a library that gives up in time: some patterns take for ever.
+    """Whether a pattern is found in a text, by a library that gives up in time: some patterns take very long.
 
     Raises:
         TimeoutError: it took too long.

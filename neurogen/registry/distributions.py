@@ -1,4 +1,4 @@
-"""What can be installed beside what is there: neurogen's samplers, and the extras of any distribution.
+"""Which packages can be installed in addition: neurogen's own samplers, and the extras of any distribution.
 
 All of it is read from the metadata of installed distributions, so `pyproject.toml` is the one list of them. Imports no
 plugin, and nothing that an extra brings.
@@ -86,5 +86,5 @@ def extra_with(module: str, distribution: str) -> str | None:
 
 
 def install_command(packages: Iterable[str]) -> str:
-    """What a user types to install some: "pip install neurogen-minp 'neurogen[cuda]'"."""
+    """The command that installs packages: "pip install neurogen-minp 'neurogen[cuda]'"."""
     return shlex.join(["pip", "install", *packages])

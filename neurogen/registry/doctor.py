@@ -233,7 +233,7 @@ def _requirement_problems(plugin: Plugin) -> Iterator[Problem]:
 
 
 def _place_problems(plugin: Plugin, file: str | None) -> Iterator[Problem]:
-    """Whether the module comes from the distribution that names it, and that is installed once."""
+    """Whether the module belongs to the distribution that names it, and whether that is installed only once."""
     distribution = _distribution(plugin)
     if distribution is None:
         return
@@ -276,7 +276,7 @@ def _folders_of(distribution: importlib.metadata.Distribution) -> list[Path]:
 
 
 class _Running:
-    """The processes that run now. They do not hear a terminal's Ctrl-C, so that none reports it as its own end."""
+    """The running processes. A terminal's Ctrl-C does not reach them, so that none reports it as its failure."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -308,7 +308,7 @@ class _Running:
         return process.returncode, *said
 
     def end(self) -> None:
-        """End all, and start none any more."""
+        """End all of them, and refuse to start others."""
         with self._lock:
             self._ended = True
             for process in list(self._processes):
