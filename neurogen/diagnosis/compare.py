@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +21,15 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from neurogen.contract.display import Displayed
+from neurogen.contract.sampler import Sampler
 from neurogen.decoding.engine import engine_for
-from neurogen.decoding.request import RequestState, SampledToken
+from neurogen.decoding.request import DecodableModel, RequestState, SampledToken
 from neurogen.decoding.scores import sequence_score
 from neurogen.diagnosis.text_metrics import distinct, is_right, repeated, self_bleu
 from neurogen.errors import ParameterError
 from neurogen.models.foreign import check_loaded
 from neurogen.text.generation import Failure, Prompt, Result, RunOptions
 from neurogen.text.runner import Runner
-
-if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.request import DecodableModel
 
 __all__ = ["METRICS", "Comparison", "Estimate", "Outcome", "Sample", "compare", "sweep"]
 

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neurogen.contract.display import Displayed
+from neurogen.contract.tokenizer import Tokenizer
 from neurogen.diagnosis.accuracies import SamplerAccuracy, accuracies, load_samplers
 from neurogen.diagnosis.health import Health
 from neurogen.diagnosis.input import SAMPLE_TEXT, Window, check_logits, windows
@@ -29,11 +30,8 @@ from neurogen.diagnosis.weights import TensorHealth, examine
 from neurogen.errors import DeviceError, ParameterError
 from neurogen.files import finite
 from neurogen.models.foreign import check_loaded
+from neurogen.models.language_model import LanguageModel
 from neurogen.models.probabilities import Kind, LogitsAre, check_logits_are, kind_of
-
-if TYPE_CHECKING:
-    from neurogen.contract.tokenizer import Tokenizer
-    from neurogen.models.language_model import LanguageModel
 
 __all__ = ["CONTEXT", "MAX_TOKENS", "Diagnosis", "Token", "diagnose_logits", "diagnose_model"]
 

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from neurogen.contract.chain import Chain, chain_class
 from neurogen.contract.display import Displayed
+from neurogen.contract.sampler import Sampler, State
 from neurogen.contract.stages import SamplerStage, softmax
 from neurogen.decoding.engine import engine_for
 from neurogen.decoding.processing import Processing
-from neurogen.decoding.request import Observed, Request, RequestState, SampledToken
+from neurogen.decoding.request import DecodableModel, Observed, Request, RequestState, SampledToken
 from neurogen.errors import NeurogenError, ParameterError, PluginError
 from neurogen.kernels.numerics import random_bits, uniform
 from neurogen.registry.registry import default_registry
+from neurogen.text.conversation import Conversation
 from neurogen.text.generation import Prompt, Result, RunOptions
 from neurogen.text.runner import Runner
-
-if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler, State
-    from neurogen.decoding.request import DecodableModel
-    from neurogen.text.conversation import Conversation
 
 __all__ = [
     "Candidate",

@@ -15,22 +15,19 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neurogen import __version__
+from neurogen.contract.sampler import Sampler
 from neurogen.decoding.order import largest
-from neurogen.decoding.request import RequestState, SampledToken
+from neurogen.decoding.request import DecodableModel, RequestState, SampledToken
 from neurogen.errors import DataError
 from neurogen.files import append, read_text, to_json, writing
 from neurogen.registry.registry import Registry
 from neurogen.text.generation import Prompt, RunOptions
-
-if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler
-    from neurogen.decoding.request import DecodableModel
 
 __all__ = ["Key", "Recorder", "Recording", "describe", "environment", "key_of", "read_recording"]
 

@@ -10,20 +10,17 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from neurogen.decoding.engine import engine_for
-from neurogen.decoding.request import RequestState, SampledToken
+from neurogen.decoding.request import DecodableModel, RequestState, SampledToken
 from neurogen.diagnosis.recording import Key, Recording, describe, environment, key_of
 from neurogen.errors import DataError
 from neurogen.registry.registry import Registry, default_registry
 from neurogen.text.generation import Failure, Result
 from neurogen.text.runner import Runner
-
-if TYPE_CHECKING:
-    from neurogen.decoding.request import DecodableModel
 
 __all__ = ["Difference", "ReplayReport", "replay"]
 

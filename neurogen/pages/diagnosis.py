@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from neurogen.diagnosis.diagnose import Diagnosis, Token
+from neurogen.diagnosis.measures import Measures
 from neurogen.diagnosis.verdict import Verdict, percent
 from neurogen.files import write_text
 from neurogen.pages import page as pages
 from neurogen.pages.charts import Figure
 from neurogen.pages.diagnosis_charts import confidence_chart, position_chart, rank_chart, share_chart, weights_chart
-
-if TYPE_CHECKING:
-    from neurogen.diagnosis.diagnose import Diagnosis, Token
-    from neurogen.diagnosis.measures import Measures
 
 __all__ = ["fragment", "page", "write_page"]
 

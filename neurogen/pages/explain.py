@@ -9,16 +9,14 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from neurogen.diagnosis.explain import ExplainedStep, Explanation
 from neurogen.files import write_text
 from neurogen.pages import page as pages
-
-if TYPE_CHECKING:
-    from neurogen.diagnosis.explain import ExplainedStep, Explanation
 
 __all__ = ["fragment", "page", "write_page"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from neurogen.contract.parameters import domain_of
+from neurogen.contract.sampler import Sampler
 from neurogen.pages.page import fragment
-
-if TYPE_CHECKING:
-    from neurogen.contract.sampler import Sampler
-    from neurogen.text.generation import Result
+from neurogen.text.generation import Result
 
 __all__ = ["result_html", "sampler_html"]
 
