@@ -141,7 +141,11 @@ def test_only_samplers_whose_masses_are_known_at_once_are_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "dtype"), [("neurogen_greedy.cuda", torch.float32), ("neurogen_topk.cuda", torch.bfloat16)]
+    ("module", "dtype"),
+    [
+        ("neurogen_greedy.cuda", torch.float32),
+        pytest.param("neurogen_topk.cuda", torch.bfloat16, marks=pytest.mark.slow),
+    ],
 )
 def test_both_launches_compile_and_fit_a_card(module: str, dtype: torch.dtype, compiler: None) -> None:
     for name, kernel, arrays in cuda_compile.split_kernels_of(module):
