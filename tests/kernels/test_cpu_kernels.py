@@ -46,15 +46,15 @@ def run_script(script: str, *, timeout: float = 120, cwd: Path | None = None, **
 
 
 def sample_in_new_process(packages: Path, before: str = "", **environment: str) -> Compiled:
-    """Sample top-k with the packages in a folder, and look at the kernel's cache."""
+    """Sample greedily with the packages in a folder, and look at the kernel's cache."""
     script = f"""
         {before}
-        import json, torch, neurogen, neurogen_topk.cpu
+        import json, torch, neurogen, neurogen_greedy.cpu
         logits = torch.arange(12.0).reshape(2, 6).sin()
-        ids = neurogen.load_sampler("topk", k=1).sample(logits).tolist()
-        (form,) = neurogen_topk.cpu.sample.kernel.forms.values()
+        ids = neurogen.load_sampler("greedy").sample(logits).tolist()
+        (form,) = neurogen_greedy.cpu.sample.kernel.forms.values()
         stats = form.stats
-        files = [neurogen.__file__, neurogen_topk.__file__]
+        files = [neurogen.__file__, neurogen_greedy.__file__]
         print(json.dumps([sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), ids, files]))
     """
     output = run_script(script, cwd=packages, PYTHONPATH=str(packages), **environment)
@@ -65,10 +65,10 @@ def sample_in_new_process(packages: Path, before: str = "", **environment: str) 
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """A folder with a copy of neurogen and neurogen_topk."""
-    import neurogen_topk
+    """A folder with a copy of neurogen and neurogen_greedy, whose kernel is compiled soonest."""
+    import neurogen_greedy
 
-    for source in (ROOT, Path(neurogen_topk.__file__).parent):
+    for source in (ROOT, Path(neurogen_greedy.__file__).parent):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, tmp_path / "packages" / source.name, ignore=ignored)
     return tmp_path / "packages"
