@@ -13,6 +13,7 @@ from typing import Any
 
 MOVED = {
     "batch": "decoding.batch",
+    "bench.flashinfer": "bench.peers",
     "chain": "contract.chain",
     "charts": "pages.training_charts",
     "checkpoint": "training.checkpoint",
@@ -55,7 +56,6 @@ MOVED = {
     "notebook": "pages.notebook",
     "optimizers": "training.optimizers",
     "order": "decoding.order",
-    "pages": "pages.page",
     "parameters": "contract.parameters",
     "plugin": "registry.plugin",
     "prefix_engine": "decoding.prefix_engine",
@@ -106,6 +106,9 @@ MOVED = {
 }
 """Where a module of version 0.1 is now. These names go with version 0.3."""
 
+PACKAGES = frozenset(old.partition(".")[0] for old in MOVED if "." in old)
+"""The packages in which some of them were; one that is no more is found empty."""
+
 
 def names_of(package: str, *modules: str) -> Callable[[str], Any]:
     """The function `__getattr__` of a package whose public names are those of some of its modules, in this order.
@@ -135,11 +138,16 @@ class MovedModules(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """See `MetaPathFinder.find_spec`."""
         package, _, old = name.partition(".")
-        return ModuleSpec(name, self) if package == "neurogen" and old in MOVED else None
+        if package != "neurogen" or old not in MOVED.keys() | PACKAGES:
+            return None
+        return ModuleSpec(name, self, is_package=old not in MOVED)
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the module of today in the place of the empty one that the import system has made."""
         old = module.__name__
-        new = f"neurogen.{MOVED[old.partition('.')[2]]}"
+        place = MOVED.get(old.removeprefix("neurogen."))
+        if place is None:  # a package
+            return
+        new = f"neurogen.{place}"
         warnings.warn(f"{old} is now {new}. The old name goes with version 0.3.", DeprecationWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(new)
