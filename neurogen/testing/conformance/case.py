@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Case", "Shown", "Value", "as_shown", "is_valid", "number", "per_row_numbers", "summary"]
+__all__ = ["Case", "Value", "is_valid", "number", "on", "per_row_numbers", "summary", "written"]
 
 Value = int | float | bool | str
 MOST_WRITTEN = 240
 """Logits that are written out; more are written as their recipe."""
 MOST_SUMMARISED = 12
-
-
-class Shown(NamedTuple):
-    """A value and the Python expression that gives it.
-
-    Attributes:
-        code: in terms of `logits` and torch.
-        value: a tensor or a number.
-    """
-
-    code: str
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -81,9 +69,9 @@ class Case:
         """The case with these tokens alone, in this order."""
         return replace(self, logits=self.logits[:, list(columns)], recipe=())
 
-    def logits_code(self, device: str = "cpu") -> str:
+    def logits_code(self, device: torch.device) -> str:
         """The logits as Python."""
-        where = "" if device == "cpu" else f', device="{device}"'
+        where = on(device)
         dtype = "" if self.logits.dtype == torch.float32 else f", dtype={self.logits.dtype}"
         if self.recipe and self.logits.numel() > MOST_WRITTEN:
             tail = "" if not dtype and not where else f".to({(dtype + where).removeprefix(', ')})"
@@ -119,16 +107,17 @@ def number(value: float, dtype: torch.dtype = torch.float32) -> str:
     return str(narrow(value))
 
 
-def as_shown(value: Any, device: torch.device) -> Shown:
-    """A number or tuple of numbers as it is given to a sampler: a tuple becomes a tensor [batch]."""
-    if isinstance(value, Shown):
-        return value
+def written(value: Any, device: torch.device) -> str:
+    """A number, or a tuple with one number a row, as the expression that a sampler is given."""
     if isinstance(value, tuple):
-        where = "" if device.type == "cpu" else f', device="{device}"'
         dtype = ", dtype=torch.float64" if any(isinstance(item, float) for item in value) else ""
-        tensor = torch.tensor(value, device=device, dtype=torch.float64 if dtype else torch.int64)
-        return Shown(f"torch.tensor({list(value)}{dtype}{where})", tensor)
-    return Shown(repr(value), value)
+        return f"torch.tensor({list(value)}{dtype}{on(device)})"
+    return repr(value)
+
+
+def on(device: torch.device) -> str:
+    """The argument that puts a tensor on a device; nothing for the CPU."""
+    return "" if device.type == "cpu" else f', device="{device}"'
 
 
 def summary(result: Any) -> str:

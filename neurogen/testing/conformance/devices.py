@@ -17,7 +17,7 @@ from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.simulated import SimulationError, simulation
 from neurogen.testing.conformance.subject import Subject
-from neurogen.testing.conformance.trial import Trial, Violation
+from neurogen.testing.conformance.trial import CALLS, Trial, Violation
 
 __all__: list[str] = []
 
@@ -44,13 +44,12 @@ def cuda(kit: Kit) -> None:
 def card_law(trial: Trial) -> None:
     """The three results on the card are those on the CPU."""
     other = Trial(Subject(trial.sampler, torch.device("cuda")), trial.case)
-    for name in ("sample", "probs", "support"):
+    for name in CALLS:
         here, there = getattr(trial, name)(), getattr(other, name)()
         if not here.equal(there):
             raise Violation(f"{summary(here)}, as on the CPU", f"{summary(there)} on the card")
 
 
-FUNCTIONS = ("sample", "probs", "support")
 NEEDS_A_CARD = re.compile(r"^(Cuda\w*|RuntimeError|AssertionError):.*(CUDA|NVIDIA)", re.IGNORECASE)
 """How torch and Numba say that there is no card."""
 
@@ -100,10 +99,10 @@ def _results(trial: Trial) -> dict[str, Tensor]:
     """What the three calls give; of a sampler with memory also what two calls after each other leave in that."""
     found = {"sample": trial.sample(), "probs": trial.probs(), "support": trial.support()}
     if trial.subject.cls.stateful:
-        state = trial.fresh_state(trial.case.batch)
+        trial.run(f"state = {trial.new_state(trial.case.batch)}")
         for _ in range(2):
-            found["sample"] = trial.sample(state=state)
-        found |= {f"state[{name!r}]": memory.clone() for name, memory in state.value.items()}
+            found["sample"] = trial.sample(state="state")
+        found |= {f"state[{name!r}]": memory.clone() for name, memory in trial.names["state"].items()}
     return found
 
 
@@ -122,7 +121,7 @@ def _compare(kit: Kit, case: Case, here: dict[str, Tensor], there: dict[str, Ten
         if not got.equal(expected):
             row = _first_row(got, expected)
             shown = Trial(kit.subject, case.with_rows([row]))
-            getattr(shown, name if name in FUNCTIONS else "sample")()
+            getattr(shown, name if name in CALLS else "sample")()
             kit.fail(
                 f"{summary(expected[row])}, the {name} on the CPU",
                 f"{summary(got[row])} {when}",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurogen.testing.conformance.case import Case, Shown, summary
+from neurogen.testing.conformance.case import Case, Value, on, summary
 from neurogen.testing.conformance.cases import KINDS, batch_of
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.trial import Law, Trial, Violation
@@ -41,9 +41,8 @@ def ids(kit: Kit) -> None:
 def ids_law(trial: Trial) -> None:
     """Of MANY seeds on every row."""
     count = MANY // trial.case.batch + 1
-    repeated = trial.view(f"logits.repeat({count}, 1)", lambda logits: logits.repeat(count, 1))
-    seeds = torch.arange(count * trial.case.batch, device=trial.subject.device)
-    got = trial.sample(repeated, seed=Shown(f"torch.arange({len(seeds)})", seeds))
+    seeds = _counting(trial, 0, count * trial.case.batch)
+    got = trial.sample(f"logits.repeat({count}, 1)", seed=seeds)
     outside = (got < 0) | (got >= trial.case.vocab)
     if bool(outside.any()):
         first = int(outside.nonzero()[0])
@@ -80,38 +79,65 @@ def g_test(counts: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
 
 @check("frequencies", "tokens are drawn as often as probs says (G-test)")
 def frequencies(kit: Kit) -> None:
+    kinds = ("normal", "ties", "removed") if kit.quick else ("normal", "peaked", "near", "ties", "removed", "bimodal")
+    rows = list(zip(kinds, (40, 12, 25, 3, 33, 60), strict=False))
+    _hold_counts(kit, rows, kit.params(3, 6), _compare_tokens)
+
+
+@check("independence", "neighbouring seeds, and neighbouring positions, draw independently (G-test of pairs)")
+def independence(kit: Kit) -> None:
+    _hold_counts(kit, [(kind, PAIR_VOCAB) for kind in ("peaked", "equal", "near")], kit.params(2, 4), _compare_pairs)
+
+
+Compare = Callable[[Trial, NDArray[np.float64], NDArray[np.int64], float], None]
+"""(trial, probs, tokens drawn, alpha): raises `Violation` where the tokens are too unlikely."""
+
+
+def _hold_counts(kit: Kit, rows: list[tuple[str, int]], params: list[dict[str, Value]], compare: Compare) -> None:
+    """Draw often from rows of some (kind, vocab), while the seed or the position counts up."""
     if kit.subject.cls.deterministic:
         raise Skip("it declares itself deterministic")
-    kinds = ("normal", "ties", "removed") if kit.quick else ("normal", "peaked", "near", "ties", "removed", "bimodal")
     cases = [
-        batch_of((kind,), kit.first_row + number, vocab, params, kit.dtypes()[0])
-        for number, params in enumerate(kit.params(3, 6))
-        for kind, vocab in zip(kinds, (40, 12, 25, 3, 33, 60), strict=False)
+        batch_of((kind,), kit.first_row + number, vocab, chosen, kit.dtypes()[0])
+        for number, chosen in enumerate(params)
+        for kind, vocab in rows
     ]
     draws = DRAWS[0] if kit.quick else DRAWS[1]
-    alpha = ALPHA / (2 * len(cases))
     for by in ("seed", "position"):
-        kit.hold(cases, _frequency_law(by, draws, kit.seed * draws, alpha))
+
+        def law(trial: Trial, by: str = by) -> None:
+            probs = _distribution(trial)
+            compare(trial, probs, _drawn(trial, by, draws, kit.seed * draws), ALPHA / (2 * len(cases)))
+
+        kit.hold(cases, law)
 
 
-def _frequency_law(by: str, draws: int, start: int, alpha: float) -> Law:
-    """The law that `draws` tokens, while the seed or the position counts up from `start`, are distributed as probs."""
+def _compare_tokens(trial: Trial, probs: NDArray[np.float64], drawn: NDArray[np.int64], alpha: float) -> None:
+    """Tokens are distributed as probs."""
+    counts = np.bincount(drawn, minlength=trial.case.vocab)
+    trial.apply(f"torch.bincount({{}}, minlength={trial.case.vocab})", torch.from_numpy(counts))
+    impossible = np.flatnonzero((counts > 0) & (probs == 0))
+    if len(impossible):
+        token = impossible[0]
+        raise Violation(f"token {token} never, since probs gives it 0", f"{counts[token]} times in {len(drawn):,}")
+    _compare_counts(counts, probs, alpha, f"in {len(drawn):,} draws, by token,")
 
-    def law(trial: Trial) -> None:
-        probs = _distribution(trial)
-        counts = np.bincount(_drawn(trial, by, draws, start), minlength=trial.case.vocab)
-        trial.apply(f"torch.bincount({{}}, minlength={trial.case.vocab})", torch.from_numpy(counts))
-        impossible = np.flatnonzero((counts > 0) & (probs == 0))
-        if len(impossible):
-            token = impossible[0]
-            raise Violation(f"token {token} never, since probs gives it 0", f"{counts[token]} times in {draws:,}")
-        p_value = g_test(counts, probs)
-        if p_value < alpha:
-            expected = torch.from_numpy((probs * draws).round().astype(np.int64))
-            got = f"{summary(torch.from_numpy(counts))} (p = {p_value:.1g})"
-            raise Violation(f"in {draws:,} draws, by token, about {summary(expected)}", got)
 
-    return law
+def _compare_pairs(trial: Trial, probs: NDArray[np.float64], drawn: NDArray[np.int64], alpha: float) -> None:
+    """Pairs drawn at n and n + 1 (not overlapping) fill their table as independent draws do."""
+    size, pairs = trial.case.vocab, drawn.reshape(-1, 2)
+    table = np.bincount(pairs[:, 0] * size + pairs[:, 1], minlength=size * size)
+    both = f"{{}}.reshape(-1, 2) @ torch.tensor([{size}, 1])"
+    trial.apply(f"torch.bincount({both}, minlength={size * size})", torch.from_numpy(table))
+    _compare_counts(table, np.outer(probs, probs).ravel(), alpha, "pairs of neighbours, by first and second token,")
+
+
+def _compare_counts(counts: NDArray[np.int64], probs: NDArray[np.float64], alpha: float, what: str) -> None:
+    p_value = g_test(counts, probs)
+    if p_value < alpha:
+        expected = torch.from_numpy((probs * counts.sum()).round().astype(np.int64))
+        got = f"{summary(torch.from_numpy(counts))} (p = {p_value:.1g})"
+        raise Violation(f"{what} about {summary(expected)}", got)
 
 
 def _distribution(trial: Trial) -> NDArray[np.float64]:
@@ -123,47 +149,11 @@ def _distribution(trial: Trial) -> NDArray[np.float64]:
 
 def _drawn(trial: Trial, by: str, draws: int, start: int) -> NDArray[np.int64]:
     """Tokens of the first row while one number counts up; ids outside the vocabulary are a difference."""
-    row = trial.view(f"logits[:1].repeat({draws}, 1)", lambda logits: logits[:1].repeat(draws, 1))
-    counting = torch.arange(start, start + draws, device=trial.subject.device)
-    numbers = {by: Shown(f"torch.arange({start}, {start + draws})", counting)}
-    got = trial.sample(row, **numbers).numpy()  # type: ignore[arg-type]
+    numbers = {by: _counting(trial, start, start + draws)}
+    got = trial.sample(f"logits[:1].repeat({draws}, 1)", **numbers).numpy()
     if got.min() < 0 or got.max() >= trial.case.vocab:
         raise Violation(f"ids from 0 to {trial.case.vocab - 1}", f"{got.min()} to {got.max()}")
     return np.asarray(got)
-
-
-@check("independence", "neighbouring seeds, and neighbouring positions, draw independently (G-test of pairs)")
-def independence(kit: Kit) -> None:
-    if kit.subject.cls.deterministic:
-        raise Skip("it declares itself deterministic")
-    cases = [
-        batch_of((kind,), kit.first_row + number, PAIR_VOCAB, params, kit.dtypes()[0])
-        for number, params in enumerate(kit.params(2, 4))
-        for kind in ("peaked", "equal", "near")
-    ]
-    draws = DRAWS[0] if kit.quick else DRAWS[1]
-    for by in ("seed", "position"):
-        kit.hold(cases, _pair_law(by, draws, kit.seed * draws, ALPHA / (2 * len(cases))))
-
-
-def _pair_law(by: str, draws: int, start: int, alpha: float) -> Law:
-    """The law that pairs drawn at n and n + 1 (not overlapping) fill their table as independent draws do."""
-
-    def law(trial: Trial) -> None:
-        probs = _distribution(trial)
-        pairs = _drawn(trial, by, draws, start).reshape(-1, 2)
-        size = trial.case.vocab
-        table = np.bincount(pairs[:, 0] * size + pairs[:, 1], minlength=size * size)
-        both = "{}.reshape(-1, 2) @ torch.tensor([" + f"{size}, 1])"
-        trial.apply(f"torch.bincount({both}, minlength={size * size})", torch.from_numpy(table))
-        expected = np.outer(probs, probs).ravel()
-        p_value = g_test(table, expected)
-        if p_value < alpha:
-            got = f"{summary(torch.from_numpy(table))} (p = {p_value:.1g})"
-            wanted = torch.from_numpy((expected * len(pairs)).round().astype(np.int64))
-            raise Violation(f"pairs of neighbours, by first and second token, about {summary(wanted)}", got)
-
-    return law
 
 
 # Seeds and positions.
@@ -177,10 +167,9 @@ def seeds(kit: Kit) -> None:
     open_cases = list(_open_cases(kit))
     if not open_cases:
         raise Skip(f"with no parameters tried is the best token below {MOST_CERTAIN:.0%}: nothing depends on the seed")
-    for vary in VARIATIONS:
-        kit.hold(open_cases, _varied_law(vary))
+    for name, (seeds, positions) in VARIATIONS.items():
+        kit.hold(open_cases, _varied_law(name, seeds, positions))
     kit.hold(open_cases, swapped_law)
-    kit.hold(open_cases, summed_law)
 
 
 def _open_cases(kit: Kit) -> Iterator[Case]:
@@ -206,70 +195,54 @@ def same_law(trial: Trial) -> None:
             raise Violation(f"{summary(first)}, as with a number for all rows", written)
 
 
-def _count(step: int) -> Callable[[], Sequence[int]]:
-    return lambda: [number * step for number in range(PLAYS)]
-
-
-VARIATIONS: dict[str, tuple[str, Callable[[], Sequence[int]]]] = {
-    "seeds 0, 1, 2, ...": ("seed", _count(1)),
-    "negative seeds": ("seed", _count(-1)),
-    "seeds that differ in their upper 32 bits": ("seed", _count(2**32)),
-    "positions 0, 1, 2, ...": ("position", _count(1)),
-    "positions that differ in their upper 32 bits": ("position", _count(2**32)),
+COUNTING, UPPER = range(PLAYS), range(0, PLAYS * 2**32, 2**32)
+VARIATIONS: dict[str, tuple[range | int, range | int]] = {
+    "seeds 0, 1, 2, ...": (COUNTING, 3),
+    "negative seeds": (range(0, -PLAYS, -1), 3),
+    "seeds that differ in their upper 32 bits": (UPPER, 3),
+    "positions 0, 1, 2, ...": (3, COUNTING),
+    "positions that differ in their upper 32 bits": (3, UPPER),
+    "seeds and positions of one sum": (COUNTING, range(PLAYS, 0, -1)),
 }
+"""Name -> seeds and positions, PLAYS of them or one for all, of which not all give the same token."""
 
 
 def _is_open(trial: Trial) -> bool:
     """Whether a case, perhaps made smaller, still leaves something to chance."""
-    return float(trial.subject.make(trial.uniform).probs(trial.logits.value[:1]).max()) < MOST_CERTAIN
+    return float(trial.subject.make(trial.uniform).probs(trial.logits[:1]).max()) < MOST_CERTAIN
 
 
-def _plays(trial: Trial, seed: Sequence[int], position: Sequence[int]) -> Tensor:
-    row = trial.view(f"logits[:1].repeat({len(seed)}, 1)", lambda logits: logits[:1].repeat(len(seed), 1))
-    return trial.sample(row, seed=_column(seed, trial), position=_column(position, trial))
+def _plays(trial: Trial, seed: range | int, position: range | int) -> Tensor:
+    numbers = {
+        name: value if isinstance(value, int) else _counting(trial, value.start, value.stop, value.step)
+        for name, value in (("seed", seed), ("position", position))
+    }
+    return trial.sample(f"logits[:1].repeat({PLAYS}, 1)", **numbers)
 
 
-def _column(numbers: Sequence[int], trial: Trial) -> Shown:
-    """A tensor of evenly spaced numbers."""
-    first, step = numbers[0], numbers[1] - numbers[0]
-    tensor = torch.tensor(numbers, device=trial.subject.device)
-    if step == 0:
-        return Shown(f"torch.full(({len(numbers)},), {first})", tensor)
-    return Shown(f"torch.arange({first}, {first + step * len(numbers)}, {step})", tensor)
+def _counting(trial: Trial, start: int, stop: int, step: int = 1) -> str:
+    """A tensor of evenly spaced numbers, as code."""
+    bounds = f"{stop}" if (start, step) == (0, 1) else f"{start}, {stop}" if step == 1 else f"{start}, {stop}, {step}"
+    return f"torch.arange({bounds}{on(trial.subject.device)})"
 
 
-def _varied_law(name: str) -> Law:
-    """The law that numbers which differ so do not all give one token."""
-    which, numbers = VARIATIONS[name]
-
+def _varied_law(name: str, seeds: range | int, positions: range | int) -> Law:
     def law(trial: Trial) -> None:
-        if not _is_open(trial):
-            return
-        other = [3] * PLAYS
-        got = _plays(trial, numbers(), other) if which == "seed" else _plays(trial, other, numbers())
-        if bool((got == got[0]).all()):
-            raise Violation(f"{name}: different tokens in {PLAYS} draws", f"token {int(got[0])} each time")
+        if _is_open(trial):
+            got = _plays(trial, seeds, positions)
+            if bool((got == got[0]).all()):
+                raise Violation(f"{name}: different tokens in {PLAYS} draws", f"token {int(got[0])} each time")
 
     return law
 
 
 def swapped_law(trial: Trial) -> None:
     """(seed, position) and (position, seed) are different numbers."""
-    if not _is_open(trial):
-        return
-    low, high = list(range(PLAYS)), list(range(1000, 1000 + PLAYS))
-    one, other = _plays(trial, low, high), _plays(trial, high, low)
-    if one.equal(other):
-        raise Violation("other tokens when seed and position are exchanged", one)
-
-
-def summed_law(trial: Trial) -> None:
-    """(seed + 1, position - 1) is another number than (seed, position)."""
-    if not _is_open(trial):
-        return
-    got = _plays(trial, list(range(PLAYS)), list(range(PLAYS, 0, -1)))
-    if bool((got == got[0]).all()):
-        raise Violation(f"different tokens in {PLAYS} draws with one sum of seed and position", f"token {int(got[0])}")
+    if _is_open(trial):
+        low, high = COUNTING, range(1000, 1000 + PLAYS)
+        one, other = _plays(trial, low, high), _plays(trial, high, low)
+        if one.equal(other):
+            raise Violation("other tokens when seed and position are exchanged", one)
 
 
 @check("deterministic", "a sampler that declares itself deterministic chooses the same whatever seed and position")
@@ -281,12 +254,9 @@ def deterministic(kit: Kit) -> None:
 
 def deterministic_law(trial: Trial) -> None:
     """The same ids for many seeds and positions."""
-    count = PLAYS
-    repeated = trial.view(f"logits.repeat({count}, 1)", lambda logits: logits.repeat(count, 1))
-    numbers = torch.arange(count * trial.case.batch, device=trial.subject.device)
-    written = Shown(f"torch.arange({len(numbers)})", numbers)
+    numbers = _counting(trial, 0, PLAYS * trial.case.batch)
     expected = trial.sample()
-    got = trial.sample(repeated, seed=written, position=written).reshape(count, -1)
+    got = trial.sample(f"logits.repeat({PLAYS}, 1)", seed=numbers, position=numbers).reshape(PLAYS, -1)
     different = (got != expected).any(dim=1).nonzero()
     if len(different):
         raise Violation(f"{summary(expected)} for every seed", f"{summary(got[int(different[0])])} for another")

@@ -48,7 +48,7 @@ def support_law(trial: Trial) -> None:
         must, may = trial.subject.meaning.bounds(row, params)
         wrong = (must & ~got[index]) | (got[index] & ~may)
         if wrong.any():
-            where = f"row {index}: " if trial.case.batch > 1 else ""
+            where = trial.where(index)
             raise Violation(f"{where}{_ids(must)} kept", f"{where}{_ids(got[index])} kept")
 
 
@@ -64,7 +64,7 @@ def probs_law(trial: Trial) -> None:
     found = trial.probs().numpy()
     for index, row, params in trial.rows():
         got = found[index].astype(np.float64)
-        where = f"row {index}: " if trial.case.batch > 1 else ""
+        where = trial.where(index)
         if not np.isfinite(got).all() or got.min() < 0:
             raise Violation(f"{where}finite numbers >= 0", where + summary(torch.from_numpy(got)))
         if abs(got.sum() - 1) > SUM_TOLERANCE:
@@ -102,7 +102,7 @@ def agreement_law(trial: Trial) -> None:
         temperature = float(params.get("temperature", 1.0))
         tiny = reference.weights(row, temperature) < UNDERFLOW
         if (given[index] & ~kept[index]).any() or (kept[index] & ~given[index] & ~tiny).any():
-            where = f"row {index}: " if trial.case.batch > 1 else ""
+            where = trial.where(index)
             raise Violation(
                 f"{where}a probability for {_ids(kept[index])}, which are kept", f"{where}one for {_ids(given[index])}"
             )
@@ -209,8 +209,7 @@ def invalid_law(trial: Trial) -> None:
             if bool((got[index] != nothing).any()):
                 raise Violation(f"{'the id -1' if name == 'sample' else nothing} in row {index}", got)
     if good and wrong:
-        apart = trial.view(f"logits[{good}]", lambda logits: logits[good])
-        trial.same({"logits": apart}, {}, lambda result: result[good], f"rows {good} beside the others")
+        trial.same({"logits": f"logits[{good}]"}, {}, lambda result: result[good], f"rows {good} beside the others")
     if wrong:
         _expect_error(trial, wrong)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neurogen.contract.sampler import State
-from neurogen.testing.conformance.case import Case, Shown, per_row_numbers, summary
+from neurogen.testing.conformance.case import Case, per_row_numbers, summary
 from neurogen.testing.conformance.invariance import with_row_parameters
 from neurogen.testing.conformance.kit import Kit, Skip, check
 from neurogen.testing.conformance.trial import Trial, Violation
@@ -52,43 +52,39 @@ def _is_same(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(memory.equal(other[name]) for name, memory in one.items())
 
 
-def _told(state: State) -> str:
-    return "{" + ", ".join(f"{name!r}: {summary(memory)}" for name, memory in state.items()) + "}"
+def _told(state: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{name!r}: {summary(torch.as_tensor(memory))}" for name, memory in state.items()) + "}"
 
 
-def _here(state: State, trial: Trial) -> State:
-    return {name: memory.to(trial.subject.device) for name, memory in state.items()}
-
-
-def _fresh(trial: Trial, batch: int) -> Shown:
-    """A new state with the name `state`."""
-    return trial.keep_state("state", f"sampler.new_state({batch})", _here(trial.sampler.new_state(batch), trial))
+def _new(trial: Trial, name: str, batch: int) -> State:
+    """A new state under a name of the program."""
+    trial.run(f"{name} = {trial.new_state(batch)}")
+    state: State = trial.names[name]
+    return state
 
 
 def fresh_law(trial: Trial) -> None:
     """new_state(n) gives tensors of n rows, all alike, that share no memory with those of another call."""
     size = trial.case.batch
-    one, other = trial.sampler.new_state(size), trial.sampler.new_state(size)
+    one, other, single = _new(trial, "one", size), _new(trial, "other", size), _new(trial, "single", 1)
     if not isinstance(one, dict):
         raise Violation(f"a dictionary of tensors with {size} rows", f"a {type(one).__name__}")
-    trial.lines.append(f"sampler.new_state({size})  # {_told(one)}")
     if not one or not all(isinstance(memory, Tensor) and len(memory) == size for memory in one.values()):
         raise Violation(f"tensors with {size} rows", _told(one))
     if not _is_same(one, other):
         raise Violation(f"{_told(one)} at every call", _told(other))
-    if not _is_same(_at(one, [0]), trial.sampler.new_state(1)):
-        raise Violation(f"{_told(_at(one, [0]))} for one row", _told(trial.sampler.new_state(1)))
+    if not _is_same(_at(one, [0]), single):
+        raise Violation(f"{_told(_at(one, [0]))} for one row", _told(single))
     if any(one[name].data_ptr() == other[name].data_ptr() for name in one):
         raise Violation("memory of its own for every state", "two states that share it")
 
 
-def _step(trial: Trial, number: int, state: Shown, rows: list[int] | None = None) -> Tensor:
+def _step(trial: Trial, number: int, state: str, rows: list[int] | None = None) -> Tensor:
     """The tokens of one step, on logits that differ from step to step, of some rows in an order."""
     batch = trial.case.batch
     seeds = trial.case.seed if isinstance(trial.case.seed, tuple) else (trial.case.seed,) * batch
-    code = f"logits.roll({number}, 1)" + ("" if rows is None else f"[{rows}]")
     chosen = list(range(batch)) if rows is None else rows
-    logits = trial.view(code, lambda x: x.roll(number, 1)[chosen])
+    logits = f"logits.roll({number}, 1)" + ("" if rows is None else f"[{rows}]")
     params = {name: tuple(values[row] for row in chosen) for name, values in trial.per_row.items()}
     return trial.sample(logits, seed=tuple(seeds[row] for row in chosen), position=number, params=params, state=state)
 
@@ -96,53 +92,48 @@ def _step(trial: Trial, number: int, state: Shown, rows: list[int] | None = None
 def alone_law(trial: Trial) -> None:
     """A row alone with its state goes the way it goes in the batch."""
     batch = trial.case.batch
-    together = trial.keep_state("state", f"sampler.new_state({batch})", _here(trial.sampler.new_state(batch), trial))
-    steps = [_step(trial, number, together) for number in range(STEPS)]
+    together = _new(trial, "state", batch)
+    steps = [_step(trial, number, "state") for number in range(STEPS)]
     for row in range(batch):
-        own = trial.keep_state("alone", "sampler.new_state(1)", _here(trial.sampler.new_state(1), trial))
+        own = _new(trial, "alone", 1)
         for number, expected in enumerate(steps):
-            got = _step(trial, number, own, [row])
+            got = _step(trial, number, "alone", [row])
             if got[0] != expected[row]:
                 raise Violation(f"[{int(expected[row])}] at step {number}, as of row {row} in its batch", got)
-        if not _is_same(own.value, _at(together.value, [row])):
-            raise Violation(f"{_told(_at(together.value, [row]))}, the memory of row {row}", _told(own.value))
+        if not _is_same(own, _at(together, [row])):
+            raise Violation(f"{_told(_at(together, [row]))}, the memory of row {row}", _told(own))
 
 
 def moved_law(trial: Trial) -> None:
     """When the rows of the state are put in another order, the tokens follow."""
-    batch = trial.case.batch
-    order = list(reversed(range(batch)))
-    plain = trial.keep_state("state", f"sampler.new_state({batch})", _here(trial.sampler.new_state(batch), trial))
+    order = list(reversed(range(trial.case.batch)))
+    _new(trial, "state", trial.case.batch)
     for number in range(STEPS // 2):
-        _step(trial, number, plain)
-    code = "{name: memory.flip(0) for name, memory in state.items()}"
-    turned = trial.keep_state("turned", code, _copy(_at(plain.value, order)))
+        _step(trial, number, "state")
+    trial.run("turned = {name: memory.flip(0) for name, memory in state.items()}")
     for number in range(STEPS // 2, STEPS):
-        expected, got = _step(trial, number, plain)[order], _step(trial, number, turned, order)
+        expected, got = _step(trial, number, "state")[order], _step(trial, number, "turned", order)
         if not got.equal(expected):
             raise Violation(f"{summary(expected)}, as in the other order", got)
 
 
 def own_law(trial: Trial) -> None:
     """A call changes the state that it is given and no other; the same state gives the same."""
-    batch = trial.case.batch
-    bystander = _here(trial.sampler.new_state(batch), trial)
+    bystander = _new(trial, "bystander", trial.case.batch)
     before = _copy(bystander)
-    own = trial.keep_state("state", f"sampler.new_state({batch})", _here(trial.sampler.new_state(batch), trial))
+    own = _new(trial, "state", trial.case.batch)
     for number in range(STEPS // 2):
-        _step(trial, number, own)
+        _step(trial, number, "state")
     if not _is_same(bystander, before):
         raise Violation(f"{_told(before)}, the state of another batch", _told(bystander))
-    code = "{name: memory.clone() for name, memory in state.items()}"
-    copy = trial.keep_state("copy", code, _copy(own.value))
-    one = _step(trial, STEPS, own)
-    other = _step(trial, STEPS, copy)
-    if not one.equal(other) or not _is_same(own.value, copy.value):
+    trial.run("copy = {name: memory.clone() for name, memory in state.items()}")
+    one, other = _step(trial, STEPS, "state"), _step(trial, STEPS, "copy")
+    if not one.equal(other) or not _is_same(own, trial.names["copy"]):
         raise Violation(f"{summary(one)} from a copy of the state", other)
-    if any((memory.dtype, memory.shape) != (before[n].dtype, before[n].shape) for n, memory in own.value.items()):
-        raise Violation(f"memory of the dtypes and shapes of {_told(before)}", _told(own.value))
-    if torch.is_grad_enabled() and any(memory.requires_grad for memory in own.value.values()):
-        raise Violation("memory without gradients", _told(own.value))
+    if any((memory.dtype, memory.shape) != (before[n].dtype, before[n].shape) for n, memory in own.items()):
+        raise Violation(f"memory of the dtypes and shapes of {_told(before)}", _told(own))
+    if torch.is_grad_enabled() and any(memory.requires_grad for memory in own.values()):
+        raise Violation("memory without gradients", _told(own))
 
 
 # What is remembered.
@@ -156,21 +147,21 @@ def next_state_law(trial: Trial) -> None:
     """
     meaning, batch = trial.subject.meaning, trial.case.batch
     params = [own for _, _, own in trial.rows()]
-    state = _fresh(trial, batch)
-    _compare_first(trial, state.value)
+    state = _new(trial, "state", batch)
+    _compare_first(trial, state)
     for number in range(STEPS):
-        before = [_of_row(state.value, row) for row in range(batch)]
-        ids = _step(trial, number, state).tolist()
+        before = [_of_row(state, row) for row in range(batch)]
+        ids = _step(trial, number, "state").tolist()
         logits = trial.case.logits.roll(number, 1).float().numpy()
         for row, token in enumerate(ids):
             where = f"in row {row}, " if batch > 1 else ""
-            if meaning.takes_state and not meaning.may(logits[row], params[row], before[row])[token]:
-                raise Violation(f"{where}a token that can be drawn with {_written(before[row])}", f"token {token}")
+            if meaning.takes_state and not meaning.bounds(logits[row], params[row], before[row])[1][token]:
+                raise Violation(f"{where}a token that can be drawn with {_told(before[row])}", f"token {token}")
             possible = meaning.next_states(logits[row], token, before[row], params[row])
-            got = _of_row(state.value, row)
+            got = _of_row(state, row)
             if not _is_among(got, possible):
-                after = f"{where}after token {token} with {_written(before[row])}"
-                raise Violation(f"{_written(possible[0])} {after}", _written(got))
+                after = f"{where}after token {token} with {_told(before[row])}"
+                raise Violation(f"{_told(possible[0])} {after}", _told(got))
 
 
 def _compare_first(trial: Trial, state: State) -> None:
@@ -180,9 +171,9 @@ def _compare_first(trial: Trial, state: State) -> None:
         return
     for index, row, params in trial.rows():
         first = meaning.support(row, params)
-        must, may = meaning.must(row, params, _of_row(state, index)), meaning.may(row, params, _of_row(state, index))
+        must, may = meaning.bounds(row, params, _of_row(state, index))
         if (must & ~first).any() or (first & ~may).any():
-            new = _written(_of_row(state, index))
+            new = _told(_of_row(state, index))
             trial.support()
             raise Violation(
                 f"a new state with which tokens {np.flatnonzero(first).tolist()} can be drawn, as of the first token",
@@ -193,10 +184,6 @@ def _compare_first(trial: Trial, state: State) -> None:
 def _of_row(state: State, row: int) -> dict[str, Any]:
     """The memory of a row, as the reference takes it."""
     return {name: memory[row].cpu().numpy().copy() for name, memory in state.items()}
-
-
-def _written(state: dict[str, Any]) -> str:
-    return "{" + ", ".join(f"{name!r}: {summary(torch.as_tensor(memory))}" for name, memory in state.items()) + "}"
 
 
 def _is_among(got: dict[str, Any], possible: list[dict[str, Any]]) -> bool:
@@ -221,12 +208,12 @@ def _is_used(kit: Kit, cases: list[Case]) -> None:
     for case in cases:
         kit.count()
         trial = Trial(kit.subject, case.with_rows([0]))
-        state = _fresh(trial, 1)
-        fresh = _copy(state.value)
+        state = _new(trial, "state", 1)
+        fresh = _copy(state)
         for number in range(LONG):
-            _step(trial, number, state)
-        unchanged -= {name for name, memory in state.value.items() if not memory.equal(fresh[name])}
-        matters = matters or _draws_otherwise(trial, state)
+            _step(trial, number, "state")
+        unchanged -= {name for name, memory in state.items() if not memory.equal(fresh[name])}
+        matters = matters or _draws_otherwise(trial)
         if matters and not unchanged:
             return
     shown = f"in {len(cases)} cases with {LONG} tokens each"
@@ -237,11 +224,9 @@ def _is_used(kit: Kit, cases: list[Case]) -> None:
     )
 
 
-def _draws_otherwise(trial: Trial, state: Shown) -> bool:
+def _draws_otherwise(trial: Trial) -> bool:
     """Whether many seeds give another token somewhere than with a new state."""
-    rows = trial.view(f"logits.repeat({PLAYS}, 1)", lambda logits: logits.repeat(PLAYS, 1))
-    seeds = tuple(range(PLAYS))
-    code = f"{{name: memory.repeat_interleave({PLAYS}, 0) for name, memory in state.items()}}"
-    used = {name: memory.repeat_interleave(PLAYS, 0) for name, memory in state.value.items()}
-    later = trial.sample(rows, seed=seeds, position=LONG, state=trial.keep_state("used", code, used))
+    rows, seeds = f"logits.repeat({PLAYS}, 1)", tuple(range(PLAYS))
+    trial.run(f"used = {{name: memory.repeat_interleave({PLAYS}, 0) for name, memory in state.items()}}")
+    later = trial.sample(rows, seed=seeds, position=LONG, state="used")
     return not later.equal(trial.sample(rows, seed=seeds, position=LONG))

@@ -24,16 +24,18 @@ from neurogen.testing.conformance.case import Value
 __all__ = ["Meaning", "Subject"]
 
 NUDGE = 2e-6
-"""Parameters and logits are known to a kernel's masses to about this share: a token whose place depends on less is
-left open."""
+"""A kernel's masses know parameters and logits to about this share; tokens whose place depends on less may be kept or
+not."""
 JUMP = 1e-4
-"""Probabilities that change by more (in total variation) when their arguments change by NUDGE are left open."""
+"""Probabilities that change by more (in total variation) when their arguments change by NUDGE are not checked."""
 MOST_KEPT = 256
 OWN_CLASS = "class "
 
 
 Memory = dict[str, Any]
 """What is remembered of one row: name -> array, without the batch dimension."""
+Arguments = tuple[Row, dict[str, Value], Memory | None]
+"""Logits, parameters and memory of one row."""
 
 
 class Subject:
@@ -138,18 +140,12 @@ class Meaning:
         return self.given and "state" in inspect.signature(self.module.support).parameters
 
     def support(self, row: Row, params: Mapping[str, Value], state: Memory | None = None) -> Mask:
-        """The support by the reference; of the first token, or of one before which so much is remembered.
+        """The support by the reference, of the first token or of one before which `state` is remembered.
 
         Raises:
             PluginError: the reference fails, or gives none.
         """
-        remembered = {} if state is None else {"state": state}
-        try:
-            kept = np.asarray(self.module.support(row, **params, **remembered))
-        except PluginError:
-            raise
-        except Exception as error:
-            raise PluginError(f"The reference's support raised {self._told('support', error)}.") from error
+        kept = np.asarray(self._ask("support", row, **params, **({} if state is None else {"state": state})))
         if kept.dtype != np.bool_ or kept.shape != row.shape or not kept.any():
             raise PluginError(
                 f"The reference's support must give bool [{len(row)}] with at least one True, "
@@ -157,27 +153,14 @@ class Meaning:
             )
         return kept
 
-    def bounds(self, row: Row, params: Mapping[str, Value]) -> tuple[Mask, Mask]:
+    def bounds(self, row: Row, params: Mapping[str, Value], state: Memory | None = None) -> tuple[Mask, Mask]:
         """Tokens that must be kept, and tokens that may be.
 
-        The two differ where the reference itself changes when a parameter, or the scale of the logits, changes by
-        NUDGE: there masses of finite precision decide. A parameter at one of its bounds is exact.
+        The two differ where the reference itself changes when a parameter, the scale of the logits, or what is
+        remembered changes by NUDGE: there masses of finite precision decide. A parameter at one of its bounds is exact.
         """
-        kept = self.support(row, params)
-        must, may = kept.copy(), kept.copy()
-        for logits, values in self._nudged(row, params):
-            other = self.support(logits, values)
-            must &= other
-            may |= other
-        return must, may
-
-    def must(self, row: Row, params: Mapping[str, Value], state: Memory) -> Mask:
-        """Tokens that can be drawn with what is remembered, also where it, or an argument, changes by NUDGE."""
-        return np.asarray(np.stack([self.support(*one) for one in self._with_state(row, params, state)]).all(axis=0))
-
-    def may(self, row: Row, params: Mapping[str, Value], state: Memory) -> Mask:
-        """Tokens that can be drawn with what is remembered, or where it, or an argument, changes by NUDGE."""
-        return np.asarray(np.stack([self.support(*one) for one in self._with_state(row, params, state)]).any(axis=0))
+        kept = np.stack([self.support(*arguments) for arguments in self._nudged(row, params, state)])
+        return np.asarray(kept.all(axis=0)), np.asarray(kept.any(axis=0))
 
     def next_states(self, row: Row, token: int, state: Memory, params: Mapping[str, Value]) -> list[Memory]:
         """What is remembered after a token, by the reference; then the same where an argument changes by NUDGE.
@@ -186,11 +169,8 @@ class Meaning:
             PluginError: the reference fails, or gives other memory than the sampler has.
         """
         found = []
-        for logits, values, before in self._with_state(row, params, state):
-            try:
-                after = self.module.next_state(logits, token, before, **values)
-            except Exception as error:
-                raise PluginError(f"The reference's next_state raised {self._told('next_state', error)}.") from error
+        for logits, values, before in self._nudged(row, params, state):
+            after = self._ask("next_state", logits, token, before, **values)
             if not isinstance(after, Mapping) or after.keys() != state.keys():
                 got = sorted(after) if isinstance(after, Mapping) else type(after).__name__
                 raise PluginError(
@@ -200,43 +180,44 @@ class Meaning:
             found.append(dict(after))
         return found
 
-    def _told(self, name: str, error: Exception) -> str:
-        """What a function of the reference raised, and the author's line, or where the function stands."""
-        said = explained(error)
-        return said if ", line " in said else f"{said}, in {place_of(getattr(self.module, name))}"
-
-    def _with_state(
-        self, row: Row, params: Mapping[str, Value], state: Memory
-    ) -> list[tuple[Row, dict[str, Value], Memory]]:
-        """The arguments as they are, then with each changed by NUDGE."""
-        found: list[tuple[Row, dict[str, Value], Memory]] = [(row, dict(params), state)]
-        found += [(logits, values, state) for logits, values in self._nudged(row, params)]
-        for name, memory in state.items():
-            if memory.dtype.kind == "f":
-                found += [(row, dict(params), {**state, name: memory * (1 + sign)}) for sign in (-NUDGE, NUDGE)]
-        return found
-
     def probs(self, row: Row, params: Mapping[str, Value], kept: Mask) -> NDArray[np.float64] | None:
-        """The distribution [vocab] by the reference over the tokens `kept`; None where it is left open."""
+        """The distribution [vocab] by the reference over the tokens `kept`; None where it changes too much by NUDGE."""
         own = getattr(self.module, "probs", None)
         if own is None or own is reference.probs:  # imported for the reference's own use
             return reference.probs(row, kept, float(params.get("temperature", 1.0)))
-        try:
-            exact = np.asarray(own(row, **params), dtype=np.float64)
-            nudged = [
-                np.asarray(own(logits, **values), dtype=np.float64) for logits, values in self._nudged(row, params)
-            ]
-        except Exception as error:
-            raise PluginError(f"The reference's probs raised {self._told('probs', error)}.") from error
+        exact, *nudged = (
+            np.asarray(self._ask("probs", logits, **values), dtype=np.float64)
+            for logits, values, _ in self._nudged(row, params)
+        )
         return None if any(np.abs(other - exact).sum() > 2 * JUMP for other in nudged) else exact
 
-    def _nudged(self, row: Row, params: Mapping[str, Value]) -> list[tuple[Row, dict[str, Value]]]:
-        exact = row.astype(np.float64)
+    def _ask(self, name: str, *arguments: Any, **params: Any) -> Any:
+        """What a function of the reference returns.
+
+        Raises:
+            PluginError: it fails; with the author's line, or where the function stands.
+        """
+        function = getattr(self.module, name)
+        try:
+            return function(*arguments, **params)
+        except PluginError:
+            raise
+        except Exception as error:
+            said = explained(error)
+            where = "" if ", line " in said else f", in {place_of(function)}"
+            raise PluginError(f"The reference's {name} raised {said}{where}.") from error
+
+    def _nudged(self, row: Row, params: Mapping[str, Value], state: Memory | None = None) -> list[Arguments]:
+        """The arguments as they are, then with each of them changed by NUDGE in both directions."""
+        exact, values, both = row.astype(np.float64), dict(params), (1 - NUDGE, 1 + NUDGE)
         with np.errstate(invalid="ignore"):
-            found: list[tuple[Row, dict[str, Value]]] = [(exact * (1 + sign), dict(params)) for sign in (-NUDGE, NUDGE)]
+            found: list[Arguments] = [(row, values, state), *((exact * factor, values, state) for factor in both)]
         for name, value in params.items():
             field = self._subject.cls.Params.model_fields[name]
             limits = [getattr(item, bound, None) for item in field.metadata for bound, _ in BOUNDS]
             if field.annotation is float and isinstance(value, int | float) and value not in limits:
-                found += [(row, {**params, name: value * (1 + sign)}) for sign in (-NUDGE, NUDGE)]
+                found += [(row, {**values, name: value * factor}, state) for factor in both]
+        for name, memory in (state or {}).items():
+            if memory.dtype.kind == "f":
+                found += [(row, values, {**(state or {}), name: memory * factor}) for factor in both]
         return found

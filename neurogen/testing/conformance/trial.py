@@ -1,16 +1,20 @@
-"""A law is tried on a case through a `Trial`, which calls the sampler and keeps the calls as Python for the report."""
+"""A law is tried on a case through a `Trial`: a program that is run line by line and shown in the report as it was run.
+
+What a law gives the sampler is code, in terms of `sampler`, `logits` and what the program has named.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neurogen.contract.sampler import State
-from neurogen.testing.conformance.case import Case, Shown, Value, as_shown, is_valid, summary
+from neurogen.testing.conformance.case import Case, Value, is_valid, summary, written
 from neurogen.testing.conformance.subject import Subject
 
 __all__ = ["CALLS", "Law", "Trial", "Violation", "all_rows", "one_row"]
@@ -54,8 +58,9 @@ class Trial:
     Attributes:
         case: what it is tried on.
         subject: whose sampler.
-        logits: the case's, on the device, with the expression `logits`.
-        lines: the calls so far, as Python.
+        sampler, logits: what the program calls so; the logits are the case's, on the device.
+        lines: the program behind these two, so far.
+        names: all that the program knows by name.
     """
 
     def __init__(self, subject: Subject, case: Case) -> None:
@@ -64,8 +69,10 @@ class Trial:
         self.uniform = {name: value for name, value in case.params.items() if not isinstance(value, tuple)}
         self.per_row = {name: value for name, value in case.params.items() if isinstance(value, tuple)}
         self.sampler = subject.make(self.uniform)
-        self.logits = Shown("logits", case.logits.to(subject.device, copy=True))
+        self.logits = case.logits.to(subject.device, copy=True)
         self.lines: list[str] = []
+        self.names: dict[str, Any] = {"torch": torch, "inf": math.inf, "nan": math.nan}
+        self.names |= {"sampler": self.sampler, "logits": self.logits}
         self._last_call = ""
 
     @property
@@ -78,58 +85,70 @@ class Trial:
         for index, row in enumerate(self.case.numpy_rows()):
             yield index, row, {**self.subject.base, **self.case.params_of(index)}
 
-    def view(self, code: str, function: Callable[[Tensor], Tensor]) -> Shown:
-        """Other logits made of the case's; `code` is the same in terms of `logits`."""
-        return Shown(code, function(self.logits.value))
+    def where(self, row: int) -> str:
+        """The row in words, where there are several."""
+        return f"row {row}: " if self.case.batch > 1 else ""
 
-    def sample(
-        self,
-        logits: Shown | None = None,
-        *,
-        seed: Any = None,
-        position: Any = None,
-        params: Mapping[str, Any] | None = None,
-        state: Shown | None = None,
-        check: bool = False,
-    ) -> Tensor:
-        """Ids [batch]; a stateful sampler gets a fresh state where none is given."""
-        logits = logits or self.logits
-        given = {
-            "seed": self.case.seed if seed is None else seed,
-            "position": self.case.position if position is None else position,
-            **(self.per_row if params is None else params),
-        }
-        if self.subject.cls.stateful:
-            given["state"] = state or self.fresh_state(len(logits.value))
-        return self._call("sample", logits, given, check)
+    def written(self, value: Any) -> str:
+        """A number, or a tuple with one number a row, as code for this device."""
+        return written(value, self.subject.device)
 
-    def probs(
-        self, logits: Shown | None = None, *, params: Mapping[str, Any] | None = None, check: bool = False
-    ) -> Tensor:
-        """float32 [batch, vocab]."""
-        return self._call("probs", logits or self.logits, self.per_row if params is None else params, check)
+    def run(self, line: str) -> None:
+        """Run a statement, which names something or does something beside the sampler."""
+        exec(line, self.names)
+        self.lines.append(line)
 
-    def support(
-        self, logits: Shown | None = None, *, params: Mapping[str, Any] | None = None, check: bool = False
-    ) -> Tensor:
-        """bool [batch, vocab]."""
-        return self._call("support", logits or self.logits, self.per_row if params is None else params, check)
+    def sample(self, logits: str = "logits", **arguments: Any) -> Tensor:
+        """Ids [batch]; a sampler with memory gets a new state where none is given. See `call`."""
+        return self.call("sample", {"logits": logits, **arguments})
 
-    def fresh_state(self, batch: int) -> Shown:
-        """A new state, made within the call."""
-        return Shown(f"sampler.new_state({batch})", self.sampler.new_state(batch))
+    def probs(self, logits: str = "logits", **arguments: Any) -> Tensor:
+        """float32 [batch, vocab]. See `call`."""
+        return self.call("probs", {"logits": logits, **arguments})
 
-    def keep_state(self, name: str, code: str, state: State) -> Shown:
-        """A state with a name of its own, for several calls."""
-        self.lines.append(f"{name} = {code}")
-        return Shown(name, state)
+    def support(self, logits: str = "logits", **arguments: Any) -> Tensor:
+        """bool [batch, vocab]. See `call`."""
+        return self.call("support", {"logits": logits, **arguments})
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> Tensor:
+        """Make one of the three calls.
+
+        Args:
+            name: of `CALLS`.
+            arguments: `logits` as code; `seed` and `position`, which are for `sample` alone, as numbers or code;
+                `params`, name -> number, numbers or code; `state` as code, and `check`. The case has what is missing.
+        """
+        code = self._code(name, arguments)
+        self._last_call = code
+        try:
+            result: Tensor = eval(code, self.names)
+        except Exception as error:
+            self.lines.append(f"{code}  # raises {type(error).__name__}")
+            raise
+        self.lines.append(f"{code}  # {summary(result)}")
+        return result.cpu()
+
+    def _code(self, name: str, arguments: Mapping[str, Any]) -> str:
+        logits = arguments.get("logits", "logits")
+        given = dict(arguments.get("params", self.per_row))
+        if name == "sample":
+            given = {key: arguments.get(key, getattr(self.case, key)) for key in ("seed", "position")} | given
+            if self.subject.cls.stateful:
+                given["state"] = arguments.get("state") or self.new_state(len(eval(logits, self.names)))
+        values = {key: value if isinstance(value, str) else self.written(value) for key, value in given.items()}
+        check = "" if arguments.get("check") else ", check=False"
+        return f"sampler.{name}({', '.join([logits, *(f'{key}={value}' for key, value in values.items())])}{check})"
+
+    def new_state(self, batch: int) -> str:
+        """The memory of new rows, on the device of the logits, as code."""
+        on_cpu = self.subject.device.type == "cpu"
+        return f"sampler.new_state({batch})" if on_cpu else f"sampler.fresh_state({batch}, logits.device)"
 
     def same(self, other: Mapping[str, Any], expected: Mapping[str, Any], rows: Rows, why: str) -> None:
         """Make each of the three calls in two ways, and raise `Violation` where the results are not the same.
 
         Args:
-            other, expected: arguments of the call that is looked at, and of the one that says what is right: `logits`,
-                `params`, and for `sample` also `seed`, `position`.
+            other, expected: arguments of the call that is looked at, and of the one that says what is right.
             rows: which rows of the expected result are to be compared.
             why: what the right result is, after "as".
         """
@@ -140,43 +159,14 @@ class Trial:
             if not got.equal(wanted):
                 raise Violation(f"{summary(wanted)}, as {why}", got)
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Tensor:
-        """One of the three calls; `seed` and `position` are for `sample` alone."""
-        if name == "sample":
-            return self.sample(**arguments)
-        allowed = {key: value for key, value in arguments.items() if key in ("logits", "params", "check")}
-        return self.probs(**allowed) if name == "probs" else self.support(**allowed)
-
     def apply(self, template: str, result: Tensor) -> None:
         """Write what was made of the last call, in place of it: `template` has {} where the call stands."""
         self.lines[-1] = f"{template.format(self._last_call)}  # {summary(result)}"
 
-    def do(self, code: str, function: Callable[[], Any]) -> Any:
-        """Something beside the sampler that belongs to the story."""
-        self.lines.append(code)
-        return function()
-
-    def _call(self, name: str, logits: Shown, given: Mapping[str, Any], check: bool) -> Tensor:
-        device = self.subject.device
-        arguments = {key: value if key == "state" else as_shown(value, device) for key, value in given.items()}
-        written = ", ".join([logits.code, *(f"{key}={shown.code}" for key, shown in arguments.items())])
-        line = f"sampler.{name}({written}{'' if check else ', check=False'})"
-        self._last_call = line
-        method: Callable[..., Tensor] = getattr(self.sampler, name)
-        try:
-            result = method(logits.value, check=check, **{key: shown.value for key, shown in arguments.items()})
-        except Exception as error:
-            self.lines.append(f"{line}  # raises {type(error).__name__}")
-            raise
-        result = result.cpu()
-        self.lines.append(f"{line}  # {summary(result)}")
-        return result
-
     def snippet(self) -> str:
-        """A program that makes the calls of this trial; what each gave is a comment behind it."""
-        logits = self.case.logits_code(str(self.subject.device))
-        body = [f"sampler = {self.subject.code(self.uniform)}", f"logits = {logits}", *self.lines]
-        text = "\n".join(body)
+        """The program; what each call gave is a comment behind it."""
+        logits = self.case.logits_code(self.subject.device)
+        text = "\n".join([f"sampler = {self.subject.code(self.uniform)}", f"logits = {logits}", *self.lines])
         code = " ".join(line.partition("  # ")[0] for line in text.splitlines())
         imports = ["import torch", *self.subject.imports()]
         names = [name for name in ("inf", "nan") if re.search(rf"\b{name}\b", code)]
