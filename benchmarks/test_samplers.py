@@ -29,7 +29,7 @@ from neurogen.bench.measure import draw_of, measure
 from neurogen.bench.peers import Draw, peers_for
 from neurogen.bench.rule import rule_of
 from neurogen.models.language_model import resolve_device
-from neurogen.testing.pytest_plugin import ratios_held
+from neurogen.testing.benchmark import ratios_held
 
 RATIO_PEERS = ("floor", "torch")
 OWN = "neurogen"

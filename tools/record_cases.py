@@ -22,7 +22,7 @@ import numpy as np
 
 from neurogen import reference
 from neurogen.kernels.numerics import random_bits
-from neurogen.testing.recorded import DTYPES, FILE, FORMAT, KINDS, PARAMETERS, VERSION, Row, words
+from neurogen.testing.recorded import DTYPES, FILE, FORMAT, KINDS, PARAMETERS, VERSION, RecordedRow, words
 
 CASES = 100_000
 NUCLEUS_MARGIN = 1e-6
@@ -45,7 +45,7 @@ EDGES = (0, 1, -1, 2**63 - 1, -(2**63), 2**32, 2**32 - 1, -(2**32), 1_234_567_89
 class Attempt:
     """What one line of the file is made of, before ambiguous cases are left out."""
 
-    row: Row
+    row: RecordedRow
     method: str
     k: list[int]
     p: list[float]
@@ -88,7 +88,7 @@ def attempt(line: int, vocab: int, draws: int) -> Attempt:
     method, kind, dtype = METHODS[line % 4], KINDS[line % 9], DTYPES[(line // 4 + line // 36) % 3]
     seeds, positions = numbers(choose, draws)
     return Attempt(
-        row=Row(kind, line, vocab, dtype, sampler="topk" if method == "temperature" else method),
+        row=RecordedRow(kind, line, vocab, dtype, sampler="topk" if method == "temperature" else method),
         method=method,
         k=[0 if method == "temperature" else any_k(choose, vocab) for _ in range(draws)],
         p=[any_p(choose) for _ in range(draws)],

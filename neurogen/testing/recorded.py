@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
+from neurogen.registry.registry import load_sampler
 
 __all__ = [
     "DTYPES",
@@ -258,10 +258,6 @@ def check_recorded(
         device: where to sample; "cuda" runs the CUDA kernels.
         order, logits_a_call: as for `check_with`.
     """
-    import torch
-
-    from neurogen import load_sampler
-
     samplers = {name: load_sampler(name) for name in PARAMETERS}
 
     def choose(row: RecordedRow, logits: Floats, arguments: dict[str, NDArray[Any]]) -> Integers:
@@ -275,8 +271,6 @@ def check_recorded(
 
 def _as_stored(logits: Floats, dtype: str) -> torch.Tensor:
     """Logits as a CPU tensor of the dtype that holds them exactly; by NumPy, for torch's threads hang after a fork."""
-    import torch
-
     if dtype == "bfloat16":
         bits = (logits.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)

@@ -24,36 +24,27 @@ os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
 
 import numpy as np
 
-from neurogen.kernels import (
-    cuda,
-    cuda_bands,
-    cuda_bins,
-    cuda_block,
-    cuda_cuts,
-    cuda_draw,
-    cuda_list,
-    cuda_parts,
-    cuda_rows,
-    cuda_split,
-    cuda_statistics,
-)
 from neurogen.kernels.host import at_path
 
 __all__ = ["FIELDS", "SIZES", "launch", "read_cases", "serve", "set_sizes", "simulate"]
 
-KERNEL_MODULES: tuple[Any, ...] = (
-    cuda,
-    cuda_bands,
-    cuda_bins,
-    cuda_block,
-    cuda_cuts,
-    cuda_draw,
-    cuda_list,
-    cuda_parts,
-    cuda_rows,
-    cuda_split,
-    cuda_statistics,
-)
+KERNEL_MODULES: list[Any] = [
+    importlib.import_module(f"neurogen.kernels.{name}")
+    for name in (
+        "cuda",
+        "cuda_bands",
+        "cuda_bins",
+        "cuda_block",
+        "cuda_cuts",
+        "cuda_draw",
+        "cuda_list",
+        "cuda_parts",
+        "cuda_rows",
+        "cuda_split",
+        "cuda_statistics",
+    )
+]
+"""In which the simulator replaces `cuda`, and the sizes of warps and lists."""
 
 SIZES = ("warp", "parts", "listed", "ranked")
 """What a case says of the sizes of warps and lists, see `set_sizes`."""

@@ -13,7 +13,7 @@ from model_helpers import ROOT
 import neurogen
 from neurogen import ParameterError
 from neurogen.bench.results import BenchResult
-from neurogen.testing.pytest_plugin import NeurogenBenchmark
+from neurogen.testing.benchmark import NeurogenBenchmark
 
 AUTHORS_TESTS = """
 import sys

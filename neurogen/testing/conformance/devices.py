@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neurogen.bench.cells import Cell
+from neurogen.bench.measure import measure, set_threads
 from neurogen.contract.cuda_extra import MissingExtraError, lacking
 from neurogen.contract.sampler import TruncationSampler
 from neurogen.errors import ContractError
@@ -153,9 +155,6 @@ def _ratio(value: float) -> str:
 
 @check("speed", "the speed, as a ratio to one read of the logits and to plain torch; for information")
 def speed(kit: Kit) -> None:
-    from neurogen.bench.cells import Cell
-    from neurogen.bench.measure import measure, set_threads
-
     kit.count()
     sampler = kit.subject.make({})
     cell = Cell(vocab=32_000, batch=8, dtype=kit.dtypes()[0])  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import pytest
+
 from neurogen.contract.sampler import Sampler
 from neurogen.errors import PluginError
 from neurogen.testing.conformance import CHECKS, Check, check
@@ -33,8 +35,6 @@ class SamplerConformance:
 
 def _test_of(one: Check) -> Callable[[Any], None]:
     def test(self: SamplerConformance) -> None:
-        import pytest
-
         __tracebackhide__ = True
         if self.sampler is None:
             raise PluginError(f'{type(self).__name__} names no sampler: write `sampler = "mine"` in the class.')
