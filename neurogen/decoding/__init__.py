@@ -1,4 +1,5 @@
-"""The loop from requests to tokens: admit, forward, process, sample, emit, retire; beams and drafts use its parts.
+"""The loop from requests to tokens: admit, forward, process, sample, emit, retire.
 
-Knows ids and logits, never text.
+`engine` is the loop, `request` what it is asked, `batch` its rows, `forward` what runs the model; beams and drafts use
+the same parts. Knows ids and logits, never text.
 """

@@ -21,7 +21,7 @@ __all__ = ["Processing", "blamed", "names_of", "notices_of"]
 
 NOTHING = float("-inf")
 
-Step = tuple[Processor, Any]
+WithMemory = tuple[Processor, Any]
 """A processor and its memory of the request."""
 
 
@@ -41,7 +41,7 @@ class Processing:
         ids = list(request.prompt_ids)
         self.notices: list[str] = []
         self._history = History(ids, len(ids), request.stop_ids, request.max_new_tokens)
-        self._steps: list[Step] = []
+        self._steps: list[WithMemory] = []
         self._refused: ParameterError | None = None
         try:
             self._steps = [(one, _guarded(one, "start", self._history)) for one in request.processors]

@@ -191,7 +191,8 @@ class SpeculativeEngine(Engine):
             ids, int64 [rows, drafts + 1]; how many drafts of each row were accepted: so many ids and one more count;
             the target's logits that they were chosen from, [rows, drafts + 1, vocab].
         """
-        models: Any = batch.model
+        models = batch.model
+        assert isinstance(models, DraftedForward)
         arguments = sampler_arguments(self.sampler, batch.rows, self.model.device)
         wanted = [self._wanted(row) for row in batch.rows]
         drafted, draft_logits = self._drafted(models, batch.ids, max(wanted), arguments)

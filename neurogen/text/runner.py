@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from neurogen.contract.processor import prepared
 from neurogen.decoding.processing import notices_of
+from neurogen.decoding.request import Request
 from neurogen.errors import NeurogenError, ParameterError
 from neurogen.models.foreign import check_loaded
+from neurogen.registry.registry import load_processors
 from neurogen.text.generation import (
     Event,
     Failure,
@@ -30,13 +32,13 @@ from neurogen.text.generation import (
 )
 from neurogen.text.hints import sample_hints, stop_hints, tokenizer_stop_hints
 from neurogen.text.stops import StopFinder
+from neurogen.text.stream_decoder import StreamDecoder
 
 if TYPE_CHECKING:
     from neurogen.contract.processor import Processor
     from neurogen.contract.sampler import Sampler
     from neurogen.contract.tokenizer import Tokenizer
-    from neurogen.decoding.request import DecodableModel, DecodingEngine, Request, Step, TokenLogprobs
-    from neurogen.text.stream_decoder import StreamDecoder
+    from neurogen.decoding.request import DecodableModel, DecodingEngine, Step, TokenLogprobs
 
 __all__ = ["Event", "Failure", "Prompt", "Result", "RunOptions", "Runner", "TextDelta", "prompt_ids"]
 
@@ -44,7 +46,7 @@ KEPT_PROCESSORS = 32
 """Specs of prompts' own processors whose processors are kept."""
 
 CONTEXT_IDS = 8
-"""So many ids of the prompt a continuation is decoded behind: a tokenizer may drop the space that starts a text."""
+"""New ids are decoded behind so many last ids of the prompt: a tokenizer may drop the space that starts a text."""
 
 
 class Runner:
@@ -95,7 +97,7 @@ class Runner:
 
     @property
     def hints(self) -> list[str]:
-        """What the options ask for without effect, or probably otherwise than it was meant, in sentences."""
+        """Sentences on options that have no effect, or probably not the effect that was meant."""
         options = self.options
         repeated = sample_hints(self.sampler, options.n) if self._draws else ()
         return [*repeated, *stop_hints(options.stop), *tokenizer_stop_hints(options.stop, self.model.tokenizer)]
@@ -133,7 +135,7 @@ class Runner:
         alone = isinstance(prompts, Sequence) and len(prompts) == 1
         failures: deque[Failure] = deque()
         for step in self._engine.generate(self._requests(prompts, skip, failures)):
-            yield from self._drained(failures, alone)
+            yield from self._failures(failures, alone)
             sequence: _Sequence = step.key
             if step.error is not None:
                 failures.append(Failure(sequence.prompt.index, step.error, sequence.sample))
@@ -143,9 +145,9 @@ class Runner:
                 if step.finish_reason is None:
                     self._engine.cancel(sequence)
                 yield sequence.result(self.sampler, step.seconds)
-        yield from self._drained(failures, alone)
+        yield from self._failures(failures, alone)
 
-    def _drained(self, failures: deque[Failure], alone: bool) -> Iterator[Failure]:
+    def _failures(self, failures: deque[Failure], alone: bool) -> Iterator[Failure]:
         while failures:
             failure = failures.popleft()
             if alone and (failure.sample is None or self.options.n == 1):
@@ -161,9 +163,7 @@ class Runner:
         return prepared(processors, self.model.tokenizer, self._engine.vocab_size)
 
     def _processors_of(self, prompt: Prompt) -> Sequence[Processor]:
-        """The run's, or a prompt's own, which are kept, for the next prompt often has the same."""
-        from neurogen.registry.registry import load_processors
-
+        """The processors of the run, or a prompt's own; these are kept, since the next prompt often has the same."""
         spec, kept = prompt.processors, self._own_processors
         if not spec:
             return self._processors if spec is None else ()
@@ -191,14 +191,12 @@ class Runner:
                 yield from requests
 
     def _requests_of(self, prompt: Prompt, samples: Sequence[int]) -> list[Request]:
-        from neurogen.decoding.request import Request
-
         options, model = self.options, self.model
         ids = tuple(self.encode(prompt))
         stops, stop_ids = self._stops_of(prompt)
         processors = self._processors_of(prompt)
         asked = options.max_new_tokens if prompt.max_new_tokens is None else prompt.max_new_tokens
-        allowed = self._fitting(len(ids), processors) if asked is None else asked
+        allowed = self._room(len(ids), processors) if asked is None else asked
         check_least_tokens(processors, allowed)
         first = options.seed + prompt.index * options.n if prompt.seed is None else prompt.seed
         requests = []
@@ -232,7 +230,7 @@ class Runner:
             )
         return stops, frozenset(ids) | tokenizer.special_spelled(stops)
 
-    def _fitting(self, prompt_tokens: int, processors: Sequence[Processor]) -> int:
+    def _room(self, prompt_tokens: int, processors: Sequence[Processor]) -> int:
         """The most new tokens where none are asked for: what fits, up to the default or what a processor wants."""
         limit = min(self.model.context_length, getattr(self._engine, "context_length", self.model.context_length))
         room = limit - prompt_tokens
@@ -274,7 +272,7 @@ class _Sequence:
         self._params = params
         self._tokenizer = model.tokenizer
         self._eos_ids = model.eos_ids
-        self._decided = decided  # by the context, how long it can get
+        self._decided = decided  # the context, not the user, decided how long the sequence can get
         self._decoder, self._of_prompt = _decoder_behind(model.tokenizer, behind)
         self._stops = StopFinder(stops)
         self._texts: list[str] = []
@@ -296,7 +294,7 @@ class _Sequence:
         else:
             self._ids.append(step.token_id)
             if step.logprobs is not None:
-                self._logprobs.append(self._listed(step.token_id, step.logprobs))
+                self._logprobs.append(self._with_text(step.token_id, step.logprobs))
             text = self._new(self._decoder.push(step.token_id))
         text = self._stops.push(text)
         if step.finish_reason is not None and not self._stops.found:
@@ -332,13 +330,13 @@ class _Sequence:
             tokens_per_second=len(self._ids) / seconds if seconds > 0 else 0.0,
             logprobs=self._logprobs if self.request.logprobs is not None else None,
             processors=list(map(repr, self.request.processors)) or None,
-            notices=[*self.request.notices, *self._said()] or None,
+            notices=[*self.request.notices, *self._processor_notices()] or None,
             score=self._score,
             end_logprob=self._end_logprob,
             max_new_tokens=self.request.max_new_tokens if self._decided else None,
         )
 
-    def _said(self) -> list[str]:
+    def _processor_notices(self) -> list[str]:
         assert self.finish_reason is not None
         return notices_of(self.request.processors, self._ids, self.finish_reason)
 
@@ -348,7 +346,7 @@ class _Sequence:
         self._of_prompt -= len(text) - len(new)
         return new
 
-    def _listed(self, token: int, logprobs: TokenLogprobs) -> dict[str, Any]:
+    def _with_text(self, token: int, logprobs: TokenLogprobs) -> dict[str, Any]:
         text = self._tokenizer.token_text
         top = [{"token_id": other, "text": text(other), "logprob": value} for other, value in logprobs.top]
         return {"token_id": token, "text": text(token), "logprob": logprobs.logprob, "top": top}
@@ -384,8 +382,6 @@ def _options(values: Mapping[str, Any]) -> RunOptions:
 
 def _decoder_behind(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[StreamDecoder, int]:
     """A decoder that has read these ids, and how many characters of theirs it holds back."""
-    from neurogen.text.stream_decoder import StreamDecoder
-
     decoder = StreamDecoder(tokenizer)
     returned = sum(len(decoder.push(token)) for token in ids)
     return decoder, len(tokenizer.decode(ids)) - returned

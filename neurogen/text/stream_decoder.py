@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from neurogen.models.tokenizer import REPLACEMENT, Tokenizer
+from neurogen.contract.tokenizer import Tokenizer
 
 __all__ = ["StreamDecoder"]
 
-# A UTF-8 character has at most 4 bytes, so what up to 3 trailing bytes mean can still change.
+REPLACEMENT = "\ufffd"
+"""What a tokenizer decodes bytes to that are not yet, or never, a character."""
+
 UNDECIDED = 3
-# Ids kept when the window is cut: each is at least one byte, and UTF-8 finds its character boundaries again within 3.
+"""A UTF-8 character has at most 4 bytes, so what up to 3 trailing bytes mean can still change."""
+
 WINDOW_KEPT = 8
+"""Ids kept when the window is cut: each is at least one byte, and a character begins within 3 bytes."""
+
 WINDOW_LIMIT = 24
+"""The window is cut when it has more ids."""
 
 
 class StreamDecoder:
