@@ -23,7 +23,7 @@ from neurogen.errors import DataError, NeurogenError
 from neurogen.files import to_json, write_text
 from neurogen.registry.registry import default_registry
 
-__all__ = ["CELLS", "Figure", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
+__all__ = ["CELLS", "ExpectedRatios", "Figures", "allowed_growth", "check", "command", "read_figures", "worst_growth"]
 
 FIGURES = Path("benchmarks/figures.json")
 CELLS = (
@@ -40,10 +40,10 @@ REPEATS = 3
 SECONDS = 0.3
 PAUSE_SECONDS = 2.0
 
-Measure = Callable[["Figure"], dict[str, float]]
+Measure = Callable[["ExpectedRatios"], dict[str, float]]
 
 
-class Figure(BaseModel):
+class ExpectedRatios(BaseModel):
     """What is expected of one sampler on one cell.
 
     Attributes:
@@ -73,7 +73,7 @@ class Figures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     machine: Machine
-    figures: list[Figure]
+    figures: list[ExpectedRatios]
 
 
 def read_figures(file: Path) -> Figures:
@@ -92,8 +92,8 @@ def read_figures(file: Path) -> Figures:
 
 
 def check(
-    figures: Sequence[Figure], measure: Measure, allowed: float, pause: float = PAUSE_SECONDS
-) -> Iterator[tuple[Figure, float, int]]:
+    figures: Sequence[ExpectedRatios], measure: Measure, allowed: float, pause: float = PAUSE_SECONDS
+) -> Iterator[tuple[ExpectedRatios, float, int]]:
     """Measure all, and then again those that look slower than allowed: what disturbs a machine often ends meanwhile.
 
     Yields:
@@ -121,7 +121,7 @@ def _better(one: dict[str, float] | None, other: dict[str, float]) -> dict[str, 
     return other if one is None else {peer: min(ratio, other[peer]) for peer, ratio in one.items()}
 
 
-def worst_growth(figure: Figure, ratios: dict[str, float]) -> float:
+def worst_growth(figure: ExpectedRatios, ratios: dict[str, float]) -> float:
     """The largest of the ratios' growths; 1 is as committed."""
     return max(ratios[peer] / committed for peer, committed in figure.ratios.items())
 
@@ -182,7 +182,7 @@ def _told_allowance(committed: Figures) -> float:
     return allowed
 
 
-def _ratios(figure: Figure) -> dict[str, float]:
+def _ratios(figure: ExpectedRatios) -> dict[str, float]:
     return _least_ratios(_measured(figure.sampler, figure.params, figure.cell))
 
 
@@ -214,12 +214,12 @@ def _installed() -> list[str]:
     return [plugin.name for plugin in default_registry().load_all() if plugin.sampler_class is not None]
 
 
-def _figure(name: str, cell: Cell) -> Figure:
+def _figure(name: str, cell: Cell) -> ExpectedRatios:
     """The best of several measurements, as `check` takes it: else a disturbed one would excuse what comes later."""
     results = [_measured(name, {}, cell) for _ in range(REPEATS)]
     best = {peer: min(_least_ratios(result)[peer] for result in results) for peer in PEERS}
     ratios = {peer: float(f"{ratio:.3g}") for peer, ratio in best.items()}
-    return Figure(sampler=name, params=results[0].params, cell=cell, ratios=ratios)
+    return ExpectedRatios(sampler=name, params=results[0].params, cell=cell, ratios=ratios)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from neurogen.decoding.forward import ForwardPass, ModelForward
 from neurogen.decoding.request import (
     DecodableModel,
     DecodingEngine,
-    FinishReason,
+    EndReason,
     Observer,
     Request,
     RequestState,
@@ -34,7 +34,7 @@ from neurogen.models.kvcache import check_cache
 if TYPE_CHECKING:
     from neurogen.contract.sampler import Sampler
 
-__all__ = ["Engine", "FinishReason", "Request", "RequestQueue", "Step", "TokenLogprobs", "emit", "engine_for"]
+__all__ = ["EndReason", "Engine", "Request", "RequestQueue", "Step", "TokenLogprobs", "emit", "engine_for"]
 
 
 class Engine:
@@ -212,7 +212,7 @@ def emit(rows: Sequence[RequestState], tokens: Sequence[SampledToken]) -> Iterat
         yield Step(row.request, token.token_id, token.logprobs, reason, now - row.admitted, token.error)
 
 
-def _finish_reason(row: RequestState, token: SampledToken) -> FinishReason | None:
+def _finish_reason(row: RequestState, token: SampledToken) -> EndReason | None:
     if token.error is not None:
         return "error"
     if token.token_id in row.request.stop_ids:

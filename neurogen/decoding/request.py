@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DecodableModel",
     "DecodingEngine",
-    "FinishReason",
+    "EndReason",
     "Observed",
     "Observer",
     "Request",
@@ -32,7 +32,7 @@ __all__ = [
     "sampler_values",
 ]
 
-FinishReason = Literal["eos", "length", "error"]
+EndReason = Literal["eos", "length", "error"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Step:
     request: Request
     token_id: int
     logprobs: TokenLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: EndReason | None
     seconds: float
     error: NeurogenError | None = None
     score: float | None = None

@@ -26,9 +26,9 @@ from neurogen.kernels.cpu_statistics import entropy, finite, tempered
 from neurogen.kernels.cpu_threads import next_row, run
 from neurogen.kernels.host import (
     WANTED,
-    Calls,
+    BackendFunctions,
     Temperatures,
-    calls,
+    backend_functions,
     check_definition,
     check_returned,
     made_of,
@@ -68,7 +68,7 @@ __all__ = [
 
 def truncation(
     keep: Callable[..., Any], *names: str, chance: str | None = None, temper: Callable[..., Any] | None = None
-) -> Calls:
+) -> BackendFunctions:
     """The kernels of a sampler that keeps some tokens of a row and draws from them by probability.
 
     Args:
@@ -99,7 +99,7 @@ def truncation(
     return made_of(_plain(kept_of, names), keep)
 
 
-def _plain(kept_of: Any, names: tuple[str, ...]) -> Calls:
+def _plain(kept_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler whose rows all have a given temperature."""
     warmth, seed, position = range(len(names), len(names) + 3)
 
@@ -114,10 +114,10 @@ def _plain(kept_of: Any, names: tuple[str, ...]) -> Calls:
 
         return writes
 
-    return _calls_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark))
+    return _functions_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark))
 
 
-def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
+def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler whose temperature follows from the row."""
     seed, position = range(len(names), len(names) + 2)
 
@@ -134,10 +134,10 @@ def _tempering(kept_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Cal
 
         return writes
 
-    return _calls_of(names, Temperatures(_one, temperature_of), draws, writing(normalise), writing(mark))
+    return _functions_of(names, Temperatures(_one, temperature_of), draws, writing(normalise), writing(mark))
 
 
-def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
+def _by_chance(kept_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
     chance, warmth, seed, position = range(len(names) - 2, len(names) + 2)
 
@@ -156,7 +156,7 @@ def _by_chance(kept_of: Any, names: tuple[str, ...]) -> Calls:
     def marks(row: Any, own: Any, arrays: Any, r: Any, out: Any) -> None:
         mark(row, kept_of(row, arrays, r) if arrays[chance][r] >= 1.0 else EVERYTHING, out)
 
-    return _calls_of(names, _given(warmth), draws, normalises, marks)
+    return _functions_of(names, _given(warmth), draws, normalises, marks)
 
 
 def _given(place: int) -> Temperatures:
@@ -201,7 +201,9 @@ def _of_rows(definition: Callable[..., Any], count: int, is_right: Callable[[Any
     return register_jitable(with_row_parameters(register_jitable(definition), count, returned))
 
 
-def _calls_of(names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any) -> Calls:
+def _functions_of(
+    names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any
+) -> BackendFunctions:
     """The kernels around what is done with a row whose temperature is above 0.
 
     Args:
@@ -244,12 +246,12 @@ def _calls_of(names: tuple[str, ...], temperatures: Temperatures, draws: Any, no
 
         return describe
 
-    return calls(run, sample, describing(normalises), describing(marks), names)
+    return backend_functions(run, sample, describing(normalises), describing(marks), names)
 
 
-def argmax() -> Calls:
+def argmax() -> BackendFunctions:
     """The kernels of a sampler that takes the largest logit, the lowest id among equals. Each reads a row once."""
-    return calls(run, _sample_argmax, _describe_argmax, _describe_argmax, ())
+    return backend_functions(run, _sample_argmax, _describe_argmax, _describe_argmax, ())
 
 
 @kernel_with(weight=0.5)

@@ -42,9 +42,9 @@ from neurogen.kernels.cuda_split import (
 from neurogen.kernels.cuda_statistics import entropy, finite, tempered
 from neurogen.kernels.host import (
     WANTED,
-    Calls,
+    BackendFunctions,
     Temperatures,
-    calls,
+    backend_functions,
     check_definition,
     made_of,
     place_of,
@@ -88,7 +88,7 @@ SURVEY = Kernel(_survey, block=SPLIT_BLOCK)
 
 def truncation(
     keep: Callable[..., Any], *names: str, chance: str | None = None, temper: Callable[..., Any] | None = None
-) -> Calls:
+) -> BackendFunctions:
     """The kernels of a sampler that keeps some tokens of a row and draws from them by probability.
 
     Each reads a row once for its largest logit, then as often as `keep` says, and then as often as `draw`, `normalise`
@@ -124,7 +124,7 @@ def truncation(
     return made_of(_plain(cut_of, names), keep)
 
 
-def _plain(cut_of: Any, names: tuple[str, ...]) -> Calls:
+def _plain(cut_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler whose rows all have a given temperature."""
     warmth, seed, position = range(len(names), len(names) + 3)
 
@@ -139,10 +139,10 @@ def _plain(cut_of: Any, names: tuple[str, ...]) -> Calls:
 
         return writes
 
-    return _calls_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark), split=True)
+    return _functions_of((*names, "temperature"), _given(warmth), draws, writing(normalise), writing(mark), split=True)
 
 
-def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Calls:
+def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler whose temperature follows from the row."""
     seed, position = range(len(names), len(names) + 2)
 
@@ -160,10 +160,10 @@ def _tempering(cut_of: Any, temperature_of: Any, names: tuple[str, ...]) -> Call
         return writes
 
     temperatures = Temperatures(_one, temperature_of)
-    return _calls_of(names, temperatures, draws, writing(normalise), writing(mark), split=False)
+    return _functions_of(names, temperatures, draws, writing(normalise), writing(mark), split=False)
 
 
-def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
+def _by_chance(band_of: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The kernels of a sampler that removes tokens with a probability only; `probs` is the mixture of both outcomes."""
     chance, warmth, seed, position = range(len(names) - 2, len(names) + 2)
 
@@ -180,7 +180,7 @@ def _by_chance(band_of: Any, names: tuple[str, ...]) -> Calls:
 
         return writes
 
-    return _calls_of(names, _given(warmth), draws, writing(mix), writing(_mark_either), split=False)
+    return _functions_of(names, _given(warmth), draws, writing(mix), writing(_mark_either), split=False)
 
 
 def _given(place: int) -> Temperatures:
@@ -202,9 +202,9 @@ def _one(arrays, r):  # type: ignore[no-untyped-def]
     return np.float64(1.0)
 
 
-def _calls_of(
+def _functions_of(
     names: tuple[str, ...], temperatures: Temperatures, draws: Any, normalises: Any, marks: Any, *, split: bool
-) -> Calls:
+) -> BackendFunctions:
     """The kernels around what is done with a row whose temperature is above 0.
 
     Args:
@@ -239,7 +239,7 @@ def _calls_of(
         return _describing(read_at, describe, len(names))
 
     sample = _sampling(read_at, choose, len(names) + 2, split=split)
-    return calls(launch, sample, describing(normalises, *PROBABILITIES), describing(marks, *MARKS), names)
+    return backend_functions(launch, sample, describing(normalises, *PROBABILITIES), describing(marks, *MARKS), names)
 
 
 def _sampling(read_at: Any, choose: Any, ids: int, *, split: bool) -> Kernel:
@@ -332,7 +332,7 @@ def _only_argmax(row, out, first, zero, one):  # type: ignore[no-untyped-def]
             out[first + token] = one
 
 
-def argmax() -> Calls:
+def argmax() -> BackendFunctions:
     """The kernels of a sampler that takes the largest logit, the lowest id among equals. Each reads a row once."""
 
     def sample(logits, offset, row_stride, vocab, batch, arrays):  # type: ignore[no-untyped-def]
@@ -369,4 +369,4 @@ def argmax() -> Calls:
         return Kernel(describe)
 
     split = Split(Kernel(survey_ranks, block=SPLIT_BLOCK), Kernel(finish, block=SPLIT_BLOCK), RANKS)
-    return calls(launch, Kernel(sample, split), describing(*PROBABILITIES), describing(*MARKS), ())
+    return backend_functions(launch, Kernel(sample, split), describing(*PROBABILITIES), describing(*MARKS), ())

@@ -23,12 +23,12 @@ from neurogen.errors import ContractError, ParameterError
 
 __all__ = [
     "WANTED",
-    "Calls",
-    "Choose",
-    "Describe",
+    "BackendFunctions",
+    "RowFunction",
+    "SampleFunction",
     "Temperatures",
     "at_path",
-    "calls",
+    "backend_functions",
     "check_definition",
     "check_memory",
     "check_returned",
@@ -50,7 +50,7 @@ Run = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Choose:
+class SampleFunction:
     """`sample` of a backend module: one id a row, int64 [batch]; -1 for a row without a valid distribution.
 
     Attributes:
@@ -72,12 +72,12 @@ class Choose:
 
 
 @dataclass(frozen=True)
-class Describe:
+class RowFunction:
     """`probs` or `support` of a backend module: [batch, vocab] of `dtype`; zeros in an invalid row.
 
     Attributes:
         kernel: called with the logits, the row parameters `names` and the array to write.
-        run, names, definition: as of `Choose`.
+        run, names, definition: as of `SampleFunction`.
         dtype: float32 of probabilities, bool of a support.
     """
 
@@ -93,12 +93,12 @@ class Describe:
         return out
 
 
-class Calls(NamedTuple):
-    """The three functions of a backend module: `sample, probs, support = calls(...)`."""
+class BackendFunctions(NamedTuple):
+    """The three functions of a backend module: `sample, probs, support = backend_functions(...)`."""
 
-    sample: Choose
-    probs: Describe
-    support: Describe
+    sample: SampleFunction
+    probs: RowFunction
+    support: RowFunction
 
 
 class Temperatures(NamedTuple):
@@ -128,12 +128,12 @@ def check_memory(tensors: list[Tensor]) -> None:
         )
 
 
-def calls(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...]) -> Calls:
+def backend_functions(run: Run, sample: Any, probs: Any, support: Any, names: tuple[str, ...]) -> BackendFunctions:
     """The functions of a backend module from its three kernels."""
-    return Calls(
-        Choose(sample, run, names),
-        Describe(probs, run, names, torch.float32),
-        Describe(support, run, names, torch.bool),
+    return BackendFunctions(
+        SampleFunction(sample, run, names),
+        RowFunction(probs, run, names, torch.float32),
+        RowFunction(support, run, names, torch.bool),
     )
 
 
@@ -209,7 +209,7 @@ WANTED = "what `largest`, `nucleus`, `heavier` or another of these functions of 
 """By a definition of what is kept."""
 
 
-def kernels_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Choose | Describe | None, Any]]:
+def kernels_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, SampleFunction | RowFunction | None, Any]]:
     """The kernels that a module holds: by a name, in what `truncation` returns, or in a closure of its functions.
 
     Args:
@@ -224,11 +224,11 @@ def kernels_in(value: Any, path: Path = ()) -> Iterator[tuple[Path, Choose | Des
         for name, found in list(vars(value).items()):
             if not isinstance(found, ModuleType):
                 yield from kernels_in(found, (*path, name))
-    elif isinstance(value, Choose | Describe):
+    elif isinstance(value, SampleFunction | RowFunction):
         for further, _, kernel in kernels_in(value.kernel, (*path, "kernel")):
             yield further, value, kernel
-    elif isinstance(value, Calls):
-        for name in Calls._fields:
+    elif isinstance(value, BackendFunctions):
+        for name in BackendFunctions._fields:
             yield from kernels_in(getattr(value, name), (*path, name))
     elif isinstance(value, FunctionType):
         for place, cell in enumerate(value.__closure__ or () if len(path) <= MOST_CLOSURES else ()):
@@ -248,11 +248,11 @@ def at_path(module: Any, path: Path) -> Any:
     return value
 
 
-def made_of(calls: Calls, definition: Callable[..., Any]) -> Calls:
+def made_of(functions: BackendFunctions, definition: Callable[..., Any]) -> BackendFunctions:
     """The functions, which know what they were made of."""
     where = place_of(definition)
-    sample, probs, support = calls
-    return Calls(
+    sample, probs, support = functions
+    return BackendFunctions(
         replace(sample, definition=where), replace(probs, definition=where), replace(support, definition=where)
     )
 

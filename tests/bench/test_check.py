@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from neurogen.bench.cells import Cell
-from neurogen.bench.check import CELLS, Figure, allowed_growth, check, read_figures
+from neurogen.bench.check import CELLS, ExpectedRatios, allowed_growth, check, read_figures
 from neurogen.bench.check import command as check_command
 from neurogen.bench.machine import this_machine
 
 SECONDS = 0.01
-FIGURE = Figure(sampler="topk", params={}, cell=Cell(), ratios={"floor": 2.0, "torch": 0.5})
+FIGURE = ExpectedRatios(sampler="topk", params={}, cell=Cell(), ratios={"floor": 2.0, "torch": 0.5})
 
 
 def test_a_cell_that_looks_slower_is_measured_again_after_the_others_and_the_best_counts() -> None:
@@ -22,7 +22,7 @@ def test_a_cell_that_looks_slower_is_measured_again_after_the_others_and_the_bes
     order: list[str] = []
     noisy = iter([{"floor": 9.0, "torch": 0.5}, {"floor": 2.0, "torch": 0.5}, {"floor": 2.5, "torch": 4.0}])
 
-    def measured(figure: Figure) -> dict[str, float]:
+    def measured(figure: ExpectedRatios) -> dict[str, float]:
         order.append(figure.sampler)
         return next(noisy)
 

@@ -12,7 +12,7 @@ from neurogen.contract.cuda_extra import lacking
 from neurogen.contract.mistakes import explained
 from neurogen.errors import NeurogenError
 from neurogen.kernels.arithmetic import inexact_calls, inexact_code
-from neurogen.kernels.host import Choose, kernels_in
+from neurogen.kernels.host import SampleFunction, kernels_in
 from neurogen.testing.conformance.kit import Kit, Skip, check
 
 __all__: list[str] = []
@@ -87,9 +87,9 @@ def _forms(kit: Kit, module: Any) -> Iterator[tuple[Any, Any, tuple[torch.dtype,
     for _, call, kernel in kernels_in(module):
         if call is None or kernel is not call.kernel or id(kernel) in seen:
             continue
-        if kit.quick and not isinstance(call, Choose):
+        if kit.quick and not isinstance(call, SampleFunction):
             continue
         seen.add(id(kernel))
         whole = [name in fields and fields[name].annotation is int for name in call.names]
         rows = tuple(torch.int64 if is_whole else torch.float64 for is_whole in whole)
-        yield call, kernel, rows + ((torch.int64,) * 3 if isinstance(call, Choose) else (call.dtype,))
+        yield call, kernel, rows + ((torch.int64,) * 3 if isinstance(call, SampleFunction) else (call.dtype,))
