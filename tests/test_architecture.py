@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACES = (ROOT, ROOT / "neurogen", ROOT / "tests")
+PLACES = (
+    ROOT,
+    ROOT / "neurogen",
+    ROOT / "neurogen" / "kernels",
+    ROOT / "neurogen" / "diagnosis",
+    ROOT / "neurogen" / "cli",
+    ROOT / "neurogen" / "processors",
+    ROOT / "tests",
+)
 NAMED = re.compile(r"(?<![\w/])((?:\w+/)*\w+\.py)\b")
 
 

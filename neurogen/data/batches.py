@@ -185,7 +185,7 @@ class PackedStream:
         if version not in (STATE_OF_IDS, STATE_VERSION) or not state.keys() >= needed:
             raise DataError(
                 "The saved position in the training data cannot be read: it is damaged, or was saved by another "
-                "version of neurogen. SegmentStart from another checkpoint, or without one."
+                "version of neurogen. Start from another checkpoint, or without one."
             )
         if list(state["tokenizer"]) != self._tokenizer_identity():
             vocab, eos = state["tokenizer"]

@@ -1,4 +1,4 @@
-"""The decoding loop: how requests become tokens. Knows ids, no text, and of a model only its `ForwardPass`.
+"""The decoding loop: how requests become tokens. Knows ids, no text; runs a model only through its `ForwardPass`.
 
 `Engine.step` is the loop's body. Other engines are this one with another forward pass (`PrefixEngine`, llama.cpp) or
 with another body (`SpeculativeEngine`).

@@ -1,6 +1,6 @@
 """Step 2 of the decoding loop: what runs the model over the rows of a batch, and keeps their memory.
 
-`ForwardPass` is all the loop knows of a model; `ModelForward` is ours, for transformers models. Knows no sampler.
+The loop runs a model only through `ForwardPass`; `ModelForward` is ours, for transformers models. Knows no sampler.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ForwardPass", "ModelForward"]
 
-Prompt = tuple[int, ...]
+PromptIds = tuple[int, ...]
 
 PADDED_SHARE = 2
 """Prompts are prefilled together as long as the longest has at most this many times the shortest's tokens."""
@@ -31,7 +31,7 @@ class ForwardPass(Protocol):
     def has_room(self, row: RequestState, before: int) -> bool:
         """Whether a row can join those that are there and `before` others, as far as memory goes."""
 
-    def prefill(self, new: Sequence[RequestState], upcoming: Prompt | None) -> Tensor:
+    def prefill(self, new: Sequence[RequestState], upcoming: PromptIds | None) -> Tensor:
         """Run the prompts of new rows, equal ones once; the rows join behind those that are there.
 
         Args:
@@ -66,13 +66,13 @@ class ModelForward:
     def __init__(self, model: LanguageModel) -> None:
         self.cache = KVCache(model)
         self._model = model
-        self._kept: tuple[Prompt, KVCache, Tensor] | None = None
+        self._kept: tuple[PromptIds, KVCache, Tensor] | None = None
 
     def has_room(self, row: RequestState, before: int) -> bool:
         """Always: the KV cache grows as it must."""
         return True
 
-    def prefill(self, new: Sequence[RequestState], upcoming: Prompt | None) -> Tensor:
+    def prefill(self, new: Sequence[RequestState], upcoming: PromptIds | None) -> Tensor:
         """See `ForwardPass.prefill`."""
         prompts = [row.prompt for row in new]
         different = sorted(set(prompts), key=len)
@@ -103,16 +103,16 @@ class ModelForward:
         """See `ForwardPass.keep`."""
         self.cache.select(rows)
 
-    def _remember(self, prompt: Prompt | None, row: int, cache: KVCache, logits: Tensor) -> None:
+    def _remember(self, prompt: PromptIds | None, row: int, cache: KVCache, logits: Tensor) -> None:
         if prompt is None:
             self._kept = None
         elif self._kept is None or self._kept[0] != prompt:
             self._kept = (prompt, cache.copy(row), logits[row : row + 1])
 
 
-def _similar_lengths(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+def _similar_lengths(prompts: Sequence[PromptIds]) -> list[list[PromptIds]]:
     """Prompts, sorted by length, in groups that waste little work on padding."""
-    groups: list[list[Prompt]] = []
+    groups: list[list[PromptIds]] = []
     for prompt in prompts:
         if groups and len(prompt) <= PADDED_SHARE * len(groups[-1][0]):
             groups[-1].append(prompt)

@@ -15,10 +15,10 @@ from neurogen.errors import PluginError
 from neurogen.registry.distributions import extra_with, install_command
 from neurogen.registry.plugin import DISABLE_VARIABLE, Kind, Plugin
 
-__all__ = ["classes_of", "load_class"]
+__all__ = ["classes_of", "load_plugin"]
 
 
-def load_class(plugin: Plugin, manager: pluggy.PluginManager) -> type[Any]:
+def load_plugin(plugin: Plugin, manager: pluggy.PluginManager) -> type[Any]:
     """The class that a plugin offers under its name.
 
     Raises:
@@ -42,7 +42,7 @@ def classes_of(plugin: Plugin, module: Any, manager: pluggy.PluginManager) -> li
         PluginError: the module does not keep the hook spec, or a class its declaration.
     """
     _register(plugin, module, manager)
-    classes = _asked(plugin, module, manager)
+    classes = _classes_from_hook(plugin, module, manager)
     for cls in classes:
         try:
             problem = plugin.kind.problem(cls)
@@ -59,12 +59,12 @@ def _imported(plugin: Plugin) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (plugin.value == error.name or plugin.value.startswith(f"{error.name}.")):
             raise _failure(plugin, f"its entry point names {plugin.value!r}, which does not exist") from error
-        raise _failure(plugin, _missing(plugin, error.name or "")) from error
+        raise _failure(plugin, _missing_module(plugin, error.name or "")) from error
     except (Exception, SystemExit) as error:
         raise _failure(plugin, f"importing {plugin.value!r} raised {type(error).__name__}: {error}") from error
 
 
-def _missing(plugin: Plugin, module: str) -> str:
+def _missing_module(plugin: Plugin, module: str) -> str:
     extra = extra_with(module, plugin.distribution)
     how = f"`{install_command([f'{plugin.distribution}[{extra}]'])}`" if extra else "pip install it"
     return f"it needs the module {module!r}, which is not installed ({how})"
@@ -89,7 +89,7 @@ def _register(plugin: Plugin, module: Any, manager: pluggy.PluginManager) -> Non
         raise _failure(plugin, _lacks_hook(plugin.kind, "marks another"))
 
 
-def _asked(plugin: Plugin, module: Any, manager: pluggy.PluginManager) -> list[type[Any]]:
+def _classes_from_hook(plugin: Plugin, module: Any, manager: pluggy.PluginManager) -> list[type[Any]]:
     """What the hook of this module alone returns."""
     hook = plugin.kind.hook
     others = [other for other in manager.get_plugins() if other is not module]

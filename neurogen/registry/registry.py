@@ -24,7 +24,7 @@ from neurogen.contract.requirements import Contract
 from neurogen.contract.sampler import Sampler
 from neurogen.contract.spec import parse_spec
 from neurogen.errors import ParameterError, PluginError
-from neurogen.registry.loading import classes_of, load_class
+from neurogen.registry.loading import classes_of, load_plugin
 from neurogen.registry.plugin import (
     DISABLE_VARIABLE,
     ENTRY_POINT_GROUP,
@@ -301,7 +301,7 @@ class Registry:
                     if isinstance(plugin, ChainPlugin):
                         plugin.plugin_class = chain_class([self._load(link) for link in plugin.links])
                     else:
-                        plugin.plugin_class = load_class(plugin, self._manager)
+                        plugin.plugin_class = load_plugin(plugin, self._manager)
                 except PluginError as error:
                     plugin.status, plugin.error = "failed", str(error)
                     raise
