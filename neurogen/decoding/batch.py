@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         rows: the requests, in the order of the logits' rows.
-        ids: int64 on `device`, for each row the sampled ids that the model has not read.
+        ids: int64 on `device`, the sampled ids of each row that the model has not read yet.
     """
 
     def __init__(self, model: ForwardPass, sampler: Sampler, vocab_size: int, device: torch.device) -> None:
@@ -58,11 +58,11 @@ class Batch:
         """Run the model over the last token of every row and over the prompts of new rows, which join.
 
         Args:
-            new: the rows to come; may be empty where there are rows already.
-            upcoming: the prompt that is likely asked for next.
+            new: the rows that join; may be empty if the batch has rows already.
+            upcoming: the prompt that probably comes next.
 
         Returns:
-            logits [rows, vocab], the new rows' last.
+            logits [rows, vocab]; those of the new rows come last.
         """
         logits = self.model.decode(self.ids) if self.rows else None
         if not new:
@@ -76,7 +76,7 @@ class Batch:
         logits = self.model.prefill(new, upcoming)[:, : self._vocab_size]
         now = time.perf_counter()
         for row in new:
-            row.admitted = now
+            row.prefilled_at = now
         if self._sampler.stateful:
             fresh = self._sampler.fresh_state(len(new), self._device)
             if self.rows and self._state is not None:
@@ -90,7 +90,7 @@ class Batch:
     def process(self, logits: Tensor) -> Tensor:
         """The logits as the processors leave them, float32; the same tensor where no row has any.
 
-        A row that a processor ends has nothing left.
+        A row that a processor ends is -inf throughout.
         """
         self._refused.clear()
         if not any(self._processing):
@@ -107,7 +107,7 @@ class Batch:
         return processed
 
     def _settle(self, logits: Tensor, processed: Tensor) -> None:
-        """Where the processors have left a row nothing valid, let one give way, or note which are to blame."""
+        """For a row in which the processors left no valid token, drop one that may give way, or note the culprits."""
         self._culprits.clear()
         for i in (~processed.amax(dim=-1).isfinite()).nonzero().flatten().tolist():
             processing, model = self._processing[i], logits[i].float()
@@ -125,7 +125,7 @@ class Batch:
         return self._arguments
 
     def accept(self, ids: Tensor, logits: Tensor, processed: Tensor) -> list[SampledToken]:
-        """Take the ids that were sampled, int64 [rows]; what a step says about them.
+        """Take the sampled ids, int64 [rows], and return what the step says about each.
 
         Raises:
             ContractError: see `sampled_tokens`.
@@ -140,7 +140,7 @@ class Batch:
         return tokens
 
     def retire(self) -> None:
-        """Let the rows that are finished leave, with all that belongs to them."""
+        """Remove the finished rows and everything that belongs to them."""
         keep = [i for i, row in enumerate(self.rows) if not row.finished]
         if len(keep) == len(self.rows):
             return

@@ -42,7 +42,7 @@ class Hypothesis:
         token_ids: the new tokens; the one that ended the sequence is among them.
         score: their summed log-probability over their number to the power `length_penalty`.
         finish_reason: "eos" when the last token is a stop id, else "length".
-        notices: what the user must know of the processors' work on it.
+        notices: what the user must know about what the processors did to it.
     """
 
     token_ids: tuple[int, ...]
@@ -185,7 +185,7 @@ class _Search:
         return "length" if self._length == self._request.max_new_tokens else None
 
     def _logprobs(self, logits: Tensor) -> Tensor:
-        """float32 [beams, vocab]; a beam that the processors leave nothing has -inf only."""
+        """float32 [beams, vocab]; a beam for which the processors leave no token is -inf throughout."""
         logits = logits[:, : self._vocab_size].to(torch.float32, copy=True)
         self._check(logits, allow_nothing=False)
         if self._request.processors:
@@ -328,7 +328,7 @@ class BeamEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Step]:
         """Decode requests, yielding the tokens of each once its search has ended; the steps carry the score.
 
-        A search that fails, fails for each of the samples with the same error.
+        If a search fails, each of its samples fails with the same error.
         """
         last: Request | None = None
         found: list[Hypothesis] = []

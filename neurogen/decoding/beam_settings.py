@@ -1,4 +1,4 @@
-"""What a beam search is asked for: how wide it is, how lengths are weighed, when it may end. Does not import torch."""
+"""The settings of a beam search: its width, how lengths are weighed, when it may end. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from neurogen.errors import ParameterError
 __all__ = ["BeamSettings"]
 
 MOST_BEAMS = 4096
-"""More are no search any more, and the memory for keys and values grows with each."""
+"""The most beams: the memory for keys and values grows with each of them."""
 
 LARGEST_PENALTY = 10.0
 """A length to a higher power may leave the range of float64."""
@@ -25,8 +25,8 @@ class BeamSettings:
         beams: sequences that are continued together.
         length_penalty: a finished sequence is ranked by its log-probability over its length to this power: 0 ranks by
             the log-probability, 1 by its mean a token, more prefers longer sequences.
-        early_stopping: end as soon as there are `beams` finished sequences; otherwise when the best unfinished one is,
-            at its present length, no better than the worst of them.
+        early_stopping: end as soon as there are `beams` finished sequences; if False, end when the best unfinished one
+            is, at its present length, no better than the worst of them.
 
     Raises:
         ParameterError: a value outside its domain.

@@ -107,7 +107,7 @@ class Engine:
         with torch.inference_mode():
             logits = batch.forward(new, upcoming)
             processed = batch.process(logits)
-            # check=False: the ids are looked at where they are read anyway, so that nothing waits for a GPU twice.
+            # check=False: the ids are checked where they are read anyway, so that the GPU is waited for only once.
             ids = self.sampler.sample(processed, check=False, **batch.arguments)
             tokens = batch.accept(ids, logits, processed)
             if self.observer is not None:
@@ -116,7 +116,7 @@ class Engine:
         batch.retire()
 
     def _admit(self, batch: Batch, queue: RequestQueue) -> tuple[list[RequestState], tuple[int, ...] | None]:
-        """The rows that join the batch now, and the prompt that is likely asked for next."""
+        """The rows that join the batch now, and the prompt that probably comes next."""
         new: list[RequestState] = []
         while len(batch.rows) + len(new) < self.batch_size:
             following = queue.peek()
@@ -161,7 +161,7 @@ class Engine:
         self._check_request(request)
         return RequestState.of(request, self.sampler)
 
-    # What other engines do otherwise.
+    # What other engines do differently.
 
     def _forward_pass(self) -> ForwardPass:
         """What runs the model over a new batch."""
@@ -201,7 +201,7 @@ class RequestQueue:
 
 
 def emit(rows: Sequence[RequestState], tokens: Sequence[SampledToken]) -> Iterator[Step]:
-    """The tokens just chosen as steps; rows that were cancelled meanwhile are passed over, those that end marked."""
+    """The tokens just chosen, as steps; skips rows cancelled meanwhile and marks the rows that end."""
     now = time.perf_counter()
     for row, token in zip(rows, tokens, strict=True):
         if row.finished:
@@ -209,7 +209,7 @@ def emit(rows: Sequence[RequestState], tokens: Sequence[SampledToken]) -> Iterat
         row.produced += 1
         reason = _finish_reason(row, token)
         row.finished = reason is not None
-        yield Step(row.request, token.token_id, token.logprobs, reason, now - row.admitted, token.error)
+        yield Step(row.request, token.token_id, token.logprobs, reason, now - row.prefilled_at, token.error)
 
 
 def _finish_reason(row: RequestState, token: SampledToken) -> EndReason | None:

@@ -1,4 +1,4 @@
-"""Step 2 of the decoding loop: what runs the model over the rows of a batch, and keeps their memory.
+"""Step 2 of the decoding loop: runs the model over the rows of a batch, and keeps their KV cache.
 
 The loop runs a model only through `ForwardPass`; `ModelForward` is ours, for transformers models. Knows no sampler.
 """
@@ -29,24 +29,24 @@ class ForwardPass(Protocol):
     """Runs a model over the rows of one batch. Rows are numbered in the order in which they were prefilled."""
 
     def has_room(self, row: RequestState, before: int) -> bool:
-        """Whether a row can join those that are there and `before` others, as far as memory goes."""
+        """Whether there is memory for a row beside those in the batch and `before` others that join first."""
 
     def prefill(self, new: Sequence[RequestState], upcoming: PromptIds | None) -> Tensor:
-        """Run the prompts of new rows, equal ones once; the rows join behind those that are there.
+        """Run the prompts of new rows, equal ones once; the new rows come after the present ones.
 
         Args:
             new: at least one.
-            upcoming: the prompt that is likely asked for next: if it is the last one here, it is remembered.
+            upcoming: the prompt that probably comes next: if it is the last one here, it is remembered.
 
         Returns:
-            logits [len(new), vocab] behind each prompt.
+            logits [len(new), vocab] after each prompt.
         """
 
     def decode(self, ids: Tensor) -> Tensor:
         """Run one more token of every row, int64 [rows], on the device of the logits.
 
         Returns:
-            logits [rows, vocab] behind them; may be overwritten by the next call.
+            logits [rows, vocab] after them; may be overwritten by the next call.
         """
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class ModelForward:
         self._kept: tuple[PromptIds, KVCache, Tensor] | None = None
 
     def has_room(self, row: RequestState, before: int) -> bool:
-        """Always: the KV cache grows as it must."""
+        """Always True: the KV cache grows as needed."""
         return True
 
     def prefill(self, new: Sequence[RequestState], upcoming: PromptIds | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""An engine for conversations: one sequence at a time, and what was read of the last one is not read again.
+"""An engine for conversations: decodes one sequence at a time and reuses what was read of the last one.
 
 A turn of a conversation begins with everything said before. Keys and values of that beginning are kept, whichever
 sampler chose the tokens, so that a turn costs only what is new. Knows no text.
@@ -45,7 +45,7 @@ class PrefixEngine(Engine):
 
     @property
     def reused(self) -> int:
-        """How many tokens of the last request's prompt had not to be read."""
+        """How many tokens of the last request's prompt did not have to be read."""
         return self._prefix.reused
 
     def _forward_pass(self) -> _PrefixForward:
@@ -53,7 +53,7 @@ class PrefixEngine(Engine):
 
 
 class _PrefixForward:
-    """A model and what it has read of one sequence, of which as much is kept as the next prompt begins with."""
+    """A model and what it has read of one sequence; the part with which the next prompt begins is kept."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.reused = 0
@@ -62,11 +62,11 @@ class _PrefixForward:
         self._ids: list[int] = []  # whose keys and values are in the cache
 
     def has_room(self, row: RequestState, before: int) -> bool:
-        """Never beside another row."""
+        """Always False: it holds one row."""
         return False
 
     def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
-        """See `ForwardPass.prefill`. A prompt's last token is always read, for there the logits come from."""
+        """See `ForwardPass.prefill`. A prompt's last token is always read, since the logits come from it."""
         prompt = new[0].prompt
         self.reused = common = min(_common(prompt, self._ids), len(prompt) - 1)
         if not common:

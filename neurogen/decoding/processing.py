@@ -1,4 +1,4 @@
-"""The processors of one request at work: on each step's logits, and where together they leave no token.
+"""Runs the processors of one request on each step's logits, and resolves it when together they leave no token.
 
 Knows no model and no other request.
 """
@@ -26,7 +26,7 @@ WithMemory = tuple[Processor, Any]
 
 
 class Processing:
-    """The processors of one request at work.
+    """Runs the processors of one request.
 
     A ParameterError of theirs, whenever it comes, is raised by `process`: it ends this sequence and no other.
 
@@ -75,7 +75,7 @@ class Processing:
             self._refused = error
 
     def settle(self, logits: Tensor, model: Tensor) -> Sequence[Processor]:
-        """Look for a token where `process` has left none: a processor that gives way to another is left out.
+        """Look for a token if `process` has left none: processors that may give way are left out.
 
         Where a text is complete and nothing may follow, the sequence ends, whatever bans its end.
 

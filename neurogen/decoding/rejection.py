@@ -1,7 +1,7 @@
 """Rejection of drafted tokens, as mathematics on tensors: which are accepted, what replaces the first that is not.
 
 With p the target's distribution and q the draft's, a token x drawn from q is accepted with probability
-min(1, p(x) / q(x)); otherwise one is drawn from max(p - q, 0), normalised. The result is distributed as p (Leviathan et
+min(1, p(x) / q(x)); else one is drawn from max(p - q, 0), normalised. The result is distributed as p (Leviathan et
 al., "Fast Inference from Transformers via Speculative Decoding", ICML 2023; Chen et al., "Accelerating Large Language
 Model Decoding with Speculative Sampling", 2023). Knows no model and no sampler.
 """

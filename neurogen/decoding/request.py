@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it says about a token. Knows no text and no model's arithmetic."""
+"""Requests to an engine, and the steps it answers with. Knows no text and not how a model computes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Request:
         stop_ids: tokens that end the sequence.
         logprobs: give the log-probability of the chosen token and of this many most probable ones; None for none.
         processors: change the logits before the sampler sees them, in this order.
-        key: what the caller knows the sequence by.
+        key: by which the caller identifies the sequence.
         sample: which of the samples of its prompt it is, from 0; only engines that rank sequences look at it.
         notices: where the engine says what the user must know about the sequence.
     """
@@ -88,7 +88,7 @@ class RequestState:
         settings: the values of its other parameters, which are the same for a whole batch.
         produced: tokens chosen so far.
         finished: leaves the batch before the next forward pass.
-        admitted: `time.perf_counter()` when its prompt had been read.
+        prefilled_at: `time.perf_counter()` when its prompt had been read.
     """
 
     request: Request
@@ -96,7 +96,7 @@ class RequestState:
     settings: dict[str, Any]
     produced: int = 0
     finished: bool = False
-    admitted: float = 0.0
+    prefilled_at: float = 0.0
 
     @classmethod
     def of(cls, request: Request, sampler: Sampler) -> RequestState:
@@ -119,7 +119,7 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What a step gave a row: a token, or the reason why there is none."""
+    """The result of a step for a row: a token, or the error that explains why no token could be chosen."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -131,7 +131,7 @@ Observed = tuple[Sequence[RequestState], "Tensor", Sequence[SampledToken]]
 
 Observer = Callable[[Sequence[RequestState], "Tensor", "Tensor", Sequence[SampledToken]], None]
 """Is shown every step: the rows, the model's logits [rows, vocab], what processors made of them (the same tensor where
-there is none), and what was chosen. It must not change anything."""
+there are no processors), and what was chosen. It must not change anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +140,13 @@ class Step:
 
     Attributes:
         request: whose it is.
-        token_id: the token chosen; -1 where there is none, because of `error`.
+        token_id: the token chosen; -1 where no token could be chosen, because of `error`.
         logprobs: log-probabilities, where the request asks for them.
         finish_reason: "eos" when the token is one of the request's `stop_ids`, "length" when it is the last of
-            `max_new_tokens`, "error" when the model gave no valid distribution, else None.
-        seconds: wall time since the sequence was given a row.
-        error: an InvalidLogitsError with the request's key, where `finish_reason` is "error". It ends this sequence
-            only.
+            `max_new_tokens`, "error" when no token could be chosen, else None.
+        seconds: wall time since its prompt was read (prefill not counted); with beams, of the whole search.
+        error: where `finish_reason` is "error": InvalidLogitsError, or the ParameterError of a processor that cannot
+            go on. It ends this sequence only.
         score: what the sequence is ranked by, from engines that rank sequences; None from others.
     """
 
@@ -206,7 +206,7 @@ def check_count(name: str, value: Any) -> None:
     """Refuse what is not an integer of at least 1.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is not one.
     """
     if not is_whole(value, range(1, INT64.stop)):
         raise ParameterError(f"{name} must be an integer >= 1, got {value!r}.", name)

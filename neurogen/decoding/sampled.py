@@ -1,6 +1,6 @@
-"""What a step says about sampled ids: their log-probabilities, and who is to blame where a row has none.
+"""What a step says about sampled ids: their log-probabilities, and what is to blame where a row has no token.
 
-The model, where its logits are invalid; the processors, where they leave nothing; else the sampler.
+That is the model if its logits are invalid, the processors if they leave no token, and else the sampler.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def sampled_tokens(
     refused: Mapping[int, ParameterError] | None = None,
     culprits: Mapping[int, Sequence[Processor]] | None = None,
 ) -> list[SampledToken]:
-    """The tokens of the rows, or why there is none.
+    """The tokens of the rows, or the error of a row without one.
 
     Args:
         sampler: has chosen them.
         rows: whose they are.
-        ids: int64 [rows], -1 where there is none.
+        ids: int64 [rows], -1 for a row without a token.
         logits: [rows, vocab], the model's, without ids that have no text.
         processed: what the sampler was given.
         refused: the error of a row that a processor has ended.
         culprits: the processors that left a row nothing, where it is known which.
 
     Raises:
-        ContractError: the sampler gave an id that is none, or no id for valid logits.
+        ContractError: the sampler gave an id outside the vocabulary, or no id for valid logits.
     """
     logprobs = _logprobs(rows, ids, logits)
     tokens = ids.tolist()
@@ -92,7 +92,7 @@ def _most_probable(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...
 
 
 def _check_sampler(sampler: Sampler, row: RequestState, token: int, processed: Tensor) -> None:
-    """Blame the sampler for an id that cannot be, or for none where the logits are valid."""
+    """Blame the sampler for an id outside the vocabulary, or for no id where the logits are valid."""
     of = f"Sampler {sampler.name!r} ({sampler.origin})"
     if token != NO_TOKEN:
         raise ContractError(

@@ -1,6 +1,6 @@
 """The score that sequences are ranked by, in best-of, beam search and comparisons.
 
-It is the summed log-probability of the tokens that were chosen, the one that ended the sequence among them, over
+It is the summed log-probability of the chosen tokens, including the one that ended the sequence, divided by
 their number to the power `length_penalty`. Importing this module does not import torch.
 """
 

@@ -63,7 +63,7 @@ class DraftedForward:
         self.target, self.draft = ModelForward(model), ModelForward(draft)
 
     def has_room(self, row: RequestState, before: int) -> bool:
-        """Always: the KV caches grow as they must."""
+        """Always True: the KV caches grow as needed."""
         return True
 
     def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
@@ -75,11 +75,11 @@ class DraftedForward:
         return logits
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Run tokens [rows, new] with the target; the logits behind each of them."""
+        """Run tokens [rows, new] with the target; the logits after each of them."""
         return self.target.cache.forward_all(ids)
 
     def decode_draft(self, ids: Tensor) -> Tensor:
-        """Run tokens [rows, new] with the draft; the logits behind the last of them."""
+        """Run tokens [rows, new] with the draft; the logits after the last of them."""
         return self.draft.cache.forward_all(ids)[:, -1]
 
     def crop(self, counts: Sequence[int]) -> None:
@@ -137,7 +137,7 @@ class SpeculativeEngine(Engine):
 
     @property
     def acceptance_rate(self) -> float:
-        """Which share of the drafted tokens the target has accepted; 0 where none was drafted."""
+        """The share of the drafted tokens that the target has accepted; 0 if none was drafted."""
         return self.counts.accepted / max(self.counts.drafted, 1)
 
     @property
@@ -178,8 +178,8 @@ class SpeculativeEngine(Engine):
         for column in range(max(accepted) + 1):
             having = [i for i, count in enumerate(accepted) if count >= column]
             left, index = [rows[i] for i in having], torch.tensor(having, device=ids.device)
-            behind = logits[index, column]
-            yield left, sampled_tokens(self.sampler, left, ids[index, column], behind, behind)
+            following = logits[index, column]
+            yield left, sampled_tokens(self.sampler, left, ids[index, column], following, following)
         self.counts.passes += len(rows)
         self.counts.tokens += sum(row.produced for row in rows) - before
 
@@ -188,7 +188,7 @@ class SpeculativeEngine(Engine):
         """Draft and check.
 
         Returns:
-            ids, int64 [rows, drafts + 1]; how many drafts of each row were accepted: so many ids and one more count;
+            ids, int64 [rows, drafts + 1]; how many drafts of each row were accepted: as many ids, and one more, count;
             the target's logits that they were chosen from, [rows, drafts + 1, vocab].
         """
         models = batch.model
@@ -212,7 +212,7 @@ class SpeculativeEngine(Engine):
         return ids, taken, logits
 
     def _wanted(self, row: RequestState) -> int:
-        """How many drafts a row can use, whatever is beside it; one token more comes from the target."""
+        """How many drafts a row can use, regardless of the other rows; one more token comes from the target."""
         return min(self.draft_tokens, row.request.max_new_tokens - row.produced - 1)
 
     def _drafted(
@@ -244,7 +244,7 @@ class SpeculativeEngine(Engine):
         """Which drafts the target takes (Leviathan et al.), and what follows them.
 
         Returns:
-            int64 [rows], how many drafts were accepted; int64 [rows], the token behind them: drawn from the target
+            int64 [rows], how many drafts were accepted; int64 [rows], the token after them: drawn from the target
             where no draft was left, else from what the draft did not cover; -1 where the target has no distribution.
         """
         seed, position = arguments["seed"], arguments["position"]
@@ -332,7 +332,7 @@ def _check_pair(model: LanguageModel, draft: LanguageModel) -> None:
 
 
 def _difference(model: LanguageModel, draft: LanguageModel) -> str | None:
-    """In words, in what the vocabularies differ; None where they do not."""
+    """How the vocabularies differ, in words; None if they do not."""
     size, other = _vocab_size(model), _vocab_size(draft)
     if size != other:
         return f"it has {other:,} tokens, not {size:,}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["KVCache", "check_cache"]
 
 SPARE_COLUMNS = 256
-"""An attention mask is made with so many columns for tokens to come."""
+"""How many columns an attention mask has in reserve for future tokens."""
 
 
 def check_cache(model: LanguageModel) -> None:
@@ -82,7 +82,7 @@ class KVCache:
             prompts: at least one, of at least one token each.
 
         Returns:
-            logits [len(prompts), vocab] behind each prompt, of the model's dtype.
+            logits [len(prompts), vocab] after each prompt, of the model's dtype.
         """
         width = max(map(len, prompts))
         self.padding = [width - len(prompt) for prompt in prompts]
@@ -96,7 +96,7 @@ class KVCache:
             ids: int64 [rows, new].
 
         Returns:
-            logits [rows, vocab] behind the last of them, of the model's dtype.
+            logits [rows, vocab] after the last of them, of the model's dtype.
         """
         mask, positions = self._next(ids.shape[1])
         logits, self._cache = self.model.forward(ids, mask, positions, self._cache)
@@ -104,7 +104,7 @@ class KVCache:
         return logits
 
     def forward_all(self, ids: Tensor) -> Tensor:
-        """Read tokens as `forward` does, and return the logits behind each of them, [rows, new, vocab].
+        """Read tokens as `forward` does, and return the logits after each of them, [rows, new, vocab].
 
         Tokens beyond the model's context get its last position; their logits mean nothing.
         """
@@ -130,7 +130,7 @@ class KVCache:
     # Rows join, leave, are cropped and copied. Whatever else a layer may remember must do the same.
 
     def join(self, other: KVCache) -> None:
-        """Let the rows of another cache join behind those that are there; the other is not to be used afterwards."""
+        """Add the rows of another cache after the present ones; the other must not be used afterwards."""
         if not self.padding:
             self.padding, self._cache, self._mask = other.padding, other._cache, None
             return

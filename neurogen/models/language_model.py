@@ -79,7 +79,7 @@ class LanguageModel:
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> tuple[torch.Tensor, Cache]:
-        """Run the model over new tokens and return the logits behind the last one.
+        """Run the model over new tokens and return the logits after the last one.
 
         Args:
             input_ids: int64 [batch, new], on `device`; rows of different length are padded on the left.
@@ -102,7 +102,7 @@ class LanguageModel:
         *,
         count: int,
     ) -> tuple[torch.Tensor, Cache]:
-        """Run the model as `forward` does, and return the logits behind each of the last `count` tokens.
+        """Run the model as `forward` does, and return the logits after each of the last `count` tokens.
 
         Returns:
             logits, [batch, count, vocab] in `dtype`, and the cache.

@@ -102,7 +102,7 @@ class SentencePieceTokenizer(Tokenizer):
         return str(self._processor.id_to_piece(token)).replace(SPACE_SYMBOL, " ")
 
     def token_bytes(self, token: int) -> bytes:
-        """See `Tokenizer.token_bytes`; the unknown token has none."""
+        """See `Tokenizer.token_bytes`; the unknown token has no bytes."""
         if not 0 <= token < self.vocab_size or self._processor.is_unknown(token):
             return b""
         if self._processor.is_byte(token):
@@ -209,7 +209,7 @@ class HFTokenizer(Tokenizer):
             ) from None
 
     def _end_of_turn(self) -> int | None:
-        """Find the special token that the chat template puts behind an assistant's answer."""
+        """Find the special token that the chat template puts after an assistant's answer."""
         if not self.has_chat_template:
             return None
         answer = "neurogen"

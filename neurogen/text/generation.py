@@ -1,4 +1,4 @@
-"""What a runner is asked and what it yields: prompts and options, then pieces of text, results and failures.
+"""The input and output of a runner: prompts and options, then pieces of text, results and failures.
 
 A result has everything that is needed to repeat it. Knows no model and no engine; importing this module does not import
 torch.
@@ -139,12 +139,13 @@ class Result(Displayed):
         score: of the strategy that chose this result among several; None where there was no choice.
         finish_reason: "eos" (the model ended it), "stop" (a stop string or one of `stop_ids` did), "length".
         prompt_tokens, new_tokens: how many the model was given, how many are in `token_ids`.
-        seconds: wall time from the sequence's first share of the batch to its end.
+        seconds: wall time since its prompt was read (prefill not counted); with beams, of the whole search, and with
+            vLLM, of the whole call.
         tokens_per_second: new tokens over seconds.
         logprobs: one entry a token id, where asked for: token_id, text, logprob (natural logarithm of the model's own
             probability, before temperature and truncation) and top, a list of the same.
-        end_logprob: where log-probabilities were asked for, that of the token that ended the text and is none of
-            `token_ids`; None where the text was ended by a string or its length.
+        end_logprob: where log-probabilities were asked for, that of the token that ended the text and is not one
+            of `token_ids`; None where the text was ended by a string or its length.
         max_new_tokens: the most tokens it could get, where none were asked for and the context decided.
     """
 
@@ -181,7 +182,7 @@ class Failure:
     Attributes:
         index: which prompt.
         error: why.
-        sample: which of its samples; None where none of them can be run.
+        sample: which of its samples; None if no sample can be run.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""What was asked for and does nothing, or probably something else than was meant. A hint stops nothing: it is told."""
+"""Hints about options that have no effect, or probably not the intended one. A hint is shown and stops nothing."""
 
 from __future__ import annotations
 

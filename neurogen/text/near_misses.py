@@ -1,4 +1,4 @@
-"""Fields of a prompts file that look like options and are none: names of other programs, misspellings. What to write
+"""Fields of a prompts file that look like options but are not: names of other programs, misspellings. What to write
 instead is a hint, once a file and field; other fields of a data set are no matter.
 """
 
@@ -64,7 +64,7 @@ CUTOFF = 0.85
 
 
 def advice_for(field: str, sampler: Sampler) -> str | None:
-    """What to write instead of a field that is none; None where it looks like no option."""
+    """What to write instead of a field that is not an option; None if it does not look like one."""
     name = _plain(field)
     if name in FIELDS:
         return f'"{name}"'

@@ -10,8 +10,8 @@ OBEYED = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not i
 """A terminal obeys these characters (ECMA-48: C0, DEL and C1), all but the tab and the line break."""
 
 REORDERING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-"""Embeddings, overrides and isolates of the Unicode bidirectional algorithm: they make a line read otherwise than its
-characters follow on each other, past the end of the text that holds them. Right-to-left text needs none of them."""
+"""Embeddings, overrides and isolates of the Unicode bidirectional algorithm: they change the order in which a line is
+shown, past the end of the text that holds them. Right-to-left text does not need them."""
 
 CONTROL = {code: f"\\x{code:02x}" for code in OBEYED} | {code: f"\\u{code:04x}" for code in REORDERING}
 IN_JSON = {code: f"\\u{code:04x}" for code in CONTROL if code >= 0x7F}

@@ -63,7 +63,7 @@ def read_prompts(
     Args:
         path: a file of JSON lines, or `-` for standard input.
         sampler: what the prompts' own parameters are checked against.
-        told: is told of fields that look like options and are none, once each.
+        told: is called once for each field that looks like an option but is not.
 
     Returns:
         the prompts, whose `index` is their line counted from 0, and the lines that hold none.

@@ -1,6 +1,6 @@
 """Text to text: prompts become token ids, the engine continues them, and the new ids become text again.
 
-What is about text is here: chat templates, stop strings, streaming without half characters, seeds of several samples.
+It handles chat templates, stop strings, streaming without half characters, and the seeds of several samples.
 What a runner is asked and what it yields is defined in `generation`, and can be imported from here too. Importing this
 module does not import torch.
 """
@@ -46,7 +46,7 @@ KEPT_PROCESSORS = 32
 """Specs of prompts' own processors whose processors are kept."""
 
 CONTEXT_IDS = 8
-"""New ids are decoded behind so many last ids of the prompt: a tokenizer may drop the space that starts a text."""
+"""How many of the prompt's last ids are decoded before a continuation: a tokenizer may drop a text's first space."""
 
 
 class Runner:
@@ -341,7 +341,7 @@ class _Sequence:
         return notices_of(self.request.processors, self._ids, self.finish_reason)
 
     def _new(self, text: str) -> str:
-        """Decoded text without what the prompt ends with and the decoder had held back."""
+        """Decoded text without the end of the prompt that the decoder had held back."""
         new = text[self._of_prompt :]
         self._of_prompt -= len(text) - len(new)
         return new
