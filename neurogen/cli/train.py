@@ -36,7 +36,7 @@ NOT_OPTIONS = frozenset({"out", "resume", "quiet", "as_json"})
 @click.command(context_settings={"max_content_width": 100})
 @click.argument("data", nargs=-1)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the run: metrics, samples, charts, checkpoints.")
-@click.option("--resume", is_flag=True, help="Go on with the run in DIR behind its last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR after its last checkpoint.")
 @click.option(
     "--tokenizer",
     metavar="FILE.model",
@@ -209,7 +209,7 @@ def _stopping(run: TrainingRun, display: Display) -> Iterator[list[signal.Signal
             raise KeyboardInterrupt
         caught.append(signal.Signals(number))
         run.stop_requested = True
-        display.say("Stopping behind this chunk, to save. Once more stops at once, without saving.")
+        display.say("Stopping after this chunk, to save. Once more stops at once, without saving.")
 
     before = {number: signal.signal(number, handler) for number in EXITS}
     try:
@@ -273,7 +273,7 @@ def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
         begun: the chunk that it went on from.
     """
     checkpoint, again = latest_checkpoint(run.folder), f"neurogen train --resume --out {shlex.quote(str(run.folder))}"
-    ended = f"Stopped behind chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
+    ended = f"Stopped after chunk {run.chunk:,}" if code else f"Trained {run.chunk:,} chunks"
     if run.chunk == begun and not code and checkpoint is not None:
         return (
             f"Nothing was trained: the run has reached its end, with {run.chunk:,} chunks, and the model is in "

@@ -97,7 +97,7 @@ class PackedStream:
             rank: which of the `world_size` shares of every joint batch to give out.
             world_size: number of ranks.
             repeat: start the data over without end. If not, the iteration ends with the data, the last batch may be
-                smaller (on some ranks it may be none), and what is no whole sequence any more is left out.
+                smaller (on some ranks there may be no batch), and an incomplete last sequence is left out.
             pad_last: leave nothing out at the end of the data: the last batch holds the rest, divided evenly among the
                 ranks, and is filled up with targets to ignore. All ranks get the same number of batches, and the last
                 has the same shape on all of them, for a rank without a share too.
@@ -254,7 +254,7 @@ class PackedStream:
         return count >= needed
 
     def _next_batch(self, length: int, rows: int) -> PackedBatch:
-        """Take `length` targets from the front, and of them this rank's share; the last id stays, to begin the next.
+        """Take `length` targets from the front, return this rank's share, and keep the last id for the next call.
 
         Args:
             length: over all ranks.

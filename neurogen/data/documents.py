@@ -214,7 +214,7 @@ class TextStream:
             begin = end
 
     def _text(self, row: SourceRow) -> str:
-        """The row's text; empty where it has none, which has then been reported."""
+        """The row's text; empty for a row without a text, which has then been reported."""
         try:
             if row.kind == "text":
                 text = self._decode_lines(row)

@@ -30,7 +30,7 @@ LOOKAHEAD = 1024
 """Characters after a piece that are encoded with it to find out whether a token ends where the piece ends."""
 
 LONGEST_TEXT = 2**20
-"""A text of so many characters without a place to cut is cut all the same, since memory is finite."""
+"""The most characters without a place to cut; a longer text is cut anyway, since memory is finite."""
 
 Ids = npt.NDArray[np.int64]
 Encode = Callable[[str], list[int]]

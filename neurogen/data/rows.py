@@ -108,7 +108,7 @@ class _Reader:
                 yield from self._json(stack.enter_context(lines))
 
     def _json(self, file: BinaryIO) -> Iterator[SourceRow]:
-        """One row a line; blank lines are none."""
+        """One row a line; blank lines are skipped."""
         while line := self._read_line(file, MAX_ROW):
             if len(line) >= MAX_ROW and not line.endswith(b"\n"):
                 self._skip_line(file)

@@ -125,7 +125,7 @@ Source = FileSource | HubSource
 
 
 def resolve(sources: Sequence[str | Path]) -> list[Source]:
-    """Find out what `sources` name; the order is kept, a folder's files are sorted by name.
+    """Find what `sources` name; the order is kept, and the files of a folder are sorted by name.
 
     Args:
         sources: files, folders, or names on the hub.

@@ -103,7 +103,7 @@ def train_tokenizer(
         model_type: `bpe` or `unigram`.
         character_coverage: share of the text's characters that get a piece of their own, 0.98 to 1; others are spelled
             in bytes.
-        max_sentences: learn from so many lines at most, the first ones.
+        max_sentences: learn from at most this many lines, the first ones.
         force: replace `out` if it exists.
         on_broken: called for each row without a text.
         on_progress: called now and then with the number of lines read and whether they are all. After that
@@ -175,7 +175,7 @@ class _Lines:
     Attributes:
         count: how many there were.
         whole: whether the data have been read to their end.
-        error: what has gone wrong while reading; SentencePiece hides it behind an error of its own.
+        error: what has gone wrong while reading; SentencePiece replaces it by an error of its own.
     """
 
     def __init__(self, stream: TextStream, most: int, on_progress: Callable[[int, bool], None]) -> None:

@@ -96,7 +96,7 @@ def next_batches(batches: Iterator[PackedBatch], steps: int) -> list[PackedBatch
 
 
 def _hold_out(data: TrainingData, options: TrainingOptions, tokenizer: Tokenizer, shares: dict[str, Any]) -> None:
-    """Read the documents that are not trained on, or note that there are none."""
+    """Read the documents that are held out, or note that no document is."""
     seen = 0
 
     def select(document: int) -> bool:
@@ -128,7 +128,7 @@ def _never_measured(options: TrainingOptions, chunks: int) -> str:
 
 
 def _read(held_out: PackedStream, tokens: int) -> list[PackedBatch]:
-    """As many batches as hold so many tokens over all processes, or all there are."""
+    """The fewest batches that hold this many tokens over all processes; all batches if there are fewer tokens."""
     batches = []
     for batch in held_out:
         batches.append(batch)

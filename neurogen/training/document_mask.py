@@ -1,7 +1,7 @@
 """Attention within documents: no token attends to an earlier document of its sequence.
 
-A causal language model of transformers keeps to that where `position_ids` start over at each document and no attention
-mask is given (packed sequences). Whether a model does is tried once, before the first step: recurrent architectures and
+A causal language model of transformers does this if `position_ids` start over at each document and no attention mask
+is given (packed sequences). Whether a model does is tried once, before the first step: recurrent architectures and
 those with masks of their own do not. Llama 3 was trained so (Grattafiori et al., 2024, "The Llama
 3 Herd of Models", section 3.2).
 """
@@ -19,7 +19,7 @@ from neurogen.models.foreign import logits_of
 __all__ = ["check_document_mask", "positions_within_documents"]
 
 TRIED_TOKENS = 6
-"""Of each of the two documents that an architecture is tried with."""
+"""How many tokens each of the two documents has that an architecture is tried with."""
 
 TOLERANCE = 1e-4
 """Of logits, as a share of the largest: arithmetic in another order stays far below, another context far above."""

@@ -1,4 +1,4 @@
-"""What changes the weights: AdamW, or Muon for the matrices, with the learning rate's course. Knows no data."""
+"""The optimizers, AdamW or Muon for the matrices, and the learning rate's schedule. Knows no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training step and a training run are asked to do, checked once. Imports nothing heavy."""
+"""The options of a training step and of a training run, checked once. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _parameter_error(cls: Any, error: ValidationError) -> Exception:
 
 
 def _domain(field: FieldInfo) -> str:
-    """What values an option may take, in words; None is not named."""
+    """The values that an option may take, in words, without None."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     if get_origin(field.annotation) is Literal:
         return " or ".join(kinds)
@@ -107,7 +107,7 @@ def check_preset(name: str) -> None:
 @raises_parameter_error
 @dataclass(frozen=True, config=CHECKED)
 class TrainerOptions:
-    """How weights are changed.
+    """How a training step changes the weights.
 
     Attributes:
         learning_rate: peak of the learning rate.
@@ -116,10 +116,10 @@ class TrainerOptions:
         warmup_steps: over which the learning rate rises to its peak.
         total_steps: over which it then falls to a tenth along a cosine; None: it stays.
         max_gradient_norm: to which the gradient is clipped.
-        accumulation: a batch is worked on in so many parts, to need less memory; the step is the same.
-        seed: of what a step draws: dropout, and the draws of a contrast. The same seed gives the same run.
+        accumulation: the number of parts that a batch is worked on in, to need less memory; the step is the same.
+        seed: seed of what a step draws: dropout and the draws of a contrast. The same seed gives the same run.
         document_separator: the id that begins a document in the sequences: attention is kept within documents. None:
-            a token attends to all before it in its sequence.
+            a token attends to every earlier token of its sequence.
 
     Raises:
         ParameterError: a value outside its domain.
@@ -139,7 +139,7 @@ class TrainerOptions:
 @raises_parameter_error
 @dataclass(frozen=True, config=CHECKED)
 class TrainingOptions:
-    """What a run is, as `neurogen train` takes it.
+    """The options of a training run, as `neurogen train` takes them.
 
     Attributes:
         data: files, folders or names of data sets on the hub; see `neurogen.data.batches`.
@@ -154,20 +154,20 @@ class TrainingOptions:
         learning_rate: peak; None: the preset's.
         optimizer, weight_decay, warmup_steps, max_gradient_norm: see `TrainerOptions`.
         val: data to measure on.
-        hold_out: without `val`, every so many-th document is kept from training and measured on; 0: none is.
-        val_every, val_tokens: measure so many held-out tokens every so many chunks.
-        save_every, keep: write a checkpoint every so many chunks, and keep so many.
+        hold_out: N: without `val`, every N-th document is kept from training and measured on; 0: no document is.
+        val_every, val_tokens: measure `val_tokens` held-out tokens every `val_every` chunks.
+        save_every, keep: write a checkpoint every `save_every` chunks, and keep the newest `keep`.
         precision: "float32", or "bf16" for matrix products in bfloat16 with float32 weights.
         compile: compile the model with torch.compile.
-        contrast: top-k 50 at temperature 1 in addition to the greedy accuracy, to show what it would have hidden.
-        chart_every: draw the charts every so many chunks.
+        contrast: also draw by top-k 50 at temperature 1, to show what that accuracy would have hidden.
+        chart_every: draw the charts after every `chart_every` chunks.
         tensorboard: write events for TensorBoard, too.
         device: auto, cpu or cuda.
         seed: of everything that is drawn: fresh weights, dropout, the draws of the contrast.
         parse_special: make special tokens of their spellings in the data, such as "<|endoftext|>"; as a rule they are
             ordinary text, and the only special token in the stream is the one that ends a document.
-        document_mask: keep attention within documents, of which several may be packed into a sequence; as a rule a
-            token attends to all before it in its sequence, those of earlier documents too.
+        document_mask: no token attends to an earlier document that is packed into the same sequence; by default a
+            token attends to every earlier token of its sequence.
 
     Raises:
         ParameterError: a value outside its domain.

@@ -30,7 +30,7 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 
 
 def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
-    """Refuse a configuration that no model can be made of, before there is a tokenizer: one is made without memory.
+    """Refuse a configuration that no model can be made from, before there is a tokenizer: tries one without memory.
 
     Args:
         file: see `model_config`.
@@ -38,7 +38,7 @@ def check_config(file: str | Path, *, context: int, vocab_size: int) -> None:
         vocab_size: about as many as the tokenizer will have.
 
     Raises:
-        ModelError: it is no configuration, or one that does not do.
+        ModelError: it is no configuration, or it cannot be used.
     """
     config = _from_file(Path(file), {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None}, context)
     try:

@@ -1,4 +1,4 @@
-"""Processes that train together, as torchrun and accelerate launch start them: where one fails, all of them end.
+"""Processes that train together, as torchrun and accelerate launch start them: if one fails, all of them end.
 
 A process that failed alone would leave the others waiting for it forever.
 """
@@ -21,7 +21,7 @@ BROKEN_CONNECTION = ("gloo", "nccl", "closed by peer", "reset by peer", "broken 
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """Do something in which each process may fail by itself, such as reading and writing: all fail where one does.
+    """Do something in which each process may fail by itself, such as reading and writing: if one fails, all fail.
 
     Within it no process may wait for another.
 
@@ -60,5 +60,5 @@ def peers_lost() -> Iterator[None]:
             raise
         raise DataError(
             "Another process of this run has ended, or cannot be reached any more, so that this one ends too. See the "
-            "other's message; --resume goes on behind the last checkpoint."
+            "other's message; --resume goes on after the last checkpoint."
         ) from None

@@ -1,4 +1,4 @@
-"""What is known of a chunk of training: a line of `metrics.jsonl`."""
+"""The report of a chunk of training: a line of `metrics.jsonl`."""
 
 from __future__ import annotations
 

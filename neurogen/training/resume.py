@@ -63,7 +63,7 @@ def read_stored_run(folder: Path) -> StoredRun | None:
 def options_in_force(
     folder: Path, begun: StoredRun | None, options: TrainingOptions | None, resume: bool, changes: Mapping[str, Any]
 ) -> TrainingOptions:
-    """The options of a new run, or those that the run in a folder began with, with what is changed of them.
+    """The options of a new run, or those that the run in a folder began with, with the changes applied.
 
     Raises:
         DataError: there is a run where a new one is to begin, or none to resume.
@@ -121,11 +121,11 @@ def check_identity(begun: StoredRun, identity: Mapping[str, str]) -> list[str]:
 def changes_in_words(
     begun: TrainingOptions, options: TrainingOptions, chunk: int, step: int, begun_processes: int, processes: int
 ) -> list[str]:
-    """What is otherwise than before, as sentences.
+    """What has changed since the run was last begun or resumed, as sentences.
 
     Args:
-        begun, options: before and now.
-        chunk, step: how many have been trained and made.
+        begun, options: the options before and now.
+        chunk, step: how many chunks have been trained, and how many steps made.
         begun_processes, processes: how many there were at the last checkpoint, and are now.
 
     Raises:

@@ -57,7 +57,7 @@ class TrainingRun:
         folder: where everything goes.
         options: what to do; not given with `resume`, which does as the run began.
         resume: go on with the run in `folder`, after its last checkpoint.
-        changes: options that are to be otherwise from here on; few may be.
+        changes: options to change from here on; only a few can be.
         on_broken: called for every row of the data that has no text.
 
     Attributes:
@@ -67,7 +67,7 @@ class TrainingRun:
         saved: how many of them the newest checkpoint holds.
         stop_requested: set it to True to end after the current chunk, with a checkpoint.
         stopped: whether the run ended since that was asked for, in this process or in another.
-        notices: what is otherwise than a user might think, as sentences.
+        notices: surprises for the user, as sentences.
 
     Raises:
         DataError: the folder holds another run, or none to resume, or another process trains in it.

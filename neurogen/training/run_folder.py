@@ -1,4 +1,4 @@
-"""The folder of a training run: its files and its lock, and what makes a folder unfit. Knows no model and no data.
+"""The folder of a training run: its files, its lock, and when a folder is refused. Knows no model and no data.
 
 RUN/
     training.json    the options, kept for --resume
@@ -76,7 +76,7 @@ class RunFolder:
             )
 
     def lock(self) -> None:
-        """Make the folder this process's, and remove what processes that were killed have left of checkpoints.
+        """Lock the folder for this process, and remove unfinished checkpoints of processes that were killed.
 
         Raises:
             DataError: another process trains in it, or it cannot be made.

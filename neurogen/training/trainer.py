@@ -40,7 +40,7 @@ from neurogen.training.trainer_checks import (
 __all__ = ["MEASURED_BY", "StepResult", "Trainer", "TrainerOptions", "UnmovedWarning"]
 
 MEASURED_BY = Contract(deterministic=True, argmax=True)
-"""What the sampler that measures a training step must keep."""
+"""The contract that the sampler that measures a training step must keep."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Trainer:
         options: how weights are changed; single ones may be given as keywords instead.
         accelerator: of `accelerate`: device, precision, processes. By default one process on the best device.
         registry: where the sampler `greedy` comes from.
-        contrast: a sampler whose draws are counted beside the greedy tokens, to show what they would hide. It has no
-            say in anything.
+        contrast: a sampler whose draws are counted beside the greedy tokens, to show what they would hide. It does
+            not influence the training.
 
     Attributes:
         step: how many steps have been made.
@@ -187,7 +187,7 @@ class Trainer:
         if not skipped:
             self._unmoved.after_step(warn=self.accelerator.is_main_process)
 
-        # 4. Say what was found.
+        # 4. Return the result.
         correct = (predicted == targets).sum().item()
         share = right_draws.item() / max(own_targets, 1) if self.contrast is not None else None
         predicted = predicted.reshape(torch.as_tensor(target_ids).shape)
@@ -259,7 +259,7 @@ class Trainer:
         return (drawn == targets).sum()
 
     def _seed_of_step(self) -> int:
-        """Of dropout and of the draws of `contrast`: other numbers in every step and process."""
+        """Seed of dropout and of `contrast`'s draws, different in every step and process."""
         return derived_seed(self.options.seed, self.step, self.accelerator.process_index)
 
     def _set_learning_rate(self) -> float:
@@ -273,6 +273,6 @@ class Trainer:
         return rate
 
     def _on_device(self, context_ids: Ids, target_ids: Ids) -> tuple[Tensor, Tensor]:
-        """Both as int64 [batch, positions] on the device, checked."""
+        """Contexts and targets as int64 [batch, positions] on the device, checked."""
         contexts, targets = checked_ids(context_ids, target_ids, self.vocab_size)
         return contexts.to(self.accelerator.device), targets.to(self.accelerator.device)

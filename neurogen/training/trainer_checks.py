@@ -1,4 +1,4 @@
-"""What a trainer refuses or warns of: ids, weights that would stay as they are, logits without a gradient."""
+"""What a trainer refuses or warns about: wrong ids, weights that would not change, logits without a gradient."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UnmovedParameters:
         self._before: dict[str, Tensor] = {}
 
     def before_step(self) -> None:
-        """A step begins; at the first one the weights are looked at."""
+        """Called before each step; the first call records the weights."""
         if self._steps == 0:
             self._before = self._checksums()
 

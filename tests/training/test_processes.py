@@ -161,7 +161,7 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, opti
     assert codes == [130, 143], errors
     checkpoint = latest_checkpoint(tmp_path / "run")
     assert checkpoint is not None
-    assert f"Stopped behind chunk {len(lines(tmp_path / 'run'))}; saved {checkpoint}" in errors[0]
+    assert f"Stopped after chunk {len(lines(tmp_path / 'run'))}; saved {checkpoint}" in errors[0]
 
 
 @pytest.mark.slow
