@@ -66,7 +66,7 @@ def run_session(arguments: Arguments, sampler: Sampler, processors: Sequence[Pro
                 session.tell_hints()
                 model = runners.load_model_for_run(session.arguments, sampler)
                 session.tell_hints_of(model)
-                prompts = session.mine()
+                prompts = session.own_prompts()
                 with runners.recording(session.arguments, model, sampler, options, prompts, session.done) as observer:
                     engine = runners.make_engine(model, session.arguments, sampler, observer)
                     runner = runners.make_runner(model, engine, session.arguments, sampler, options)
@@ -78,7 +78,7 @@ def run_session(arguments: Arguments, sampler: Sampler, processors: Sequence[Pro
                 session.say_summary(runners.describe_draft(engine) if arguments.draft is not None else "")
             session.merge()
         except (KeyboardInterrupt, Terminated) as stop:
-            session.tell(0, session.interruption())
+            session.tell_of_line(0, session.interruption())
             return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
     return session.report_failures()
 
@@ -103,7 +103,7 @@ def _begin(
         assert arguments.output is not None
         if not first:  # rank 0 has made sure by now that the file is of this run
             session.file = stack.enter_context(ResultsFile(arguments.output, rank=rank))
-    session.resume(done)
+    session.set_todo(done)
     return session
 
 
@@ -218,7 +218,7 @@ class Session:
                 f"bits is {INT64[-1]}. Give a smaller one.",
                 click.get_current_context(),
             )
-        for prompt in self.mine():
+        for prompt in self.own_prompts():
             seed = prompt.seed
             if seed is not None and not is_whole(seed + n - 1):
                 problem = (
@@ -227,20 +227,20 @@ class Session:
                 )
                 self.fail(Failure(prompt.index, ParameterError(problem, "seed")))
 
-    def resume(self, done: set[Key]) -> None:
+    def set_todo(self, done: set[Key]) -> None:
         """Take over the keys that an earlier run has left; what it has not is to do."""
         self.done = {key for key in done if self.ranks is None or self.ranks.mine(key[0])}
-        keys = ((prompt.index, sample) for prompt in self.mine() for sample in range(self.arguments.n))
+        keys = ((prompt.index, sample) for prompt in self.own_prompts() for sample in range(self.arguments.n))
         self.todo = [key for key in keys if key not in done]
         output, there = self.arguments.output, len(done)
         if done and self.ranks is not None:
-            self.say(f"Going on with {output}.")
+            self.tell_unless_quiet(f"Going on with {output}.")
         elif done and self.todo:
-            self.say(f"Going on with {output}: {there} of {there + len(self.todo)} results are there.")
+            self.tell_unless_quiet(f"Going on with {output}: {there} of {there + len(self.todo)} results are there.")
         elif not self.todo and not self.failed:
-            self.say(f"{output} holds all {count_of(there, 'result')} already: there is nothing to do.")
+            self.tell_unless_quiet(f"{output} holds all {count_of(there, 'result')} already: there is nothing to do.")
 
-    def mine(self) -> list[Prompt]:
+    def own_prompts(self) -> list[Prompt]:
         """The prompts of this process, save those that have failed altogether."""
         lines = (index for index in self.prompts if self.ranks is None or self.ranks.mine(index))
         return [self.prompts[index] for index in lines if not self.has_failed(index)]
@@ -299,7 +299,7 @@ class Session:
             self.told.add((index, str(failure.error)))
             where = [] if self.source is None else [f"{self.source}, line {index + 1}"]
             where += [] if sample is None or n == 1 else [f"sample {sample + 1}"]
-            self.tell(index, f"{', '.join(where)}: {failure.error.reason}")
+            self.tell_of_line(index, f"{', '.join(where)}: {failure.error.reason}")
 
     def merge(self) -> None:
         """Wait for the other processes; rank 0 puts the results of all in order, and says what the others have to."""
@@ -314,18 +314,18 @@ class Session:
         self.failed = set().union(*(failed for failed, _ in reports))
         results = count_of(self.file.sort(), "result")
         made = f"{self.sampler!r} seed {self.seed}, {self.ranks.world} processes"
-        self.say(f"{made}: {results} in {self.arguments.output}.")
+        self.tell_unless_quiet(f"{made}: {results} in {self.arguments.output}.")
 
     # What is said of it.
 
-    def tell(self, index: int, message: str) -> None:
+    def tell_of_line(self, index: int, message: str) -> None:
         """Say something about a line; of several processes only the first says it, for all."""
         if self.speaks:
             tell(message)
         else:
             self.for_first.append((index, message))
 
-    def say(self, message: str) -> None:
+    def tell_unless_quiet(self, message: str) -> None:
         """Say something that --quiet leaves out."""
         if not self.arguments.quiet:
             tell(message)
@@ -348,7 +348,7 @@ class Session:
         if not arguments.parse_special and not arguments.quiet:
             tell_of_special(model, (prompt.text for prompt in self.prompts.values()))
         for hint in tokenizer_stop_hints(self._stops, tokenizer) if tokenizer is not None else ():
-            self.tell(0, hint)
+            self.tell_of_line(0, hint)
 
     @property
     def _stops(self) -> list[str]:
@@ -366,14 +366,14 @@ class Session:
         which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
         for notice in result.notices or ():
             if notice not in self._remarks:
-                self.tell(result.index, which + notice)
+                self.tell_of_line(result.index, which + notice)
 
     def say_summary(self, drafted: str) -> None:
         """Say what was done, where this process is the only one; `drafted` is how a draft has done."""
         if self.summary.sequences and self.ranks is None:
             results = count_of(len(self.done) + self.summary.sequences, "result")
             there = "" if self.file is None else f"; {results} in {self.arguments.output}"
-            self.say(f"{self.summary.line(repr(self.sampler), self.seed)}{drafted}{there}")
+            self.tell_unless_quiet(f"{self.summary.line(repr(self.sampler), self.seed)}{drafted}{there}")
 
     def interruption(self) -> str:
         """What is there, and how to go on."""

@@ -31,7 +31,7 @@ class Batch:
     """The rows that are decoded together.
 
     Args:
-        model: runs the forward passes.
+        forward_pass: runs the model.
         sampler: chooses the tokens, for all rows at once.
         vocab_size: ids from here on are never drawn, though the logits may be wider.
         device: where the logits are.
@@ -41,10 +41,10 @@ class Batch:
         ids: int64 on `device`, the sampled ids of each row that the model has not read yet.
     """
 
-    def __init__(self, model: ForwardPass, sampler: Sampler, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, forward_pass: ForwardPass, sampler: Sampler, vocab_size: int, device: torch.device) -> None:
         self.rows: list[RequestState] = []
         self.ids: Tensor
-        self.model = model
+        self.forward_pass = forward_pass
         self._sampler = sampler
         self._vocab_size = vocab_size
         self._device = device
@@ -64,7 +64,7 @@ class Batch:
         Returns:
             logits [rows, vocab]; those of the new rows come last.
         """
-        logits = self.model.decode(self.ids) if self.rows else None
+        logits = self.forward_pass.decode(self.ids) if self.rows else None
         if not new:
             assert logits is not None
             return logits[:, : self._vocab_size]
@@ -73,7 +73,7 @@ class Batch:
 
     def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:
         """Run the prompts of new rows, which join; see `forward`. Returns their logits."""
-        logits = self.model.prefill(new, upcoming)[:, : self._vocab_size]
+        logits = self.forward_pass.prefill(new, upcoming)[:, : self._vocab_size]
         now = time.perf_counter()
         for row in new:
             row.prefilled_at = now
@@ -145,7 +145,7 @@ class Batch:
         if len(keep) == len(self.rows):
             return
         index = torch.tensor(keep, dtype=torch.int64, device=self._device)
-        self.model.keep(keep)
+        self.forward_pass.keep_rows(keep)
         self.rows = [self.rows[i] for i in keep]
         self.ids = self.ids[index]
         self._processing = [self._processing[i] for i in keep]

@@ -122,7 +122,7 @@ class Engine:
             following = queue.peek()
             if following is None or any(following.settings != row.settings for row in (batch.rows + new)[:1]):
                 break
-            if batch.rows and not batch.model.has_room(following, len(new)):
+            if batch.rows and not batch.forward_pass.has_room(following, len(new)):
                 break
             new.append(queue.pop())
         upcoming = queue.peek() if new else None

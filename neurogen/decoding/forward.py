@@ -49,7 +49,7 @@ class ForwardPass(Protocol):
             logits [rows, vocab] after them; may be overwritten by the next call.
         """
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep_rows(self, rows: Sequence[int]) -> None:
         """Forget all rows but these."""
 
 
@@ -99,8 +99,8 @@ class ModelForward:
         """See `ForwardPass.decode`."""
         return self.cache.forward(ids.unsqueeze(1))
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `ForwardPass.keep`."""
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """See `ForwardPass.keep_rows`."""
         self.cache.select(rows)
 
     def _remember(self, prompt: PromptIds | None, row: int, cache: KVCache, logits: Tensor) -> None:

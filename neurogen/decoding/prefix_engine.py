@@ -85,7 +85,7 @@ class _PrefixForward:
         self._ids += ids.tolist()
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep_rows(self, rows: Sequence[int]) -> None:
         """Nothing is forgotten before the next prompt."""
 
 

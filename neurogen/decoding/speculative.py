@@ -87,10 +87,10 @@ class DraftedForward:
         self.target.cache.crop(counts)
         self.draft.cache.crop(counts)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `ForwardPass.keep`."""
-        self.target.keep(rows)
-        self.draft.keep(rows)
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """See `ForwardPass.keep_rows`."""
+        self.target.keep_rows(rows)
+        self.draft.keep_rows(rows)
 
 
 class SpeculativeEngine(Engine):
@@ -191,7 +191,7 @@ class SpeculativeEngine(Engine):
             ids, int64 [rows, drafts + 1]; how many drafts of each row were accepted: as many ids, and one more, count;
             the target's logits that they were chosen from, [rows, drafts + 1, vocab].
         """
-        models = batch.model
+        models = batch.forward_pass
         assert isinstance(models, DraftedForward)
         arguments = sampler_arguments(self.sampler, batch.rows, self.model.device)
         wanted = [self._wanted(row) for row in batch.rows]

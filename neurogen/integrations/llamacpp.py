@@ -259,8 +259,8 @@ class LlamaForward:
             self._placed = True
         return self._context.step(ids)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `neurogen.decoding.forward.ForwardPass.keep`."""
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """See `neurogen.decoding.forward.ForwardPass.keep_rows`."""
         assert self._context is not None
         for sequence in (one for i, one in enumerate(self._sequences) if i not in rows):
             self._context.drop(sequence)
