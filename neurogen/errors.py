@@ -1,4 +1,4 @@
-"""Every error neurogen raises on purpose. This module knows nothing else of the package.
+"""Every error that neurogen raises on purpose. Imports nothing else of the package.
 
     NeurogenError
     ├── PluginError           a plugin cannot be found or loaded
@@ -35,7 +35,7 @@ class NeurogenError(Exception):
     """Base class of all errors that neurogen raises on purpose.
 
     Attributes:
-        results: what went well beside it; see `neurogen.text.runner.Runner.generate`.
+        results: the results that were finished in spite of it; see `neurogen.text.runner.Runner.generate`.
     """
 
     results: Sequence[Any] = ()
@@ -43,7 +43,7 @@ class NeurogenError(Exception):
 
     @property
     def reason(self) -> str:
-        """The message without the sequence it is of, for who names that sequence beside it."""
+        """The message without the name of the sequence, for callers that name the sequence themselves."""
         return str(self) if self._reason is None else self._reason
 
     @reason.setter

@@ -131,7 +131,7 @@ def _name(key: Any) -> Any:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The system's error behind an exception, if there is one: libraries that write files raise their own."""
+    """The system's error that caused an exception, if there is one: libraries that write files raise their own."""
     if isinstance(error, OSError):
         return error
     if found := LIBRARY_ERROR.search(str(error)):

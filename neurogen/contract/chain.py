@@ -1,7 +1,7 @@
 """A chain of samplers such as `topk+topp`: each truncates what the one before it kept, and the last one draws.
 
-The temperature is one and comes first. Made of any samplers by their public methods; where a package offers the same
-chain as one sampler, with a kernel of its own, the registry takes that instead.
+A chain has one temperature, which is applied first. It calls only public methods of its samplers; if a package offers
+the same chain as one sampler with a kernel of its own, the registry takes that instead.
 """
 
 from __future__ import annotations

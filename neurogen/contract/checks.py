@@ -23,7 +23,7 @@ NO_TOKEN = -1
 """The id a kernel gives a row that has no valid distribution."""
 
 CACHED_BATCHES = 32
-"""So many sizes of a batch are kept whose tensors of one number a row are made already."""
+"""How many batch sizes keep their ready-made parameter tensors."""
 
 State = dict[str, "Tensor"]
 """Memory of a stateful sampler: tensors whose first dimension is the batch, so that an engine can move rows."""
@@ -76,7 +76,7 @@ class CheckedCalls:
         raise self._wrong_logits(logits)
 
     def _wrong_logits(self, logits: Any) -> ParameterError:
-        """What is wrong with logits that `_checked_logits` does not take."""
+        """The error for logits that `_checked_logits` refuses."""
         import torch
 
         if not isinstance(logits, torch.Tensor):

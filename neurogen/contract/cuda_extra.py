@@ -1,7 +1,7 @@
 """Whether the compilers of CUDA kernels are installed: the extra `cuda` of neurogen; torch does not bring them.
 
-Its Python packages suffice to import kernels and to simulate them; to compile them takes NVIDIA's compilers too, which
-are libraries. Imports neither torch nor Numba.
+Its Python packages suffice to import kernels and to simulate them; compiling them also needs NVIDIA's compilers,
+which are libraries. Imports neither torch nor Numba.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from neurogen.errors import DeviceError
 __all__ = ["INSTALL", "MissingExtraError", "lacking", "require_cuda_compilers", "require_cuda_extra"]
 
 MODULES = {"numba_cuda": "numba-cuda", "cuda.bindings": "cuda-bindings"}
-"""Module -> distribution. Numba alone also has a `numba.cuda`, an older one without what the kernels need."""
+"""Module -> distribution. Numba itself has an older `numba.cuda`, which lacks what the kernels need."""
 
 LIBRARIES = {"nvrtc": "nvidia-cuda-nvrtc", "nvvm": "nvidia-nvvm"}
 """Compiler -> distribution that brings it, where no CUDA toolkit does."""
@@ -43,7 +43,7 @@ def require_cuda_compilers() -> None:
     """Make sure that kernels for CUDA can be compiled.
 
     Raises:
-        MissingExtraError: as of `require_cuda_extra`, or without the libraries that compile.
+        MissingExtraError: as in `require_cuda_extra`, or the libraries that compile are not installed.
     """
     _refuse(lacking())
 

@@ -1,4 +1,4 @@
-"""What is wrong with the declaration of a plugin's class, in words, before anybody uses it."""
+"""Checks the declaration of a plugin's class before the class is used, and says in words what is wrong with it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ OWN = ("neurogen.kernels", "numba.")
 
 
 def functions_of(kernel: Callable[..., Any]) -> Iterator[FunctionType]:
-    """The functions that a kernel refers to, directly or through others, itself included; none of neurogen's own."""
+    """The functions that a kernel refers to, directly or through others, itself included, without those of neurogen."""
     return _reachable(kernel, set())
 
 

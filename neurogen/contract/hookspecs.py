@@ -28,8 +28,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 def neurogen_samplers() -> Sequence[type[Sampler]]:  # type: ignore[empty-body]
     """Return the sampler classes that this module provides.
 
-    Called for each plugin module by itself, when one of its samplers is first needed: results of several are never
-    mixed. A class is found by its `name`, so a module that stands behind several entry points returns several classes.
+    Called for each plugin module separately, when one of its samplers is first needed: results of several modules are
+    never mixed. A class is found by its `name`, so a module named by several entry points returns several classes.
     """
 
 

@@ -104,7 +104,7 @@ def explained(error: Exception) -> str:
 
 
 def where_written(sampler: Any, call: str) -> str:
-    """Where the author wrote the method behind a call: " See keep in neurogen_mine/sampler.py, line 17."; or "".
+    """Where the author wrote the method that a call leads to: " See keep in neurogen_mine/sampler.py, line 17."; or "".
 
     Args:
         sampler: one.

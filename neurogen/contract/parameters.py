@@ -29,7 +29,7 @@ NUMBERS: tuple[type, ...] = (int, float)
 BOUNDS = (("gt", "("), ("ge", "["), ("lt", ")"), ("le", "]"))
 KINDS: dict[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 ALIKE = 0.6
-"""Names less alike than this are not suggested for each other."""
+"""The least similarity at which a name is suggested for another."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -162,7 +162,7 @@ def unknown_parameter(sampler: str, schema: type[SamplerParams], name: str) -> s
 
 
 def nearest_parameter(schema: type[SamplerParams], name: str) -> str | None:
-    """The known parameter that is most similar to an unknown name; None where none is similar.
+    """The known parameter that is most similar to an unknown name; None if no name is similar.
 
     One that shares a word with the name comes first, such as `typical_p` for `p`, or `k`, whose option is --top-k, for
     `top_k`; then the most alike.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["History", "Processor", "prepared"]
 
 CONTAINERS = (dict, list, set, bytearray, deque)
-"""What a processor may collect something in while it is prepared."""
+"""Containers that a processor may fill while it is prepared."""
 
 
 @dataclass(slots=True)

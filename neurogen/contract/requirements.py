@@ -1,6 +1,6 @@
-"""What a caller can require of a sampler, and how that is checked: by its declaration, then by trying it.
+"""What a caller can require of a sampler, checked by the sampler's declaration and then by a trial.
 
-A package that calls itself greedy and is not must be refused before the first training step, whatever it declares.
+A package that is called greedy but is not must be refused before the first training step, whatever it declares.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The contract between the engine and a sampler: `Sampler`, and `TruncationSampler` for the common case.
 
-Users call `sample`, `probs` and `support`, which check their arguments and the results. Behind each of them stands the
-method that an author writes, of the same name with an underscore: `_sample`, `_probs` and `_support` receive checked
-tensors. By default they call the kernel modules named in `backends`; the author of a `TruncationSampler` writes `keep`
-alone. Importing this module imports neither torch nor numba, so that listing samplers stays fast.
+Users call `sample`, `probs` and `support`, which check their arguments and the results. Each calls the method
+that an author writes, of the same name with an underscore: `_sample`, `_probs` and `_support` receive checked tensors.
+By default these call the kernel modules named in `backends`; the author of a `TruncationSampler` writes only `keep`.
+Importing this module imports neither torch nor numba, so that listing samplers stays fast.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Sampler(CheckedCalls, Displayed):
         dtypes: names of the torch dtypes it accepts.
         reference: module with what the sampler means in float64 on one row, slow and readable: `support(logits,
             **params)` gives bool [vocab] for a NumPy row [vocab]. Where the distribution is another than the weights
-            exp(x / temperature) renormalised over the support, also `probs(logits, **params)`, float64 [vocab]. What
-            the conformance kit holds the sampler against.
+            exp(x / temperature) renormalised over the support, also `probs(logits, **params)`, float64 [vocab]. The
+            conformance kit compares the sampler with it.
         truncates: all it does is to remove tokens, so that it can stand before another in a chain. False for one that
             changes the temperature, removes tokens by chance, or has memory.
         Params: its parameters, a `SamplerParams`.
@@ -166,7 +166,7 @@ class Sampler(CheckedCalls, Displayed):
     def stages(
         self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
     ) -> list[SamplerStage]:
-        """What is done to one row, step by step, for explanations; the last stage leaves what the token is drawn from.
+        """The stages of sampling one row, for explanations; the token is drawn from what the last stage leaves.
 
         By default the temperature and then one truncation. A sampler that does more, or in another order, overrides it.
 

@@ -1,6 +1,6 @@
-"""What a sampler does to a distribution step by step: what `Sampler.stages` of all samplers is made of.
+"""The stages in which a sampler changes a distribution; the building blocks of every `Sampler.stages`.
 
-Explanations show it, one row at a time. Knows tensors alone, no sampler.
+Explanations show them, one row at a time. Knows only tensors, no sampler.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["TEMPERATURE", "SamplerStage", "named", "softmax", "tempered", "truncated"]
 
 TEMPERATURE = "temperature"
-"""The parameter that is a stage of its own, before the truncations of every sampler of a chain."""
+"""The parameter that has a stage of its own, before the truncations of all samplers of a chain."""
 
 
 class SamplerStage(NamedTuple):
@@ -23,8 +23,8 @@ class SamplerStage(NamedTuple):
     Attributes:
         kind: the temperature sharpens or flattens, a truncation removes tokens.
         name: with its parameters, such as "topk(k=50)".
-        kept: bool [1, vocab], tokens that can be drawn behind it.
-        probs: float64 [1, vocab], the distribution behind it.
+        kept: bool [1, vocab], tokens that can be drawn after it.
+        probs: float64 [1, vocab], the distribution after it.
     """
 
     kind: Literal["temperature", "truncation"]
@@ -63,6 +63,6 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def named(sampler: str, params: Mapping[str, Any]) -> str:
-    """A sampler with its parameters but the temperature."""
+    """A sampler with all its parameters except the temperature."""
     values = ", ".join(f"{name}={value!r}" for name, value in params.items() if name != TEMPERATURE)
     return f"{sampler}({values})" if values else sampler

@@ -1,4 +1,4 @@
-"""What each sampler would have reported as accuracy on the same positions: exact expectations, without drawing."""
+"""The accuracy that each sampler would have reported on the same positions: exact expectations, without drawing."""
 
 from __future__ import annotations
 

@@ -79,10 +79,10 @@ def find_causes(measures: Measures, weights: Sequence[TensorHealth], unit: str) 
 
 
 def shift_of(measures: Measures) -> tuple[int, float, float] | None:
-    """The offset between predictions and targets, in positions; None where there is none.
+    """The offset between predictions and targets, in positions; None if they are not shifted.
 
     Returns:
-        the offset, from -2 to 2: the top token of a position is the target of the one so many further on; and the
+        the offset, from -2 to 2: the top token of a position is the target of the one `offset` further on; and the
         share of positions where it is, and where it is the position's own target.
     """
     scores = [score for offset in OFFSETS if (score := _score(measures, offset)) is not None]

@@ -208,7 +208,7 @@ def sweep(text: str) -> list[str]:
         a spec each, such as "topp(p=0.5)".
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: it is not a sweep.
     """
     left, equals, right = text.partition("=") if "(" not in text else text.rpartition("=")
     spec, dot, parameter = left.rpartition(".")

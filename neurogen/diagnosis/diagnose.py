@@ -56,7 +56,7 @@ class Token:
         text: its own text.
         token: its id.
         position: its index among the measured positions, or None for the one that nothing was predicted for.
-        best: text of the token that greedy would have chosen; empty where there is none.
+        best: text of the token that greedy would have chosen; empty where nothing was predicted.
     """
 
     text: str
@@ -210,7 +210,7 @@ def diagnose_model(
     Raises:
         DataError: the texts have no two tokens.
         DeviceError: the device's memory is too small.
-        ModelError: the model is none that `load_model` gave.
+        ModelError: the model was not made by `load_model`.
         ParameterError: a number outside its domain, or `forward` returns rows of both kinds.
         PluginError: greedy, topk or topp is not installed.
     """

@@ -55,9 +55,9 @@ class Stage:
     Attributes:
         kind: a processor changes logits, the temperature sharpens or flattens, a truncation removes tokens.
         name: with its parameters, such as "topk(k=50)".
-        kept: tokens that can still be drawn behind it.
-        mass: probability that those had before it (of a temperature and a processor that bans nothing: 1).
-        entropy: in nats, of the distribution behind it.
+        kept: how many tokens can still be drawn after it.
+        mass: probability that these tokens had before it (1 for a temperature and a processor that bans nothing).
+        entropy: in nats, of the distribution after it.
     """
 
     kind: StageKind
@@ -75,7 +75,7 @@ class Candidate:
         token_id, text: the token.
         logit: the model's.
         probability: the model's, before every stage.
-        processed: its logit behind the processors; the model's own where there is none.
+        processed: its logit after the processors; the model's own if there are no processors.
         drawn: probability with which the sampler draws it; 0 where it was removed, None where a sampler with memory
             cannot tell.
         removed_by: name of the stage that removed it, or None.
@@ -104,7 +104,7 @@ class ExplainedStep:
         interval: the part of [0, 1) that belongs to the token: probabilities are laid side by side by id.
         stages: in the order in which they work.
         candidates: the most probable tokens for the model, the most probable first; the chosen one is among them.
-        processed: float32 [vocab], on the CPU: the logits behind the processors.
+        processed: float32 [vocab], on the CPU: the logits after the processors.
     """
 
     position: int
@@ -169,7 +169,7 @@ def explain(
     options: RunOptions | None = None,
     **values: Any,
 ) -> Explanation:
-    """Continue a text and say of every token why it was chosen.
+    """Continue a text and explain for every token why it was chosen.
 
     Args:
         model, sampler: as for `Runner`.

@@ -60,7 +60,7 @@ HealthVerdict = Literal["healthy", "flat", "saturated", "worse than uniform", "d
 
 @dataclass(frozen=True)
 class Health:
-    """Means over positions; NaN where there is none.
+    """Means over positions; NaN if there is no position.
 
     Attributes:
         positions: how many; those without a target do not count.

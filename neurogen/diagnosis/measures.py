@@ -120,7 +120,7 @@ class Measures:
 
     @cached_property
     def health(self) -> Health:
-        """Means over the valid positions; NaN where there is none."""
+        """Means over the valid positions; NaN if there is no valid position."""
 
         def mean(values: NDArray[Any]) -> float:
             return float(values[self.valid].mean()) if self.valid.any() else math.nan

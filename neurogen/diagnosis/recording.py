@@ -144,7 +144,7 @@ def read_recording(path: str | Path) -> Recording:
     """Read a recording; one whose end is missing, even within a line, is read as far as it goes.
 
     Raises:
-        DataError: it cannot be read, or is none.
+        DataError: it cannot be read, or is not a recording.
     """
     try:
         lines = read_text(path).removesuffix("\n").split("\n")  # a prompt may hold U+2028, which splitlines splits at
@@ -178,8 +178,8 @@ def _parsed(path: str | Path, lines: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def _foreign(path: str | Path, number: int) -> DataError:
     return DataError(
-        f"{path} is no recording that this neurogen can read: line {number} is none of its lines. A recording is what "
-        "neurogen run --record FILE writes."
+        f"{path} is no recording that this neurogen can read: line {number} does not belong to one. A recording is "
+        "what neurogen run --record FILE writes."
     )
 
 

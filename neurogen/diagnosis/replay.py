@@ -91,7 +91,7 @@ class ReplayReport:
     def _cause(self, first: Difference) -> str:
         changed = ", ".join(f"{name} ({was} then, {now} now)" for name, (was, now) in self.environment.items())
         if first.same_logits:
-            cause = "The model gave the same logits, bit for bit, so the sampler or a processor chose otherwise"
+            cause = "The model gave the same logits, bit for bit, so the sampler or a processor chose differently"
         else:
             cause = f"The model gave other logits there, by about {first.distance:.3g}, before the sampler saw them"
         return (
@@ -196,7 +196,7 @@ def _compare(recording: Recording, replayed: Mapping[Key, list[_Step]], report: 
 
 
 def _distance(top: Sequence[tuple[int, float | None]], logits: Tensor) -> float:
-    """The largest distance of recorded logits; of those that were not finite, which are null, there is none."""
+    """The largest distance of recorded logits; logits that were not finite, recorded as null, are left out."""
     values = logits.float()
     within = [(token, value) for token, value in top if value is not None and 0 <= token < len(values)]
     return max((abs(float(values[token]) - value) for token, value in within), default=math.nan)

@@ -61,7 +61,7 @@ def logits_of(output: Any, model: Any, who: str) -> Any:
     """The logits [batch, positions, vocab] in what a model's forward has returned.
 
     Raises:
-        ModelError: there are none, or they are probabilities.
+        ModelError: there are no logits, or they are probabilities.
     """
     from neurogen.models.probabilities import are_probabilities
 

@@ -1,6 +1,6 @@
 """Finds plugins by their entry points, loads them when they are needed, examines them, and writes new ones.
 
-Knows no plugin by name, and nothing of models and of what is decoded.
+Knows no plugin by name, and nothing about models and decoding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which packages can be installed in addition: neurogen's own samplers, and the extras of any distribution.
+"""Packages that can be installed in addition: neurogen's own samplers, and the extras of any distribution.
 
-All of it is read from the metadata of installed distributions, so `pyproject.toml` is the one list of them. Imports no
+They are read from the metadata of installed distributions, so `pyproject.toml` is their only list. Imports no
 plugin, and nothing that an extra brings.
 """
 

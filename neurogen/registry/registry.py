@@ -1,7 +1,7 @@
 """All plugins of an environment, samplers and processors: found by their entry points, loaded when first needed.
 
-Discovery reads entry-point metadata only. `loading` shows what is done when a plugin is first used; one that fails then
-is kept with its error, and concerns nobody who does not use it.
+Discovery reads entry-point metadata only. `loading` does what is needed when a plugin is first used; a plugin that
+fails to load is kept with its error and does not affect the others.
 """
 
 from __future__ import annotations

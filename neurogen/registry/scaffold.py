@@ -54,7 +54,7 @@ def new_sampler(name: str, out: Path, registry: Registry, *, with_kernels: bool 
         the files that were written.
 
     Raises:
-        ParameterError: the name is none, or taken.
+        ParameterError: the name is not valid, or taken.
         DataError: the package's folder exists already, or cannot be written.
     """
     check_name(name, registry)

@@ -1,4 +1,4 @@
-"""What is said of a name that no plugin has: what is installed, what can be installed, and which name is nearest."""
+"""The message for an unknown plugin name: what is installed, what can be installed, and which name is nearest."""
 
 from __future__ import annotations
 

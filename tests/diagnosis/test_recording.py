@@ -69,7 +69,7 @@ def test_another_choice_from_the_same_logits_is_blamed_on_the_sampler(
     line = json.loads(recorded.read_text().splitlines()[9])
     assert (first.index, first.sample, first.recorded, first.found) == (line["index"], line["sample"], 5, line["token"])
     assert first.same_logits
-    assert "same logits, bit for bit, so the sampler or a processor chose otherwise" in report.reason()
+    assert "same logits, bit for bit, so the sampler or a processor chose differently" in report.reason()
 
 
 def test_other_weights_are_blamed_on_the_model(recorded: Path) -> None:
