@@ -1,4 +1,4 @@
-"""The options of `neurogen run` once click has read them, and what a line of a results file says of them."""
+"""The options of `neurogen run` as click has read them, and how a line of a results file records them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`neurogen bench`: its options and what is measured. Its output is in `bench_output`, measuring in `neurogen.bench`.
+"""`neurogen bench`: its options and what is measured. `bench_output` prints, `neurogen.bench` measures.
 
 The options of the samplers come from their schemas, as in `neurogen run`; one that several samplers have is given to
 all of them that are measured.
@@ -165,7 +165,7 @@ def _worst(sampler: Sampler, cells: Sequence[Cell]) -> Iterator[tuple[Sampler, C
 
 
 def _variant(sampler: Sampler, parameter: str, value: float) -> Sampler | None:
-    """The sampler with one parameter changed; None where it has none of that name, or another meaning for it."""
+    """The sampler with one parameter changed; None if it has no parameter of that name, or gives it another meaning."""
     values = sampler.params.model_dump()
     if parameter not in values:
         return None

@@ -1,4 +1,4 @@
-"""The options that `neurogen bench` takes from the installed samplers, and the samplers that it makes of them."""
+"""The options that `neurogen bench` takes from the installed samplers, and the samplers made from these options."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_samplers(
         values: what the command line gave.
 
     Raises:
-        PluginError: one cannot be found or loaded, or there is none.
+        PluginError: one cannot be found or loaded, or no sampler is installed.
         click.BadParameter: a value outside its domain.
         click.UsageError: an option of a sampler that is not measured.
     """

@@ -21,7 +21,7 @@ __all__ = ["PipeReader", "TerminalReader"]
 Commands = Mapping[str, tuple[str, Callable[[], Iterable[str]]]]
 
 QUOTES = '"""'
-"""A turn between two of these may have several lines."""
+"""A turn of several lines stands between two of these."""
 
 
 class PipeReader:

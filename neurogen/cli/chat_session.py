@@ -1,6 +1,6 @@
 """The conversation of `neurogen chat` in a terminal or a pipe: turns, commands that begin with /, and what is shown.
 
-What is wrong with a command or a turn is said in one paragraph, and the conversation goes on.
+An error of a command or a turn is shown as one paragraph, and the conversation goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What several commands share: their settings, `--debug`, types of options, tables. Knows no command."""
+"""Code shared by several commands: their settings, `--debug`, types of options, tables. Knows no command."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class DescribedDefault(click.Option):
     """An option whose default is described in words by `show_default`, unless a configuration file gives it a value."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
-        """What click writes behind the help."""
+        """What click writes after the help."""
         extra = super().get_help_extra(ctx)
         configured = ctx.lookup_default(self.name or "", call=False)
         return extra if configured is None else {**extra, "default": str(configured)}
@@ -175,9 +175,9 @@ def echo(text: str = "", *, before: str = "", err: bool = False, **style: Any) -
 
     Args:
         text: the line.
-        before: stands before it as it is, with its own colours.
+        before: printed before it unchanged, with its own colours.
         err: on stderr.
-        **style: as of `click.style`.
+        **style: as for `click.style`.
     """
     shown = printable(text)
     click.echo(before + (click.style(shown, **style) if style else shown), err=err)
@@ -263,7 +263,7 @@ def write_sections(ctx: click.Context, formatter: click.HelpFormatter, params: I
 
 
 def echo_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout: wrapped to a terminal's width, or one aligned line a row where stdout is none."""
+    """Print a table on stdout: wrapped to a terminal's width, or one aligned line a row if stdout is not a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,7 +1,7 @@
-"""`neurogen completion`: the script by which a shell completes words, and what is offered for a model.
+"""`neurogen completion`: the script with which a shell completes words, and the completions of a model's name.
 
 The scripts are click's; when Tab is pressed they run `neurogen` itself, which offers what is installed and what lies in
-the folder. Nothing is loaded for it but the declarations of a sampler whose options are completed.
+the folder. This loads only the declarations of a sampler whose options are completed.
 """
 
 from __future__ import annotations

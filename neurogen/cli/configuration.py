@@ -1,8 +1,8 @@
-"""Defaults of options out of configuration files and environment variables.
+"""Defaults of options from configuration files and environment variables.
 
 Click chooses among them, by `default_map`, `envvar` and `ParameterSource`. Here is what it does not know: where the
 files are, which option a key means, where a value stands, which plugins a file allows, the parameters of a sampler in
-`[run.samplers.topk]`, and which names are misspelt. This module knows how commands are built, and none of them by name.
+`[run.samplers.topk]`, and which names are misspelt. This module knows how commands are built, but no command by name.
 Files are data: TOML is read, nothing in it is run.
 """
 
@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
 
 
 class ConfigurationError(DataError):
-    """A file of defaults, or an environment variable, says something that cannot be meant."""
+    """A file of defaults, or an environment variable, holds something that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Entry:
         """What stands in this table.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: it is not a table.
         """
         return {key: Entry(self.path, (*self.keys, key), value) for key, value in self.checked(TABLE).items()}
 
@@ -150,7 +150,7 @@ def read_configuration(chosen: str | None = None) -> list[Entry]:
 
 
 def _content(path: Path) -> bytes | None:
-    """The bytes of a file; None where there is none."""
+    """The bytes of a file; None if there is no such file."""
     try:
         if not path.exists():
             return None
@@ -325,7 +325,7 @@ def name_variables(command: click.Command, path: Sequence[str]) -> None:
 
 
 def check_variables(program: click.Group, ctx: click.Context) -> None:
-    """Refuse variables that begin as those of a command and belong to no option of it, or are misspelled otherwise.
+    """Refuse variables that begin like those of a command but belong to no option of it, or are misspelled differently.
 
     Raises:
         ConfigurationError: there is one.

@@ -1,4 +1,4 @@
-"""`neurogen conformance`: hold an installed sampler against its contract, and show what it does not keep.
+"""`neurogen conformance`: check an installed sampler against its contract, and show where it does not keep it.
 
 The sampler's own options come from its schema, as in `neurogen run`. The checks are in `neurogen.testing.conformance`.
 """

@@ -1,4 +1,4 @@
-"""`neurogen diagnose`: its options, what it reads, and what it prints. Measures nothing: see `neurogen.diagnosis`."""
+"""`neurogen diagnose`: its options, input and output. `neurogen.diagnosis` does the measuring."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _say(text: str, **style: Any) -> None:
 
 
 def _paragraph(text: str, indent: str = "") -> None:
-    """One paragraph: wrapped to a terminal's width, or one line where stdout is none."""
+    """One paragraph: wrapped to a terminal's width, or one line if stdout is not a terminal."""
     if is_terminal(sys.stdout):
         text = click.wrap_text(text, min(shutil.get_terminal_size().columns, 120), subsequent_indent=indent)
     echo(text)

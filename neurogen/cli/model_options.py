@@ -1,6 +1,6 @@
 """The option `--model` of the commands that take what `neurogen run` takes, and loading what it names.
 
-Imports torch only where a model is loaded. What runs on an engine of choice is loaded by `runners`.
+Imports torch only when a model is loaded. A model for an engine that the user chooses is loaded by `runners`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def why_gpu_unused(device: str) -> str | None:
 
 
 def tell_unused_gpu(device: str) -> None:
-    """Say it, on stderr."""
+    """Print that warning on stderr."""
     said = why_gpu_unused(device)
     if said is not None:
         tell(said)

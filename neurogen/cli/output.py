@@ -1,4 +1,4 @@
-"""What a run shows: texts or JSON on stdout; progress, closing line and problems on stderr. Knows no model."""
+"""The output of a run: texts or JSON on stdout; progress, closing line and problems on stderr. Knows no model."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TextOutput(Output):
         self._give_up(key for key in self._waiting if key[0] == index and sample in (None, key[1]))
 
     def close(self) -> None:
-        """Write what waited behind sequences that failed or were cut off."""
+        """Write what waited for sequences that failed or were cut off."""
         self._give_up(self._waiting)
 
     def _give_up(self, keys: Iterable[Key]) -> None:

@@ -1,4 +1,4 @@
-"""Options out of a plugin's parameter schema: their spelling, help and type. Knows no command and no kind of plugin."""
+"""Options from a plugin's parameter schema: their spelling, help and type. Knows no command and no kind of plugin."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ParameterOption(click.Option):
 
 
 def negated(option: str) -> str:
-    """The option that says no, of one that says yes or no."""
+    """The spelling that switches off an option that says yes or no."""
     return f"--no-{option.removeprefix('--')}"
 
 

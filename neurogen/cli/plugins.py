@@ -33,7 +33,7 @@ def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
     if ctx.invoked_subcommand is not None:
         for name, option in (("as_json", "--json"), ("strict", "--strict")):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"{option} belongs behind the subcommand: {ctx.invoked_subcommand}.", ctx)
+                raise click.UsageError(f"{option} belongs after the subcommand: {ctx.invoked_subcommand}.", ctx)
         return 0
     registry = default_registry()
     plugins = [*registry.load_all(SAMPLERS), *registry.load_all(PROCESSORS)]
@@ -137,7 +137,7 @@ def _doctor_row(plugin: Examined) -> tuple[str, ...]:
 
 
 def _print_problems(found: list[Examined]) -> None:
-    """Each problem with its remedy, or that there is none."""
+    """Print each problem with its remedy, or that there are no problems."""
     count = sum(len(plugin.problems) for plugin in found)
     echo(f"\n{count or 'no'} problem{'' if count == 1 else 's'}")
     for plugin in found:

@@ -1,4 +1,4 @@
-"""`neurogen processors`: what is installed, with every parameter. Loads the plugins' declarations alone."""
+"""`neurogen processors`: what is installed, with every parameter. Loads only the plugins' declarations."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def _bug(error: Exception, settings: Settings) -> str:
     """The message for an unexpected exception."""
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    how = "the traceback above" if settings.debug else "what the same command shows with --debug behind it"
+    how = "the traceback above" if settings.debug else "what the same command shows with --debug after it"
     return f"Error: {what}. This is a bug of neurogen, or of a plugin: please report it with {how}."
 
 

@@ -96,7 +96,7 @@ class Ranks:
 
 
 def rank_and_world(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """What RANK and WORLD_SIZE say; None where they name no launch of several processes.
+    """What RANK and WORLD_SIZE say; None if several processes were not launched.
 
     Raises:
         ParameterError: they contradict each other.
@@ -114,7 +114,7 @@ def rank_and_world(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def check_single(ctx: click.Context | None = None) -> None:
-    """Refuse to do in each of several processes what has one result.
+    """Refuse a command that has one result if several processes were launched.
 
     Raises:
         click.UsageError: several have been launched.

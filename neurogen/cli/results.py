@@ -1,9 +1,9 @@
-"""The file of results that a run appends to, and that a repeated run goes on with: no line lost, none doubled.
+"""The results file that a run appends to and that a repeated run continues: no line is lost, no line doubled.
 
 Every line is one result with what identifies its run. A line is written in one piece and ends with a line break, so
-after a crash at most the last one is incomplete. It is dropped, or completed where its end alone is missing, once all
+after a crash at most the last one is incomplete. It is dropped, or completed if only its end is missing, once all
 other lines have turned out to belong to the run that goes on: until then nothing in the file is changed. Knows nothing
-of models and of what a run shows.
+about models, and nothing about what a run shows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BEGINNING = b'{"index": 0, "sample": 0, "prompt": "'
 """How every line begins, whatever its numbers."""
 
 SURE = len(b'{"index": 0, "sample": ')
-"""Of an incomplete line that is all there is in a file, so much at least must be there to know it for ours."""
+"""An incomplete line that is alone in a file must have at least this many bytes to be recognised as ours."""
 
 FULL = "Free some space, and repeat the command to go on: the results so far are there."
 SYNC_SECONDS = 1.0
@@ -171,7 +171,7 @@ class ResultsFile:
             self._descriptor = -1
         if self._lock.is_locked:
             with suppress(OSError):
-                Path(self._lock.lock_file).unlink()  # while it is ours; who waits for it makes a new one
+                Path(self._lock.lock_file).unlink()  # while it is ours; a process that waits for it makes a new one
             self._lock.release()
 
     def _acquire(self) -> None:
@@ -274,7 +274,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_cut_short(line: bytes, *, alone: bool) -> bool:
-    """Whether an incomplete line can be the beginning of a result; `alone`, a few bytes are none."""
+    """Whether an incomplete line can be the beginning of a result; if it is `alone`, a few bytes are not enough."""
     shape = _shape(line)
     if alone and len(shape) < SURE:
         return False
@@ -296,7 +296,7 @@ def _named(key: Key) -> str:
 
 
 def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
-    """In words, the first field in which a line differs; None where there is none."""
+    """The first field in which a line differs, in words; None if no field differs."""
     for name, value in expected.items():
         other = found.get(name)
         if isinstance(value, Mapping) and isinstance(other, Mapping):

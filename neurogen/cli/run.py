@@ -1,4 +1,4 @@
-"""`neurogen run`: its options. What does not go together is refused by `run_checks`; the run itself is in `session`.
+"""`neurogen run`: its options. `run_checks` refuses options that do not go together; `session` is the run itself.
 
 The options depend on the sampler; see `sampler_options`.
 """

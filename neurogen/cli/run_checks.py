@@ -1,6 +1,6 @@
-"""What options of `neurogen run` do not go together, and what an engine cannot honour.
+"""Refuses options of `neurogen run` that do not go together or that an engine cannot honour.
 
-Everything is refused before a model is loaded. Imports neither torch nor an engine.
+They are refused before a model is loaded. Imports neither torch nor an engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Problem = tuple[Any, str]
 
 
 def check_output(values: Mapping[str, Any], ctx: click.Context) -> None:
-    """Refuse what does not go together in prompts, texts and files.
+    """Refuse options of prompts, texts and files that do not go together.
 
     Args:
         values: the command's options, of this function and of all others here.

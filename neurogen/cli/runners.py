@@ -1,4 +1,4 @@
-"""Makes what `neurogen run` decodes with: its model, on the engine asked for, its draft, and the runner over them.
+"""Makes the model, the engine, the draft and the runner of `neurogen run`.
 
 Imports torch: `session` imports this module when there is something to decode. Knows no results file and no output.
 """
@@ -47,7 +47,7 @@ def load_model_for_run(arguments: Arguments, sampler: Sampler) -> Any:
     with loading(arguments.model, shown=arguments.shows_progress):
         model = _load(arguments)
         if arguments.engine != "vllm":
-            with suppress(NeurogenError):  # what is wrong with the sampler shows where it is used
+            with suppress(NeurogenError):  # an error of the sampler is raised where it is used
                 _warm_up(sampler, model)
     return model
 

@@ -40,7 +40,7 @@ __all__ = [
 OPTION_NAME = re.compile(r"--[A-Za-z][A-Za-z0-9]*(-[A-Za-z0-9]+)*")
 DESTINATION = "sampler_parameter_"
 SHORT = len("--xyz")
-"""Options up to this length resemble each other by chance, so none is suggested for another."""
+"""Options up to this length resemble each other by chance, so they are not suggested for each other."""
 
 PROFILES = ("llamacpp", "transformers", "vllm")
 PROFILE = "neurogen.profile"

@@ -1,4 +1,4 @@
-"""`neurogen samplers`: what is installed, with every parameter. Loads the plugins' declarations and no kernel."""
+"""`neurogen samplers`: what is installed, with every parameter. Loads the plugins' declarations but no kernel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One run of `neurogen run`: prompts are read, the model is loaded, each event reaches file and screen, failures count.
+"""One run of `neurogen run`: reads prompts, loads the model, passes each event to file and screen, counts failures.
 
-Whatever can be refused is refused before the model is loaded. What decodes is made by `runners`, what is shown by
-`output`, what a results file holds by `results`, and several processes are connected by `ranks`.
+Whatever can be refused is refused before the model is loaded. `runners` makes the model and its runner, `output` shows
+the results, `results` writes their file, and `ranks` connects several processes.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _prompts_of(arguments: Arguments, sampler: Sampler, *, told: bool) -> tuple[
         the prompts by line, the file that they are from, and how many lines hold none; see `Session`.
 
     Raises:
-        click.UsageError: there is none.
+        click.UsageError: there is no prompt.
         DataError: they cannot be read.
     """
     if arguments.prompts is None:
@@ -156,7 +156,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 @dataclass
 class Session:
-    """What there is to do in a run, and what has become of it.
+    """The work of a run and its progress.
 
     Attributes:
         arguments, sampler, processors: what was asked for.
@@ -192,10 +192,10 @@ class Session:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process tells what is to be told: of several, the first."""
+        """Whether this process prints messages: of several processes, only the first does."""
         return self.ranks is None or self.ranks.rank == 0
 
-    # What there is to do.
+    # The work of the run.
 
     def set_seed(self) -> None:
         """Take the seed asked for, or that of the run which `file` goes on with, or one at random.
@@ -246,11 +246,11 @@ class Session:
         return [self.prompts[index] for index in lines if not self.has_failed(index)]
 
     def has_failed(self, index: int) -> bool:
-        """Whether none of a line's samples could be finished."""
+        """Whether all of a line's samples failed."""
         return all((index, sample) in self.failed for sample in range(self.arguments.n))
 
     def options(self) -> RunOptions:
-        """What was asked for, as the runner takes it."""
+        """The options, as the runner takes them."""
         arguments = self.arguments
         return RunOptions(
             n=arguments.n,
@@ -265,7 +265,7 @@ class Session:
             parse_special=arguments.parse_special,
         )
 
-    # What becomes of it.
+    # Its progress.
 
     def take(self, event: Event, output: Output, progress: Progress) -> None:
         """Hand an event of the runner to file, output, progress and summary."""
@@ -316,7 +316,7 @@ class Session:
         made = f"{self.sampler!r} seed {self.seed}, {self.ranks.world} processes"
         self.tell_unless_quiet(f"{made}: {results} in {self.arguments.output}.")
 
-    # What is said of it.
+    # Messages about it.
 
     def tell_of_line(self, index: int, message: str) -> None:
         """Say something about a line; of several processes only the first says it, for all."""
@@ -331,7 +331,7 @@ class Session:
             tell(message)
 
     def tell_hints(self) -> None:
-        """Say what was asked for without effect, or probably otherwise than it was meant."""
+        """Print hints about options that have no effect, or probably not the intended one."""
         if not self.speaks:
             return
         hints = [*stop_hints(self._stops)]
@@ -361,7 +361,7 @@ class Session:
         return [remark for processor in self.processors for remark in processor.remarks]
 
     def _tell_notices(self, result: Result) -> None:
-        """What processors say about a result; where there are several, which one is meant."""
+        """Print what processors say about a result, with its name if there are several results."""
         alone = self.source is None and self.arguments.n == 1
         which = "" if alone else f"prompt {result.index + 1}, sample {result.sample + 1}: "
         for notice in result.notices or ():
@@ -376,7 +376,7 @@ class Session:
             self.tell_unless_quiet(f"{self.summary.line(repr(self.sampler), self.seed)}{drafted}{there}")
 
     def interruption(self) -> str:
-        """What is there, and how to go on."""
+        """How many results there are, and how to continue the run."""
         arguments, finished = self.arguments, self.summary.sequences
         total = len(self.done) + len(self.todo)
         if self.ranks is not None and self.file is not None:

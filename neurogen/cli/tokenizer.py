@@ -113,7 +113,7 @@ class _Watch:
                 self._handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _left(self, lines: int) -> str:
-        """How long the reading takes at most: it ends with the data, or with so many lines as are learnt from."""
+        """How long the reading takes at most: it ends with the data, or after as many lines as are learnt from."""
         seconds = (time.monotonic() - self._started) / max(lines, 1) * (self._most - lines)
         return f" of {self._most:,} at most, {duration(seconds)} left at most" if lines else ""
 

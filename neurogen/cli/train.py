@@ -1,4 +1,4 @@
-"""`neurogen train`: its options, signals, and what it says. The training is in `neurogen.training.run`."""
+"""`neurogen train`: its options, signals and messages. The training is in `neurogen.training.run`."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def _check_reports(folder: Path, *, tensorboard: bool) -> None:
 
 
 def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
-    """How a run ended, for `--json`; what happened on the way is in metrics.jsonl."""
+    """How a run ended, for `--json`; the chunks are in metrics.jsonl."""
     checkpoint = latest_checkpoint(run.folder)
     return {
         "folder": str(run.folder),
@@ -265,7 +265,7 @@ def _summary(run: TrainingRun, code: int, begun: int) -> dict[str, Any]:
 
 
 def _closing_line(run: TrainingRun, code: int, begun: int) -> str:
-    """What a person is to know at the end.
+    """The closing message for the user.
 
     Args:
         run: has ended.

@@ -28,7 +28,7 @@ COLORS = {
 
 
 class TimeLeft:
-    """How long a run takes yet, from how long its chunks took since it was begun or went on.
+    """The remaining time of a run, from the times of its chunks since it was begun or resumed.
 
     Args:
         max_chunks: where it ends; None is where the data do.
@@ -63,11 +63,11 @@ class Display:
         """A chunk is done."""
 
     def say(self, message: str) -> None:
-        """Something that is to be read whatever else is shown."""
+        """Show a message, whatever else is shown."""
         echo(message, err=True)
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Called when the run has ended."""
 
 
 class LineDisplay(Display):

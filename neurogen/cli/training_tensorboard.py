@@ -36,7 +36,7 @@ def tensorboard_writer(run: Path, metrics: Path) -> Callable[[ChunkReport], None
     """What writes the events of a report into the folder of a run.
 
     Earlier events are written again from the metrics, which end where the run is resumed: a process that was killed may
-    have left events of chunks that are trained again, or none of the last one.
+    have left events of chunks that are trained again, or no events of the last chunk.
 
     Raises:
         click.UsageError: the package tensorboard is not installed.

@@ -258,7 +258,7 @@ def command_lines() -> list[bytes]:
 def test_options_of_the_listing_are_not_those_of_the_doctor() -> None:
     result = CliRunner().invoke(main, ["plugins", "--json", "doctor"])
     assert result.exit_code == 2
-    assert "--json belongs behind the subcommand: doctor" in result.stderr
+    assert "--json belongs after the subcommand: doctor" in result.stderr
 
 
 def test_the_listing_has_samplers_and_processors() -> None:
