@@ -3,7 +3,7 @@
     cells       what is measured: kind of logits, dtype, vocab, batch
     logits      the logits of a cell: normal, flat, equal, or a real model's
     peers       what a sampler is measured beside, with the same parameters
-    clock       turns that alternate, so that a noisy machine is noisy for all alike
+    clock       alternating turns, so that noise of the machine affects all alike
     results     times and ratios, as JSON; machine where they come from
     measure     a sampler and its peers on one cell
     plot        time against the number of logits, as a picture

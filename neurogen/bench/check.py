@@ -1,8 +1,8 @@
 """`python -m neurogen.bench.check`: have samplers become slower than the committed ratios to plain torch?
 
-Compared are the ratios to one read of the memory and to plain torch, on one thread, since times say little of another
-machine. A ratio may grow by a half; on another processor than that of the figures, whose vector units and caches
-differ, to three times what it was. Machines are noisy: a time is that of the quickest turn, what looks slower is
+It compares the ratios to one read of the memory and to plain torch, on one thread, since times say little about another
+machine. A ratio may grow by a half, or to three times its value on another processor than that of the figures, whose
+vector units and caches differ. Machines are noisy: a time is that of the quickest turn, what looks slower is
 measured up to three times again after all the others, and the best counts. Committed figures are the best of three.
 """
 
@@ -94,7 +94,7 @@ def read_figures(file: Path) -> Figures:
 def check(
     figures: Sequence[ExpectedRatios], measure: Measure, allowed: float, pause: float = PAUSE_SECONDS
 ) -> Iterator[tuple[ExpectedRatios, float, int]]:
-    """Measure all, and then again those that look slower than allowed: what disturbs a machine often ends meanwhile.
+    """Measure all, then repeat those that look slower than allowed, since disturbances of a machine often end soon.
 
     Yields:
         a figure, how much its ratios have grown at worst, in the best ratios of all its measurements, and how many

@@ -22,7 +22,7 @@ __all__ = ["LEAST_TURNS", "Turns", "cuda_microseconds", "take_turns"]
 LEAST_TURNS = 3
 MOST_TURNS = 61
 TURN_US = 400.0
-"""A turn of a quick contender lasts about so long."""
+"""About how long a turn of a quick contender lasts."""
 
 MOST_CALLS = 64
 WARM_CALLS = 4
@@ -106,7 +106,7 @@ def _cpu_microseconds(call: Call, calls: int) -> float:
 
 
 def cuda_microseconds(call: Call, calls: int) -> float:
-    """Microseconds a call on torch's current stream, between two events around so many calls."""
+    """Microseconds a call on torch's current stream, between two events around `calls` calls."""
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     torch.cuda.synchronize()

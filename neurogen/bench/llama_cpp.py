@@ -1,8 +1,8 @@
 """llama.cpp's sampler chain as a peer, through llama-cpp-python (extra `bench`). Imported only where that is installed.
 
 The chain works on an array of (id, logit, p), which llama.cpp fills anew for every token; so does this. The temperature
-stands first, as everywhere in neurogen; llama.cpp's own default order puts it last, which keeps another nucleus. Behind
-top-k it makes no difference, so there it stands where it costs least.
+stands first, as everywhere in neurogen; llama.cpp's own default order puts it last, which keeps another nucleus. With
+top-k alone the order makes no difference, so the temperature then stands where it costs least.
 """
 
 from __future__ import annotations

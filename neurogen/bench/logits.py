@@ -1,10 +1,10 @@
 """The logits of a cell: made up, or a real model's. Made on the CPU from fixed seeds, so that they never vary.
 
 normal   3 * N(0, 1): a nucleus of hundreds of tokens
-flat     0.01 * N(0, 1): as of a model with exploded weights; nothing stands out, so nothing can be skipped
+flat     0.01 * N(0, 1): like those of a model with exploded weights; nothing stands out, so nothing can be skipped
 equal    all 0: every token ties
-real     what a model says after each token of a text. A model has one vocabulary, a cell any: the first ids are
-         taken of a wider one; a narrower one is widened by tokens as improbable as its own improbable ones.
+real     a model's logits after each token of a text. If the model's vocabulary is wider than the cell's, the first ids
+         are taken; a narrower one is widened by tokens as improbable as its own improbable ones.
 """
 
 from __future__ import annotations

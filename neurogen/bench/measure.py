@@ -77,7 +77,7 @@ def measure(
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own for CUDA alone."""
+    """Torch has an error of its own only for CUDA."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
@@ -95,7 +95,7 @@ def measure_all(
 
 @contextmanager
 def set_threads(count: int | None) -> Iterator[None]:
-    """Let torch, and therefore the samplers, use so many threads meanwhile; None leaves it as it is."""
+    """Let torch, and therefore the samplers, use `count` threads in the block; None changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

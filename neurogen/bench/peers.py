@@ -6,8 +6,8 @@
     llama.cpp      its sampler chain, where llama-cpp-python is installed; batch 1 on the CPU
     flashinfer     its kernels without sorting, where installed; CUDA
 
-A peer is a function [batch, vocab] -> ids [batch]; it may use any random numbers. Of a sampler that is not known, the
-peers of the same purpose are not known either: torch draws with its temperature alone.
+A peer is a function [batch, vocab] -> ids [batch]; it may use any random numbers. For a sampler that is not known, the
+matching peers are not known either: torch then draws only with its temperature.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sampler does, as the numbers that its peers need. Knows the common rules of truncation, but no plugin."""
+"""A sampler's truncation, as the numbers that its peers need. Knows the common rules of truncation, but no plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp behind four verbs: read a prompt, step, copy a sequence, drop one. Knows ids and logits, no request.
+"""llama.cpp as four operations: read a prompt, step, copy a sequence, drop one. Knows ids and logits, no request.
 
 The only module that touches llama.cpp's C interface (`llama.h`, through llama-cpp-python's ctypes declarations). Import
 it where the extra `llamacpp` is installed.
@@ -69,7 +69,7 @@ class LlamaWeights:
         pointer: `llama_model *`.
         vocab_size: width of the logits.
         context_length: tokens of the context that the model was trained with.
-        eos_id: ends a sequence; None where there is none.
+        eos_id: ends a sequence; None if the model has no such token.
         can_decode: whether it continues text; encoders do not.
 
     Raises:
@@ -114,7 +114,7 @@ class LlamaContext:
         sequences, length: as given; a sequence may hold a few tokens more.
 
     Raises:
-        ModelError: there is no memory for so much.
+        ModelError: there is not enough memory.
     """
 
     def __init__(self, weights: LlamaWeights, *, sequences: int, length: int, threads: int) -> None:
@@ -146,7 +146,7 @@ class LlamaContext:
             ids: its tokens, at least one.
 
         Returns:
-            float32 [1, vocab], the logits behind the last token; overwritten by the next call.
+            float32 [1, vocab], the logits after the last token; overwritten by the next call.
         """
         for start in range(0, len(ids), self._limit):
             part = ids[start : start + self._limit]
@@ -155,7 +155,7 @@ class LlamaContext:
         return self._logits(1)
 
     def place(self, sequences: Sequence[int], positions: Sequence[int]) -> None:
-        """Say which sequences the steps to come are of, and at which positions the next tokens stand."""
+        """Set the sequences of the following steps, and the positions of their next tokens."""
         self._batch.fill(sequences, [0] * len(sequences), positions, last_only=False)
 
     def step(self, ids: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class LlamaContext:
             ids: int64 [sequences].
 
         Returns:
-            float32 [sequences, vocab], the logits behind them: llama.cpp's own memory, overwritten by the next call.
+            float32 [sequences, vocab], the logits after them: llama.cpp's own memory, overwritten by the next call.
         """
         self._batch.take(ids)
         self._decode()
@@ -188,7 +188,7 @@ class LlamaContext:
     def _logits(self, rows: int) -> Tensor:
         """The logits where llama.cpp has put them; a view is made anew only when that place changes."""
         pointer = llama_cpp.llama_get_logits_ith(self._pointer, -rows)
-        # llama.cpp gives the rows in the order of the batch, one behind the other: -rows is the first of them.
+        # llama.cpp gives the rows in the order of the batch, one after the other: -rows is the first of them.
         address = ctypes.addressof(pointer.contents)
         if self._view is None or self._view[:2] != (address, rows):
             array = np.ctypeslib.as_array(pointer, (rows, self._weights.vocab_size))
@@ -217,7 +217,7 @@ class _LlamaBatch:
         )
 
     def fill(self, sequences: Sequence[int], ids: Sequence[int], positions: Sequence[int], *, last_only: bool) -> None:
-        """Set tokens, whose they are and where they stand; logits are wanted behind all of them or behind the last."""
+        """Set tokens with their sequences and positions; logits are wanted after each of them or after the last."""
         count = len(ids)
         self.struct.n_tokens = count
         self._tokens[:count], self._positions[:count], self._sequences[:count] = ids, positions, sequences
@@ -229,5 +229,5 @@ class _LlamaBatch:
         self._tokens[: len(ids)] = ids.numpy()
 
     def advance(self) -> None:
-        """Every token stands one further."""
+        """Add one to the position of every token."""
         self._positions[: self.struct.n_tokens] += 1

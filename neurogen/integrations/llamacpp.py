@@ -1,7 +1,7 @@
 """Decoding with llama.cpp's forward pass: GGUF models as they are, tokens chosen by neurogen's samplers.
 
 The engine keeps the promises of `decoding.engine.Engine`, and the token ids are those of `models.tokenizer`, as with
-every other engine. What is done with llama.cpp itself is in `llama_context`.
+every other engine. Only `llama_context` calls llama.cpp itself.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def find_model_file(name: str) -> Path:
     """The GGUF file that a name stands for.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such file.
     """
     path = Path(name).expanduser()
     if is_file(path):
         if path.suffix == ".gguf":
             return path
-        raise ModelError(f"The engine llamacpp reads GGUF files, and {path} is none. --engine torch reads safetensors.")
+        raise ModelError(f"The engine llamacpp reads GGUF files; {path} is not one. --engine torch reads safetensors.")
     if is_folder(path):
         return _only_file(path)
     if name in KNOWN_MODELS:
@@ -178,7 +178,7 @@ class LlamaCppEngine(Engine):
     """Decodes requests with a GGUF model and a sampler, as `neurogen.decoding.engine.Engine` does with others.
 
     Every prompt is run by itself, so that the first token of a sequence does not depend on what is decoded beside it;
-    from there on it does not up to llama.cpp's rounding, which may differ between batch sizes. To be used from one
+    later tokens do not either, up to llama.cpp's rounding, which may differ between batch sizes. To be used from one
     thread at a time.
 
     Args:
@@ -225,11 +225,11 @@ class LlamaForward:
         self._rows: list[RequestState] = []
         self._sequences: list[int] = []  # of the rows
         self._free: list[int] = []
-        self._kept: tuple[tuple[int, ...], Tensor] | None = None  # a prompt and the logits behind it
+        self._kept: tuple[tuple[int, ...], Tensor] | None = None  # a prompt and the logits after it
         self._placed = False
 
     def has_room(self, row: RequestState, before: int) -> bool:
-        """Whether there is a sequence for a row beside those that are there and `before` others."""
+        """Whether there is a free sequence for a row beside those in the batch and `before` others."""
         return self._context is not None and len(self._free) > before and _length(row) <= self._context.length
 
     def prefill(self, new: Sequence[RequestState], upcoming: tuple[int, ...] | None) -> Tensor:

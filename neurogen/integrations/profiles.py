@@ -1,10 +1,10 @@
-"""Profiles: what other programs mean by the same numbers, as samplers that draw with neurogen's kernels and seeds.
+"""Profiles: samplers that read parameters as another program does, and draw with neurogen's kernels and seeds.
 
     profile("llamacpp", top_k=40, top_p=0.95).sample(logits, seed=1, position=12)
 
-The programs differ in the order of temperature and truncations, in what becomes of ties, in edge values and defaults;
-docs/profiles.md lists it all. This module knows the truncations in torch, in float64, and which program does what; it
-knows neither the programs' code nor how tokens are drawn.
+The programs differ in the order of temperature and truncations, in how they treat ties, in edge values and defaults;
+docs/profiles.md lists the differences. This module has the truncations in torch, in float64, and the
+rules of each program; it knows neither the programs' code nor how tokens are drawn.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Vllm(Profile):
     name = "vllm"
     title = "vLLM"
     COLDEST: ClassVar[float] = 0.01
-    """A temperature above 0 and below this is taken for it."""
+    """A temperature above 0 and below this value is replaced by it."""
 
     class Params(SamplerParams):
         top_k: int = Param(0, ge=-1, description="Tokens to draw from; 0 and -1 keep all.")
@@ -173,8 +173,8 @@ def profile(name: str, /, **params: Any) -> Sampler:
     """A sampler that keeps what a program would keep, with its defaults.
 
     Args:
-        name: as of `profile_class`.
-        **params: top_k, top_p, min_p, temperature, and but for vLLM typical_p.
+        name: as for `profile_class`.
+        **params: top_k, top_p, min_p, temperature and, except for vLLM, typical_p.
 
     Raises:
         ParameterError: no such profile; unknown parameter or value outside the domain that the program gives it.
@@ -191,7 +191,7 @@ class Survivors:
 
     Attributes:
         kept: bool [batch, vocab].
-        history: (name with its value in the first row, what was kept behind it) of each truncation that was on there.
+        history: (name with its value in the first row, what was kept after it) of each truncation that was on there.
     """
 
     def __init__(self, logits: Tensor, temperature: Tensor | None) -> None:
@@ -218,7 +218,7 @@ class Survivors:
 
         Args:
             p: float64 [batch].
-            lowest_ids_last: which of equal logits stand behind in the order.
+            lowest_ids_last: of equal logits, the lowest ids come last in the order.
         """
         order = self._order(lowest_ids_last)
         mass = self._shares().gather(1, order)

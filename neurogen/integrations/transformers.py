@@ -1,7 +1,7 @@
 """neurogen's samplers in transformers' `model.generate`: as a logits processor, and as `custom_generate`.
 
-The sampler chooses the token; what is handed on leaves exactly that token possible, so that generate must take it,
-whether it draws or not. Knows tensors and generate's conventions, but no particular sampler.
+The sampler chooses the token and leaves only that token possible, so that `generate` must take it, whether it draws
+or not. Knows tensors and generate's conventions, but no particular sampler.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WARPERS = (
     "EpsilonLogitsWarper",
     "EtaLogitsWarper",
 )
-"""What `do_sample=True` adds by itself, and a sampler of ours stands in for."""
+"""What `do_sample=True` adds by itself; the sampler replaces it."""
 
 NORMALISED = 1e-3
 """Scores whose probabilities sum to 1 this closely, as logarithm, are taken for those of a beam search."""

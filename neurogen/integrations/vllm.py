@@ -41,7 +41,7 @@ _logs: dict[int, StartLog] = {}
 """The id of a `vllm.LLM` -> what its processes write."""
 
 _is_quiet = False
-"""Whether the level of the log is ours, and not the user's."""
+"""Whether neurogen has set the log's level, not the user."""
 
 MOST_REASON = 600
 SIDE_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
@@ -99,7 +99,7 @@ def load_engine(model: str, *, as_texts: Mapping[str, str] | None = None, **opti
 
 
 def quieten() -> None:
-    """Let vLLM log warnings alone, and on stderr: results go to stdout. Who wants more sets its variables."""
+    """Let vLLM log only warnings, on stderr: results go to stdout. A user who wants more sets its variables."""
     global _is_quiet
     _is_quiet = _is_quiet or LEVEL_VARIABLE not in os.environ
     for variable, value in LOGGING.items():
@@ -363,7 +363,7 @@ def _result(request: _Request, output: Any, tokenizer: Tokenizer, seconds: float
 
 
 def _finish_reason(one: Any, eos_ids: Collection[int]) -> tuple[FinishReason, bool]:
-    """Why a text ended, and whether by a token that is none of its own.
+    """Why a text ended, and whether it was ended by a token that is not part of it.
 
     vLLM says "stop" for end-of-sequence, with nothing or the id as the reason, and for a stop string, with that.
     """
@@ -384,7 +384,7 @@ def _logprobs(
         return {"token_id": token, "text": tokenizer.token_text(token), "logprob": value}
 
     result = []
-    for token, values in zip(tokens, listed, strict=False):  # a token that ended the sequence is listed, and is none
+    for token, values in zip(tokens, listed, strict=False):  # `listed` also has a token that ended the sequence
         ranked = sorted((-info.logprob, other) for other, info in values.items() if info.rank <= count)
         top = [entry(other, -negative) for negative, other in ranked[:count]]
         result.append({**entry(token, values[token].logprob), "top": top})

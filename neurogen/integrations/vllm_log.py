@@ -1,7 +1,7 @@
-"""What vLLM and its processes write while they start: passed on to stderr, and asked for the reason when they fail.
+"""The output of vLLM and its processes while they start: passed on to stderr, and searched for the reason of a failure.
 
 vLLM runs a model in processes of its own. When one of them fails, the exception in this process says only that; the
-reason is in what that process wrote. Knows the form of vLLM's log, and nothing else of it.
+reason is in what that process wrote. Knows only the form of vLLM's log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["GENERAL", "StartLog", "reason_in", "watched_start"]
 
 MOST_BYTES = 2**20
 TROUBLE = re.compile(rb"^.*(?: ERROR |Traceback \(most recent call last\)|^Process )", re.MULTILINE)
-"""Where a failure begins to be told."""
+"""How the report of a failure begins."""
 
 EXCEPTION = re.compile(
     r"^(?:\((?P<process>[^)]*pid=\d+)\) ?)?(?:ERROR [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
@@ -49,7 +49,7 @@ class StartLog:
 
     @property
     def text(self) -> str:
-        """What was written since it is watched, the last part where that is much."""
+        """What was written while it was watched; only the last part if that is much."""
         self._thread.join(timeout=1.0)  # the last words of a process come with its end
         with self._lock:
             return self._kept.decode("utf-8", "replace")

@@ -1,6 +1,6 @@
 """Options of vLLM by name: those of its own `EngineArgs`, read as its command line reads them.
 
-Imports vLLM when it is asked.
+vLLM is imported when a function is called.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def typed_options(options: Mapping[str, str]) -> dict[str, Any]:
             or false, a structure is JSON.
 
     Raises:
-        ParameterError: there is no such option, its value is none of it, or neurogen has an option of its own for it.
+        ParameterError: there is no such option, it has no such value, or neurogen has an option of its own for it.
     """
     parser = _parser()
     actions = {action.dest: action for action in parser._actions}
@@ -62,7 +62,7 @@ def typed_options(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_memory_of_cpu(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, on a CPU with a size for the cache of keys and values where none is given.
+    """The options; on a CPU with a size for the KV cache if none is given.
 
     vLLM would take 92 % of the memory, and stop where not all of that is free.
     """
@@ -85,7 +85,7 @@ def _typed(parser: argparse.ArgumentParser, action: argparse.Action, value: str)
 
 
 def _parser() -> argparse.ArgumentParser:
-    """vLLM's parser of its options, whose errors are ours."""
+    """vLLM's parser of its options, which raises our errors."""
     base = importlib.import_module("vllm.utils.argparse_utils").FlexibleArgumentParser
 
     class Parser(base):  # type: ignore[misc, valid-type]

@@ -24,7 +24,7 @@ DOT = 2.6
 
 
 class Figure(NamedTuple):
-    """A chart with what stands above it."""
+    """A chart with its heading."""
 
     title: str
     note: str

@@ -92,7 +92,7 @@ def _axis(estimates: Sequence[Estimate], title: str) -> Axis:
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
-    """The interval, or twice the value where there is none."""
+    """The interval, or twice the value if there is no interval."""
     if estimate.low is None or estimate.high is None:
         return estimate.value, estimate.value
     return estimate.low, estimate.high

@@ -1,4 +1,4 @@
-"""A diagnosis as one small HTML page without scripts and without anything from elsewhere; light and dark."""
+"""A diagnosis as one small HTML page, light and dark, without scripts and without external files."""
 
 from __future__ import annotations
 

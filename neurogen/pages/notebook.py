@@ -21,6 +21,6 @@ def sampler_html(sampler: Sampler) -> str:
 
 
 def result_html(result: Result) -> str:
-    """A generated text behind its prompt, and how to get it again."""
+    """A prompt with the text generated after it, and how to generate it again."""
     params = ", ".join(f"{name}={value!r}" for name, value in result.params.items())
     return fragment("result.html", result=result, params=params)

@@ -1,4 +1,4 @@
-"""What pictures by matplotlib share: the look of a panel, and a PNG that is replaced when whole."""
+"""Shared code of matplotlib pictures: the look of a panel, and a PNG that is replaced when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plain_panel(axes: Axes) -> None:
 
 
 def save_picture(figure: Figure, picture: Path, *, dpi: int) -> None:
-    """Write a PNG; whoever looks meanwhile sees the one before.
+    """Write a PNG; until it is complete, the previous one stays in place.
 
     Raises:
         DataError: it cannot be written.

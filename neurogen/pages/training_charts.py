@@ -20,7 +20,7 @@ __all__ = ["draw_charts", "read_metrics"]
 Lines = Sequence[dict[str, Any]]
 
 SMOOTHED = 60
-"""A curve is drawn again as the mean of about so many stretches, where it has more chunks than that."""
+"""A curve of more chunks than this is drawn a second time, as the means of about this many stretches."""
 
 TRAIN, HELD_OUT, SAMPLED = "#3b6fb6", "#d1602b", "#8a8f98"
 TROUBLE = {"flat": "#e9b44c", "saturated": "#c0392b", "worse than uniform": "#a0522d", "diverged": "#7d3cbe"}
@@ -122,7 +122,7 @@ def _curve(axes: Axes, lines: Lines, name: str, color: str, label: str) -> None:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of the finite values; NaN, which is not drawn, where there is none."""
+    """Of the finite values; NaN, which is not drawn, if no value is finite."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 

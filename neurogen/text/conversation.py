@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, the sampler that answers, and how an answer is drawn again.
+"""A conversation with a model: its turns, the sampler of the answers, and how an answer is drawn again.
 
 With a chat template the turns are messages; a model without one continues the text of all turns. Knows no terminal.
 """
@@ -32,7 +32,7 @@ __all__ = ["Conversation", "Message"]
 FORMAT = 1
 ROLES = ("system", "user", "assistant")
 EXPLAINED = 256
-"""So many tokens of the last answer can be explained: their logits are kept."""
+"""How many tokens of the last answer can be explained: their logits are kept."""
 
 USER, ASSISTANT = "user", "assistant"
 
