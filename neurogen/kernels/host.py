@@ -1,4 +1,4 @@
-"""What a backend module's functions `sample`, `probs` and `support` do around a kernel, the same on every device.
+"""The functions `sample`, `probs` and `support` of a backend module: what they do around a kernel, on every device.
 
 They allocate what is returned, hand the kernel the parameters of the rows by name, and run it. They are objects, so
 that a test or a benchmark finds the kernel: `neurogen_topk.cpu.sample.kernel`.
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 MOST_PARAMETERS = 3
-"""Of a definition."""
+"""The most parameters of a definition."""
 
 Path = tuple[str | int, ...]
 MOST_CLOSURES = 3
@@ -77,7 +77,7 @@ class RowFunction:
 
     Attributes:
         kernel: called with the logits, the row parameters `names` and the array to write.
-        run, names, definition: as of `SampleFunction`.
+        run, names, definition: as in `SampleFunction`.
         dtype: float32 of probabilities, bool of a support.
     """
 
@@ -114,7 +114,7 @@ class Temperatures(NamedTuple):
 
 
 def check_memory(tensors: list[Tensor]) -> None:
-    """Refuse tensors that begin nowhere, where an address is 0; those without elements may.
+    """Refuse tensors without memory of their own, whose address is 0; tensors without elements are allowed.
 
     Raises:
         ParameterError: one has no memory of its own.
@@ -146,12 +146,12 @@ def place_of(definition: Callable[..., Any]) -> str:
 
 
 def check_definition(definition: Any, names: tuple[Any, ...], role: str) -> None:
-    """Refuse what a sampler cannot be made of, before it is compiled.
+    """Refuse a definition that cannot be compiled to a sampler, before it is compiled.
 
     Args:
         definition: called as definition(row, *parameters).
         names: of the parameters.
-        role: as what it was given, "keep" or "temper".
+        role: the role that it was given for, "keep" or "temper".
 
     Raises:
         ParameterError: no function, no names, more parameters than are written out, or another number than it takes.
@@ -160,7 +160,7 @@ def check_definition(definition: Any, names: tuple[Any, ...], role: str) -> None
     if not isinstance(function, FunctionType):
         raise ParameterError(
             f"truncation() was given {definition!r} as `{role}`. It must be a function {role}(row, *parameters): write "
-            f"truncation({role}, ...) with the function itself, and behind it the names of its parameters.",
+            f"truncation({role}, ...) with the function itself, and after it the names of its parameters.",
             role,
         )
     wrong = [name for name in names if not isinstance(name, str) or not name.isidentifier()]
@@ -183,13 +183,13 @@ def check_definition(definition: Any, names: tuple[Any, ...], role: str) -> None
         given = ", ".join(["row", *names])
         raise ParameterError(
             f"truncation() calls {place_of(function)} with ({given}), and it takes ({takes}): {error}. Name each of "
-            f'its parameters behind `row`, in this order: truncation({function.__name__}, "k", ...).',
+            f'its parameters after `row`, in this order: truncation({function.__name__}, "k", ...).',
             "names",
         ) from None
 
 
 def check_returned(where: str, is_right: bool, returned: str, wanted: str) -> None:
-    """Refuse a definition that returns something else than it must, while it is compiled.
+    """Refuse a definition that returns a value of the wrong type, while it is compiled.
 
     Raises:
         ContractError: it does.
@@ -249,7 +249,7 @@ def at_path(module: Any, path: Path) -> Any:
 
 
 def made_of(functions: BackendFunctions, definition: Callable[..., Any]) -> BackendFunctions:
-    """The functions, which know what they were made of."""
+    """The functions, which remember their definition."""
     where = place_of(definition)
     sample, probs, support = functions
     return BackendFunctions(

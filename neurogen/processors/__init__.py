@@ -1,4 +1,4 @@
-"""The logits processors that come with neurogen, as one plugin module; each is found by its entry point as any other.
+"""The logits processors that come with neurogen, as one plugin module; each is found by its entry point like any other.
 
 Importing this package imports neither torch nor the libraries that single processors need.
 """

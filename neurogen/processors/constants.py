@@ -1,4 +1,4 @@
-"""A tensor that stays as it is, on whatever device it is asked for."""
+"""A constant tensor, available on every device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Constant"]
 
 
 class Constant:
-    """A tensor that is brought to each device once."""
+    """A tensor that is copied to each device once."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._on = {tensor.device: tensor}
 
     def on(self, device: torch.device) -> Tensor:
-        """The tensor there."""
+        """The tensor on a device."""
         if device not in self._on:
             self._on[device] = next(iter(self._on.values())).to(device)
         return self._on[device]

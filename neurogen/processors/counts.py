@@ -1,6 +1,6 @@
 """How often each token has occurred, kept up to date token by token. Knows no logits.
 
-The tokens that occur lie densely in arrays, so that a penalty is one indexed operation on so many logits, whatever the
+The tokens that occur lie densely in arrays, so that a penalty is one indexed operation on their logits, whatever the
 length of the sequence; an addition or removal moves at most one entry.
 """
 
@@ -24,7 +24,7 @@ class TokenCounts:
 
     Args:
         tokens: what to begin with, oldest first.
-        last_n: count the last so many; -1 for all.
+        last_n: how many of the last tokens to count; -1 for all.
     """
 
     def __init__(self, tokens: Iterable[int] = (), last_n: int = -1) -> None:

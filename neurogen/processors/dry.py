@@ -23,7 +23,7 @@ FLOAT_MAX_LOG = 88.7228391
 """Natural logarithm of the largest float32: the penalty's exponent stays below what would overflow."""
 
 LONGEST_TAIL = 20
-"""Tokens of a breaker behind its first one, at most."""
+"""The most tokens of a breaker after its first one."""
 
 FIRST_CAPACITY = 256
 
@@ -33,7 +33,7 @@ class Dry(FromText):
     n >= allowed_length (p-e-w, 2024, "DRY: A modern repetition penalty that reliably prevents looping",
     text-generation-webui pull request 5677).
 
-    A repetition is the longest end of the sequence that stands earlier in it, too, and that token came behind it there.
+    A repetition is the longest end of the sequence that also stands earlier in it, followed there by that token.
     Repetitions do not reach over a sequence breaker, and a token that holds one is not penalised. Breakers of several
     tokens, the window and the largest exponent are as in llama.cpp (`llama_sampler_init_dry`).
     """
@@ -131,7 +131,7 @@ class Repeats:
     """For every place in a sequence, how long a match with the end of the sequence ends there.
 
     Args:
-        last_n: look at the last so many tokens; -1 at all.
+        last_n: how many of the last tokens to look at; -1 for all.
         breakers: token sequences that no match reaches over.
         ids: the sequence's beginning.
     """
@@ -174,7 +174,7 @@ class Repeats:
             vocab: tokens from here on are left out.
 
         Returns:
-            int64 [n] tokens, each once, none of them a breaker by itself, and int64 [n], their longest match.
+            int64 [n] tokens, each once and without breakers of one token, and int64 [n], their longest match.
         """
         import numpy as np
 

@@ -1,5 +1,5 @@
-"""What the library llguidance says of a schema, expression or grammar, in the words of neurogen's other errors. What it
-says itself is the cause of the error, which `--debug` shows.
+"""Errors of the library llguidance about a schema, expression or grammar, worded like neurogen's other errors. The
+library's own message is the cause of the error, which `--debug` shows.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""From what a user writes for a grammar, a text or a file's name, to the form that the library llguidance reads. What
-is wrong with it is said here, before a model is loaded.
+"""Turns a user's grammar, given as a text or a file's name, into the form that the library llguidance reads, and
+reports its errors before a model is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SOURCES = ("json_schema", "regex", "grammar")
 
 JSON_LAYOUT = {"whitespace_pattern": r"( |\n {0,16})?"}
 """Between the parts of JSON stands nothing, a space, or a line break with up to 16 spaces: a small model that may write
-any white space writes nothing else. A schema says otherwise in its `x-guidance`."""
+any white space writes nothing else. A schema can change this in its `x-guidance`."""
 
 ASCII = "dws"
 """In a regular expression, \\d, \\w and \\s mean ASCII, as everywhere else where data is checked."""
@@ -167,7 +167,7 @@ def _finite(digits: str) -> float:
 
 
 def _is_json(value: str) -> bool:
-    """Whether a value is meant as JSON: it begins as an object or list does, or is a value as a whole."""
+    """Whether a value is meant as JSON: it begins like an object or a list, or is a complete JSON value."""
     if value.lstrip()[:1] in ("{", "["):
         return True
     try:
@@ -199,7 +199,7 @@ def _grammar_of(schema: dict[str, Any]) -> str:
 
 
 def _place_of(message: str, schema: dict[str, Any]) -> tuple[str, ...]:
-    """The innermost part of which the library says the same as of the whole."""
+    """The innermost part for which the library reports the same error as for the whole."""
     shared: dict[str, Any] = {
         name: schema[name] for name in ("$defs", "definitions", "$schema", "x-guidance") if name in schema
     }

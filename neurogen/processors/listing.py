@@ -86,7 +86,7 @@ class FromText(Processor):
         return spelled([Link(self.name, given)])
 
     def text_or_file(self, parameter: str, value: str, is_text: bool) -> str:
-        """What a parameter holds, or the contents of the file that it names: behind @, or as that of an existing file.
+        """What a parameter holds, or the contents of the file that it names: after @, or as that of an existing file.
 
         Args:
             parameter: its name.

@@ -1,7 +1,7 @@
 """Patterns of JSON schema (ECMA-262 with the flag u) in the syntax that Rust's and Python's regular expressions share.
 
 Every class of characters becomes an explicit set, so that one pattern means the same to the library that writes a text
-and to the one that checks it. Where readers of patterns differ, the set is the narrower one: what is written keeps the
+and to the one that checks it. Where these libraries differ, the set is the narrower one, so that the text keeps the
 pattern for all of them.
 """
 
@@ -32,7 +32,7 @@ LINE_ENDS: Ranges = ((10, 10), (13, 13), (0x2028, 0x2029))
 CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 
 NOT_REPEATED = ("^", "|", "(?:", "(?i:", "(?i)")
-"""Parts of a translation behind which no repetition stands."""
+"""Parts of a translation that no repetition follows."""
 
 QUANTIFIER = re.compile(r"(?:[*+?]|\{(?P<least>\d+)(?P<more>,(?P<most>\d*))?\})\??")
 MOST_REPEATED = 1_000_000
@@ -87,7 +87,7 @@ class _Translator:
         return "".join(parts)
 
     def _next(self, before: str) -> str:
-        """The next part of the translation, behind another."""
+        """The next part of the translation, after another."""
         char = self._pattern[self._at]
         if found := QUANTIFIER.match(self._pattern, self._at):
             if before in NOT_REPEATED:
@@ -139,7 +139,7 @@ class _Translator:
         return "(?i:" if found["plain"] == "i:" else "(?:"
 
     def _escape(self) -> str:
-        """Behind a backslash outside a class."""
+        """What follows a backslash outside a class."""
         char = self._pattern[self._at : self._at + 1]
         if char in ("A", "Z", "z"):  # of other syntaxes, and clear
             self._at += 1
@@ -152,10 +152,10 @@ class _Translator:
         return self._spelled(found) if isinstance(found, tuple) else _spelled_char(found)
 
     def _escaped(self, *, negated: bool) -> Ranges | int:
-        """What an escape means: a set, or one character. Behind the backslash."""
+        """What an escape means, read after its backslash: a set, or one character."""
         start = self._at
         if start == len(self._pattern):
-            raise self._wrong("there is nothing behind the backslash", back=1)
+            raise self._wrong("there is nothing after the backslash", back=1)
         if found := HEX.match(self._pattern, start):
             self._at = found.end()
             return self._code(int(found[1] or found[2] or found[3], 16))
@@ -268,7 +268,7 @@ def _complement(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 @lru_cache(maxsize=32)
 def _property(name: str) -> Ranges | None:
-    """The characters of a Unicode property, from the library regex; None where it has none of this name."""
+    """The characters of a Unicode property, from the library regex; None if it has no property of this name."""
     import regex
 
     try:

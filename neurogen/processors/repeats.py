@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["NoRepeatNgram"]
 
 Table = dict[tuple[int, ...], list[int]]
-"""The first n - 1 tokens of an n-gram that has occurred -> the tokens that came behind them."""
+"""The first n - 1 tokens of an n-gram that has occurred -> the tokens that came after them."""
 
 
 class NoRepeatNgram(Processor):
@@ -38,7 +38,7 @@ class NoRepeatNgram(Processor):
         return table
 
     def process(self, logits: Tensor, history: History, memory: Table) -> None:
-        """O(tokens that came behind the last n - 1)."""
+        """O(tokens that came after the last n - 1)."""
         before = self.params.size - 1
         prefix = tuple(history.ids[len(history.ids) - before :]) if before <= len(history.ids) else ()
         banned = [token for token in memory.get(prefix, ()) if token < len(logits)]

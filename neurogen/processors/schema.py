@@ -1,5 +1,5 @@
-"""A JSON schema as it is written by a user, made ready for the library that writes texts and for the one that checks
-them: patterns that both read alike, no keyword passed over in silence.
+"""Prepares a user's JSON schema for the library that writes texts and for the one that checks them: rewrites patterns
+so that both read them alike, and ignores no keyword without saying so.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ WITHOUT_EFFECT = _words("""
 """Identifiers and annotations: of the drafts, of OpenAPI, and of common editors."""
 
 SEARCH_SECONDS = 2
-"""So long a pattern is looked for in a finished text."""
+"""How long a pattern is looked for in a finished text."""
 
 Path = tuple[str, ...]
 
@@ -314,12 +314,12 @@ def _is_integer(checker: Any, value: Any) -> bool:
 
 
 def _decimal(value: Any) -> Any:
-    """The schema with exact numbers: multiples of 0.01 are none in binary."""
+    """The schema with exact numbers: multiples of 0.01 are not exact in binary."""
     return json.loads(json.dumps(value), parse_float=Decimal)
 
 
 def _problem(error: Any) -> str:
-    """What is wrong with a schema by the schema of schemas."""
+    """What is wrong with a schema, by the schema of schemas."""
     path, value = error.absolute_path, _first(json.dumps(error.instance))
     if path and path[-1] == "type":
         return f"there is no type {value}; there are array, boolean, integer, null, number, object and string"

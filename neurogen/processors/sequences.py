@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SequenceTable", "behind", "checked_id", "pieces_of", "spellings", "spellings_of"]
 
 CONTEXTS = ("x", "1", ".", "\n", "-")
-"""A text is encoded behind the first of these with whose end its beginning does not merge."""
+"""A text is encoded after the first of these whose end does not merge with the text's beginning."""
 
 Value = TypeVar("Value")
 
@@ -86,7 +86,7 @@ def spellings(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         text: not empty.
 
     Returns:
-        its tokens at the start of a text, inside one, and, unless it begins with white space, behind a space: without
+        its tokens at the start of a text, inside one, and, unless it begins with white space, after a space: without
         repetition, and without the empty one. Other ways to spell it with smaller tokens are not among them.
     """
     forms = [tokenizer.encode(text, add_bos=False), behind(text, tokenizer)]
@@ -96,7 +96,7 @@ def spellings(text: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 def behind(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a text that stands inside another; none where every context merges with its beginning."""
+    """The tokens of a text inside another; empty if every context merges with its beginning."""
     for context in CONTEXTS:
         head = tokenizer.encode(context, add_bos=False)
         whole = tokenizer.encode(context + text, add_bos=False)

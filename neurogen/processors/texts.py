@@ -65,7 +65,7 @@ class BannedTexts(FromText):
         self._always = Constant(torch.from_numpy(np.unique(np.concatenate(always))))
 
     def start(self, history: History) -> list[int]:
-        """The state of each text's automaton behind the prompt."""
+        """The state of each text's automaton after the prompt."""
         states = [0] * len(self._automata)
         for token in history.ids:
             self._read(token, states)
@@ -145,7 +145,7 @@ class Pieces:
             self._columns.append(np.array([pieces[token][column] for token in self._order[:longer]], dtype=np.int64))
 
     def __getitem__(self, token: int) -> bytes:
-        """Of one token; none where it has no logit."""
+        """The bytes of one token; empty if it has no logit."""
         return self._pieces[token] if token < len(self._pieces) else b""
 
     def completing(self, automaton: Automaton, state: int) -> Any:

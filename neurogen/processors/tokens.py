@@ -1,4 +1,4 @@
-"""Single tokens and words made dearer, cheaper, impossible, or the only ones possible."""
+"""Processors that raise, lower or ban single tokens and words, or allow only some."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LogitBias(_Biases):
     """Adds a number to the logit of a token, or of the last token of a text whose others stand before (`logit_bias` of
     OpenAI's API, for ids; `SequenceBiasLogitsProcessor` of transformers, for texts).
 
-    A text is meant as the tokenizer spells it: at the start of a text, inside one, and behind a space unless it begins
+    A text is meant as the tokenizer spells it: at the start of a text, inside one, and after a space unless it begins
     with one.
     """
 
@@ -81,7 +81,7 @@ class BannedTokens(_Biases):
     """Bans tokens, and texts: a text of several tokens at its last, when the others stand before it
     (`NoBadWordsLogitsProcessor` of transformers).
 
-    A text is meant as the tokenizer spells it: at the start of a text, inside one, and behind a space unless it begins
+    A text is meant as the tokenizer spells it: at the start of a text, inside one, and after a space unless it begins
     with one. Spelled with other, smaller tokens it can still come about.
     """
 

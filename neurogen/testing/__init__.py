@@ -1,7 +1,7 @@
-"""What proves an installation and a sampler.
+"""Checks of an installation and of a sampler.
 
 recorded       100,000 tokens that every device must choose
-conformance    holds a sampler against its contract; `SamplerConformance` is the same for pytest
+conformance    checks a sampler against its contract; `SamplerConformance` is the same for pytest
 simulator      runs CUDA kernels on the CPU, thread by thread
 """
 

@@ -1,4 +1,4 @@
-"""What the pytest fixture `neurogen_benchmark` gives: it measures a sampler beside its peers, and compares ratios.
+"""The object of the pytest fixture `neurogen_benchmark`: measures a sampler beside its peers, and compares ratios.
 
 Knows the fixture of pytest-benchmark where there is one, and how to measure from `neurogen.bench`.
 """
@@ -30,7 +30,7 @@ MEASUREMENTS = 4
 
 
 class NeurogenBenchmark:
-    """What the fixture `neurogen_benchmark` gives.
+    """The object of the fixture `neurogen_benchmark`.
 
     Args:
         benchmark: pytest-benchmark's fixture, or None where that is not installed.

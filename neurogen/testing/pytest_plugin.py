@@ -10,7 +10,7 @@ is used. Where pytest-benchmark is installed, the sampler's times go there too, 
     pytest --benchmark-compare --neurogen-compare-fail 1.5
 
 fails a test whose ratio to its peers, measured in the same turns, has grown to more than 1.5 times that of the run that
-is compared with. Times would say little: they are those of another hour of a machine that others use.
+is compared with. Times would say little: they depend on the hour and on other programs of the machine.
 """
 
 from __future__ import annotations

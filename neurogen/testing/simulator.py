@@ -44,13 +44,13 @@ KERNEL_MODULES: list[Any] = [
         "cuda_statistics",
     )
 ]
-"""In which the simulator replaces `cuda`, and the sizes of warps and lists."""
+"""The modules in which the simulator replaces `cuda`, and the sizes of warps and lists."""
 
 SIZES = ("warp", "parts", "listed", "ranked")
-"""What a case says of the sizes of warps and lists, see `set_sizes`."""
+"""The fields of a case for the sizes of warps and lists, see `set_sizes`."""
 
 FIELDS = ("grid", "block", "offset", "gap", *SIZES)
-"""What a case says of a launch, beside logits [batch, vocab] as they are stored, row parameters, seed and position."""
+"""A case's fields for a launch, beside logits [batch, vocab] as they are stored, row parameters, seed and position."""
 
 
 class Thread:
@@ -76,7 +76,7 @@ class Thread:
         self._block.idle.release()
 
     def meet(self, place: Any, value: Any = None) -> list[Any]:
-        """Wait until all threads of the block are at `place`; what each has brought there."""
+        """Wait until all threads of the block are at `place`; returns the value that each brought there."""
         self.waits_for, self.value = place, value
         self._block.idle.release()
         self.turn.acquire()
@@ -192,7 +192,7 @@ def launch(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...], pieces: i
 
 
 def _start(kernel: Any, case: dict[str, Any], arrays: tuple[Any, ...], blocks: Sequence[int]) -> None:
-    """One launch of as many blocks, in this order."""
+    """One launch of these blocks, in this order."""
     logits, offset = case["logits"], int(case["offset"])
     batch, vocab = logits.shape
     stride = vocab + int(case["gap"])
@@ -218,7 +218,7 @@ def simulate(case: dict[str, Any], sampler: Any) -> dict[str, Any]:
 
     Returns:
         ids int64 [batch]; probs float32 and support uint8 [batch, vocab]. Where a case says `pieces` too, and the
-        kernel has such a form, also `split`: the ids where so many blocks share a row.
+        kernel has such a form, also `split`: the ids where `pieces` blocks share a row.
     """
     set_sizes({name: int(case[name]) for name in SIZES})
     batch, vocab = case["logits"].shape

@@ -1,9 +1,9 @@
-"""Holds a sampler against its contract, and shows the smallest case of whatever it does not keep.
+"""Checks a sampler against its contract, and shows the smallest case in which it does not keep it.
 
 report = neurogen.testing.conformance.check(MySampler)
 assert report.passed, report
 
-case        logits and what is given with them    cases    which ones are tried
+case        logits and the other arguments        cases    which ones are tried
 subject     the sampler and its reference          trial    its calls, as Python for the report
 kit         the registry of checks                 shrink   making a case small
 declared, meaning, drawing, invariance, memory, arithmetic, devices: the checks
@@ -46,10 +46,10 @@ def check(
         sampler: a name such as "topk" or "topk(k=3)", a sampler, or a class. Its parameters are the base of those
             that are tried.
         device: "cpu" or "cuda": where the checks run.
-        quick: a few seconds in place of a minute.
+        quick: take a few seconds instead of a minute.
         seed: of the cases; the same seed tries the same.
-        only: names of checks; all where none is given.
-        told: called with each result when it is there.
+        only: names of checks; None for all.
+        told: called with each result as soon as it is known.
 
     Returns:
         what was found. `report.passed` says whether no check failed.

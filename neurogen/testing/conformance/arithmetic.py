@@ -1,4 +1,4 @@
-"""The check of a kernel's arithmetic: only what rounds alike on every device, by its functions and by its code."""
+"""The check that a kernel uses only arithmetic that rounds alike on every device, by its functions and its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One case of a check: logits and what is given with them, and how it is written as Python. Knows no sampler."""
+"""One case of a check: logits and the other arguments, and the Python that writes it. Knows no sampler."""
 
 from __future__ import annotations
 

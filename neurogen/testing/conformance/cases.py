@@ -139,7 +139,7 @@ def _unique(values: Sequence[Value]) -> list[Value]:
 
 
 def param_sets(subject: Subject, seed: int, most: int) -> Iterator[dict[str, Value]]:
-    """At most so many sets of parameters: the base, then each parameter's values alone, then some together.
+    """At most `most` sets of parameters: the base, then each parameter's values alone, then some together.
 
     Sets that the sampler's schema refuses, since its parameters depend on each other, are left out.
     """

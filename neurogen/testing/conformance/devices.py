@@ -1,4 +1,4 @@
-"""Checks beside the CPU's results: the CUDA kernels, on a card or simulated, and the speed."""
+"""Checks that go beyond the CPU's results: the CUDA kernels, on a card or simulated, and the speed."""
 
 from __future__ import annotations
 

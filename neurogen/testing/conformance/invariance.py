@@ -1,4 +1,4 @@
-"""Checks of what must not change a result: dtype, strides, the other rows, earlier calls, threads; nor be changed."""
+"""Checks that dtype, strides, other rows, earlier calls and threads change no result, and that no input is changed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LAYOUTS = (
     "torch.nn.functional.pad(logits.repeat_interleave(2, 0), (5, 2), value=nan)[1::2, 5:-2]",
     "torch.nn.functional.pad(logits.flatten(), (3, 0), value=nan)[3:].view(logits.shape)",
 )
-"""The same logits laid out otherwise in memory."""
+"""The same logits in other memory layouts."""
 
 
 @check(
@@ -129,7 +129,7 @@ def batch(kit: Kit) -> None:
 
 
 def batch_law(trial: Trial) -> None:
-    """Neither the place in the batch nor the other rows matter."""
+    """Neither its place in the batch nor the other rows change a row's result."""
     seeds, positions = _numbers(trial.case.seed, trial), _numbers(trial.case.position, trial)
     if trial.case.batch > 1:
         backwards = {"logits": "logits.flip(0)", "seed": seeds[::-1], "position": positions[::-1]}

@@ -111,7 +111,7 @@ class Kit:
         return [name for name in ("float32", "float16", "bfloat16") if name in self.subject.cls.dtypes]
 
     def params(self, quick: int, full: int) -> list[dict[str, Value]]:
-        """Sets of parameters, at most so many in either form."""
+        """Sets of parameters: at most `quick` in the quick form, `full` in the full one."""
         return list(param_sets(self.subject, self.seed, quick if self.quick else full))
 
     def batches(
@@ -201,7 +201,7 @@ class Kit:
 
 
 def run_check(kit_check: Check, subject: Subject, *, quick: bool, seed: int) -> CheckResult:
-    """Run one check; whatever it finds is in the result."""
+    """Run one check and return its result."""
     kit = Kit(subject, quick=quick, seed=seed)
     started = time.perf_counter()
     result = partial(CheckResult, kit_check.name, kit_check.title)

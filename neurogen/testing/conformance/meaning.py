@@ -1,4 +1,4 @@
-"""Checks of what a sampler means: support and probabilities against the reference, ties, -inf, rows without any."""
+"""Checks of a sampler's meaning: support and probabilities against the reference, ties, -inf, rows without a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of samplers with memory: what is remembered, rows that move with theirs, and no other state touched."""
+"""Checks of samplers with memory: its contents, rows that move with their memory, and that no other state changes."""
 
 from __future__ import annotations
 

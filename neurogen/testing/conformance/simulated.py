@@ -1,7 +1,7 @@
-"""CUDA kernels without a card: a sampler does all that it does on one, and each launch goes to the simulator.
+"""CUDA kernels without a card: a sampler runs its code for CUDA, and each launch goes to the simulator.
 
 So the simulator runs what a kernel was given: logits and parameters that the sampler has changed, some rows, another
-dtype, several kernels a call. Importing this module loads none of CUDA.
+dtype, several kernels a call. Importing this module loads nothing of CUDA.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sampler that is held against its contract: how it is made with other parameters, and what it means."""
+"""The sampler that is checked: how it is made with other parameters, and its meaning by its reference."""
 
 from __future__ import annotations
 

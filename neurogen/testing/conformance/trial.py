@@ -58,9 +58,9 @@ class Trial:
     Attributes:
         case: what it is tried on.
         subject: whose sampler.
-        sampler, logits: what the program calls so; the logits are the case's, on the device.
-        lines: the program behind these two, so far.
-        names: all that the program knows by name.
+        sampler, logits: the program's variables of these names; the logits are the case's, on the device.
+        lines: the program after these two, so far.
+        names: all variables of the program.
     """
 
     def __init__(self, subject: Subject, case: Case) -> None:
@@ -99,7 +99,7 @@ class Trial:
         self.lines.append(line)
 
     def sample(self, logits: str = "logits", **arguments: Any) -> Tensor:
-        """Ids [batch]; a sampler with memory gets a new state where none is given. See `call`."""
+        """Ids [batch]; a sampler with memory gets a new state if no state is given. See `call`."""
         return self.call("sample", {"logits": logits, **arguments})
 
     def probs(self, logits: str = "logits", **arguments: Any) -> Tensor:
@@ -164,7 +164,7 @@ class Trial:
         self.lines[-1] = f"{template.format(self._last_call)}  # {summary(result)}"
 
     def snippet(self) -> str:
-        """The program; what each call gave is a comment behind it."""
+        """The program, with the result of each call as a comment after it."""
         logits = self.case.logits_code(self.subject.device)
         text = "\n".join([f"sampler = {self.subject.code(self.uniform)}", f"logits = {logits}", *self.lines])
         code = " ".join(line.partition("  # ")[0] for line in text.splitlines())

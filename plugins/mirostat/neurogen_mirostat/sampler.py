@@ -37,7 +37,7 @@ class Mirostat(Sampler):
         return {"mu": torch.full((batch,), 2.0 * self._tau, dtype=torch.float64)}
 
     def _sample(self, logits: Tensor, seed: Tensor, position: Tensor, params: RowParams, *state: State) -> Tensor:
-        """As of `Sampler`; the kernels' `sample` takes the state behind the parameters, and updates mu.
+        """As in `Sampler`; the kernels' `sample` takes the state after the parameters, and updates mu.
 
         A state is made before the rows' parameters are known: where a row has a tau of its own, its mu lies higher than
         the state says by twice the difference.

@@ -35,7 +35,7 @@ class XTC(Sampler):
     def stages(
         self, /, logits: Tensor, *, seed: int = 0, position: int = 0, state: State | None = None, **params: Any
     ) -> list[SamplerStage]:
-        """As the second random number of (seed, position) has decided: with the top choices removed, or with all."""
+        """With the top choices removed, or with all, as decided by the second random number of (seed, position)."""
         from neurogen.kernels.numerics import random_bits, uniform
 
         values = {**self.params.model_dump(), **params}
