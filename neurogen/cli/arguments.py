@@ -24,7 +24,7 @@ OPTIONAL_SETTINGS = ("stop_ids", "best_of", "beam", "draft", "parse_special")
 
 @dataclass(frozen=True)
 class Arguments:
-    """The options of `neurogen run`, save the sampler and its own."""
+    """The options of `neurogen run`, except the sampler and its own options."""
 
     model: str
     prompt: str | None

@@ -308,7 +308,7 @@ def loading(model: str, *, shown: bool) -> Iterator[None]:
 
 
 def status_line(text: str) -> None:
-    """Write a line on stderr in the place of the one that the cursor is on; for terminals."""
+    """Replace the line that the cursor is on, on stderr; for terminals."""
     with suppress(OSError):
         sys.stderr.write(ERASE_LINE + printable(text))
         sys.stderr.flush()

@@ -137,7 +137,7 @@ def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ran
         ctx: for the message of an error.
 
     Raises:
-        click.UsageError: the options leave open where the results of several processes go.
+        click.UsageError: the options do not say where the results of several processes go.
         ParameterError: RANK and WORLD_SIZE contradict each other.
     """
     found = rank_and_world(os.environ)
@@ -158,7 +158,7 @@ def launched(values: Mapping[str, Any], ctx: click.Context | None = None) -> Ran
 
 
 def local_device(device: str) -> str:
-    """A GPU of its own for each of several processes on a machine, where `device` leaves open which one."""
+    """A GPU of its own for each of several processes on a machine, if `device` does not say which one."""
     if device not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ:
         return device
     import torch

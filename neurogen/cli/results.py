@@ -49,7 +49,7 @@ class ResultsFile:
 
     Args:
         path: a file of results of an earlier, interrupted run, or one that does not exist yet.
-        rank: which of several processes this is that write the file together. Rank 0 opens it first, resumes it, and
+        rank: the number of this process, if several write the file together. Rank 0 opens it first, resumes it, and
             sorts it when all have finished; the others only append. None: there is one process.
 
     Attributes:

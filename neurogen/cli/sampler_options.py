@@ -119,7 +119,7 @@ class CommandOfSampler(click.Command):
         for name, field in self.sampler_class.Params.model_fields.items():
             option = option_of(name, field)
             if not OPTION_NAME.fullmatch(option):
-                raise self._unusable(f"its parameter {name!r} asks for the option {option!r}, which is none")
+                raise self._unusable(f"its parameter {name!r} asks for the option {option!r}, which is not valid")
             for spelling in (option, negated(option)) if field.annotation is bool else (option,):
                 if spelling in owners:
                     taken = f"{spelling}, which {owners[spelling]} has already"

@@ -241,7 +241,7 @@ class Session:
             self.tell_unless_quiet(f"{output} holds all {count_of(there, 'result')} already: there is nothing to do.")
 
     def own_prompts(self) -> list[Prompt]:
-        """The prompts of this process, save those that have failed altogether."""
+        """The prompts of this process, except those of which every sample has failed."""
         lines = (index for index in self.prompts if self.ranks is None or self.ranks.mine(index))
         return [self.prompts[index] for index in lines if not self.has_failed(index)]
 
@@ -319,7 +319,7 @@ class Session:
     # Messages about it.
 
     def tell_of_line(self, index: int, message: str) -> None:
-        """Say something about a line; of several processes only the first says it, for all."""
+        """Print a message about a line; if there are several processes, the first prints the messages of all."""
         if self.speaks:
             tell(message)
         else:
@@ -393,7 +393,7 @@ class Session:
         """Say how many lines and samples gave no result.
 
         Returns:
-            the exit code; of several processes only the first fails for it.
+            the exit code; if there are several processes, only the first fails for it.
         """
         if not self.speaks or not (self.failed or self.broken):
             return 0

@@ -126,7 +126,7 @@ class _Parser:
         name = self._match(pattern, wanted)
         if len(name) > LONGEST_NAME:
             raise ParameterError(
-                f"A name of {len(name):,} characters is none; at most {LONGEST_NAME} are read.", "name"
+                f"A name of {len(name):,} characters is too long; at most {LONGEST_NAME} are read.", "name"
             )
         return name
 

@@ -50,7 +50,7 @@ class PackedBatch:
 class PackedStream:
     """Iterates training data as batches of packed sequences.
 
-    Every id of every document, and the EOS that ends it, is a target exactly once an epoch. Of several ranks each reads
+    Every id of every document, and the EOS that ends it, is a target exactly once an epoch. Every rank reads
     all of the data and keeps its share, so that together they see what one process with their joint batch size sees;
     sequence boundaries depend on every document before them, so none can be left out.
 

@@ -1,4 +1,4 @@
-"""Requests to an engine, and the steps it answers with. Knows no text and not how a model computes."""
+"""Requests to an engine, and the steps it answers with. Knows no text, and nothing about how a model computes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Step:
         logprobs: log-probabilities, where the request asks for them.
         finish_reason: "eos" when the token is one of the request's `stop_ids`, "length" when it is the last of
             `max_new_tokens`, "error" when no token could be chosen, else None.
-        seconds: wall time since its prompt was read (prefill not counted); with beams, of the whole search.
+        seconds: wall time since the sequence's prompt was read (prefill not counted); with beams, of the whole search.
         error: where `finish_reason` is "error": InvalidLogitsError, or the ParameterError of a processor that cannot
             go on. It ends this sequence only.
         score: what the sequence is ranked by, from engines that rank sequences; None from others.

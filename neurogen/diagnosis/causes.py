@@ -99,7 +99,7 @@ def _score(measures: Measures, offset: int) -> tuple[int, float, float] | None:
     spread = math.sqrt((_variance(hits, len(here)) + _variance(right, len(here))) / len(here))
     if hits - max(right, chance) < max(LEAST_SHIFT, CERTAIN * spread):
         return None
-    if hits - chance < 2 * (right - chance):  # as of a model that repeats its input where the text does so too
+    if hits - chance < 2 * (right - chance):  # a model that repeats its input, on a text that repeats itself
         return None
     return offset, hits, right
 

@@ -48,7 +48,7 @@ METRICS: dict[str, str] = {
     "length": "tokens a text",
     "accuracy": "share of texts that hold a reference of their prompt; needs references",
 }
-"""Measure -> what it is."""
+"""Measure -> its description."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Outcome:
 
     Attributes:
         label: the sampler with its parameters.
-        samples: all its texts, by prompt and sample, save those that failed.
+        samples: all its texts, by prompt and sample, except those that failed.
         measures: name of a measure of `METRICS` -> estimate; those that do not apply are left out.
         seconds: wall time; tokens_per_second: tokens over it.
         failures: what went wrong, by the numbers of prompt and sample (None: all of them); these are not measured.

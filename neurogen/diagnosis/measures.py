@@ -1,4 +1,4 @@
-"""What is measured at every position of raw logits, in float64, and the means over positions.
+"""Measures of every position of raw logits, in float64, and their means over positions.
 
 A sampler's chance to choose the target is its probability after temperature, truncation and renormalisation, as the
 installed plugin itself gives it; nothing is drawn. Knows no model, no text and no verdict.

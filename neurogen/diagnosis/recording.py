@@ -1,4 +1,4 @@
-"""A recording of a run: what is needed to repeat it, and at every step the token and a digest of the model's logits.
+"""A recording of a run: all that its repetition needs, and at every step the token and a digest of the logits.
 
 A file of JSON lines: the head says model, sampler, options, prompts and versions; a line a token follows; the last line
 tells that the run came to its end. `neurogen.diagnosis.replay` runs it again and says where and why it differs.
@@ -36,7 +36,7 @@ TOP = 4
 """Logits kept of every step, the largest ones, to tell how far those of a replay are away."""
 
 SAMPLED_BYTES = 1 << 16
-"""So many bytes of every weight, spread over it, make the model's fingerprint."""
+"""How many bytes of every weight, spread over it, make the model's fingerprint."""
 
 Key = tuple[int, int]
 """(index of the prompt, number of the sample)."""
@@ -184,7 +184,7 @@ def _foreign(path: str | Path, number: int) -> DataError:
 
 
 def environment(model: DecodableModel, sampler: Sampler) -> dict[str, Any]:
-    """What a run's tokens depend on beside its options."""
+    """Everything beside the options that a run's tokens depend on."""
     weights = getattr(model, "model", None)
     return {
         "neurogen": __version__,
@@ -226,7 +226,7 @@ def describe(logits: Tensor) -> dict[str, Any]:
 
 
 def key_of(row: RequestState) -> Key:
-    """Which prompt, which of its samples."""
+    """The prompt and the sample of a sequence."""
     sequence = row.request.key
     return sequence.prompt.index, sequence.sample
 

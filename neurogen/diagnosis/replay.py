@@ -73,7 +73,7 @@ class ReplayReport:
         return not self.differences
 
     def reason(self) -> str:
-        """In words, whether the tokens are the same and if not, where and why they differ first."""
+        """Says whether the tokens are the same and, if not, where they first differ and why."""
         if self.same:
             return self._sameness()
         first = self.differences[0]

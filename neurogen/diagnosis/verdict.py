@@ -1,4 +1,4 @@
-"""From measures to a verdict with its reasons and what to do next. The thresholds of predictions are `health`'s.
+"""Turns measures into a verdict, its reasons and next steps. The thresholds of predictions are in `health`.
 
 In order, the first that holds:
 

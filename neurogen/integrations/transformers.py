@@ -250,7 +250,7 @@ Further keywords:
     every other name that is a parameter of an installed sampler: its value.
 
 Generate's own logits processors, stopping criteria, lengths, end-of-sequence, caches and dictionaries are as always,
-but for what `do_sample` adds (temperature, top_k, top_p and their kind): the sampler stands for these. `scores` are
+except for what `do_sample` adds (temperature, top_k, top_p and their kind): the sampler replaces these. `scores` are
 what the sampler was given.
 
 Raises:

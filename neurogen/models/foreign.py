@@ -21,7 +21,7 @@ def check_causal_lm(model: Any, who: str) -> int:
 
     Args:
         model: what was given.
-        who: needs it, as a sentence begins: "Trainer".
+        who: the class or function that needs it, to begin a sentence: "Trainer".
 
     Returns:
         the size of its vocabulary.
@@ -42,9 +42,9 @@ def check_loaded(model: Any, who: str, *names: str, otherwise: str = "") -> None
 
     Args:
         model: what was given.
-        who: needs it, as a sentence begins: "Runner".
+        who: the class or function that needs it, to begin a sentence: "Runner".
         names: the attributes that are used.
-        otherwise: what there is for other models.
+        otherwise: a sentence that says what to use with other models.
 
     Raises:
         ModelError: one of them is missing.

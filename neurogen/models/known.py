@@ -195,7 +195,7 @@ def _convert_once(known: KnownModel, gguf: Path, target: Path, convert: Convert)
 
 
 def _convert_into(known: KnownModel, gguf: Path, target: Path, convert: Convert) -> None:
-    for stale in target.parent.glob(f".{target.name}.*tmp*"):  # we hold the lock: whoever left these was killed
+    for stale in target.parent.glob(f".{target.name}.*tmp*"):  # left by killed processes: we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     if known.converted_bytes is not None and shutil.disk_usage(target.parent).free < known.converted_bytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now, and not when most of the work is done
@@ -229,7 +229,7 @@ def _exclusive(known: KnownModel, file: Path) -> Iterator[None]:
 def _progress(message: str) -> Iterator[None]:
     """Show a spinner with the time elapsed on stderr, or a single line where stderr is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
-        with contextlib.suppress(OSError, AttributeError):  # where nobody can be told, the work is still to be done
+        with contextlib.suppress(OSError, AttributeError):  # without a place for the message, the work is still done
             sys.stderr.write(f"{message}.\n")
         yield
         return

@@ -1,7 +1,8 @@
-"""What is wrong with the plugins of an environment, each with its remedy, and where each was loaded from.
+"""Problems of the plugins of an environment, each with its remedy, and where each plugin was loaded from.
 
-It loads every plugin and reads the metadata of their distributions. Where that is wanted it holds samplers against
-their contract, in a process of their own, so that one that hangs or ends its process harms nothing. It prints nothing.
+It loads every plugin and reads the metadata of their distributions. On request it checks samplers against their
+contract, each in a process of its own, so that a sampler that hangs or ends its process harms nothing. It prints
+nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """100,000 recorded tokens, and the check that a device chooses them all: `python -m neurogen.testing.recorded`.
 
 The file beside this module holds, for rows of logits and parameters, seed and position, the token that the float64
-reference chooses. It knows nothing of kernels, so that engines in other languages can be held against it too: the
+reference chooses. It knows nothing of kernels, so that engines in other languages can be checked with it too: the
 logits come from integers alone, and docs/reproducibility.md describes every step. tools/record_cases.py makes the file.
 """
 

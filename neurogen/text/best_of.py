@@ -1,7 +1,7 @@
 """Best-of: several candidates are drawn, and the one that the model itself finds most probable is the result.
 
 It wraps a runner, since only a runner knows where a text ends. A sample fails if all of its candidates fail; how
-many of them failed is a notice of its result. Candidate c of sample i of prompt j draws with the
+many of them failed is told in a notice of its result. Candidate c of sample i of prompt j draws with the
 seed `seed + (j * n + i) * candidates + c`; of equal scores the lower seed wins.
 """
 

@@ -11,7 +11,7 @@ class StopFinder:
     """Lets text pass until a stop string is complete; what could still become one is held back.
 
     The result depends on the text alone, never on where its pieces were cut: the stop string that is complete first
-    ends the text, and of several complete at once the longest.
+    ends the text, and the longest if several are complete at once.
 
     Args:
         stops: the stop strings; none may be empty.
