@@ -106,6 +106,18 @@ MOVED = {
 }
 """Where a module of version 0.1 is now. These names go with version 0.3."""
 
+RENAMED = {
+    "continuous": {"ContinuousEngine": "decoding.engine.Engine", "RunningBatch": "decoding.batch.Batch"},
+    "engine": {"FinishReason": "decoding.request.EndReason"},
+    "request": {
+        "Drawn": "decoding.request.SampledToken",
+        "FinishReason": "decoding.request.EndReason",
+        "Row": "decoding.request.RequestState",
+    },
+    "scores": {"sequence_score": "decoding.scores.sequence_score"},
+}
+"""Names in those modules that have another name or place today; they are found where the old module is imported."""
+
 PACKAGES = frozenset(old.partition(".")[0] for old in MOVED if "." in old)
 """The packages in which some of them were; one that is no more is found empty."""
 
@@ -149,5 +161,12 @@ class MovedModules(MetaPathFinder, Loader):
         if place is None:  # a package
             return
         new = f"neurogen.{place}"
-        warnings.warn(f"{old} is now {new}. The old name goes with version 0.3.", DeprecationWarning, stacklevel=2)
+        renamed = RENAMED.get(old.removeprefix("neurogen."), {})
+        told = "".join(f" Its {name} is now neurogen.{today}." for name, today in renamed.items())
+        warnings.warn(
+            f"{old} is now {new}.{told} The old name goes with version 0.3.", DeprecationWarning, stacklevel=2
+        )
         sys.modules[old] = importlib.import_module(new)
+        for name, today in renamed.items():
+            where, _, which = today.rpartition(".")
+            setattr(sys.modules[old], name, getattr(importlib.import_module(f"neurogen.{where}"), which))

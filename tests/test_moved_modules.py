@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from neurogen._lazy import MOVED
+from neurogen._lazy import MOVED, RENAMED
 
 LIBRARIES = {"engines.llama_context": "llama_cpp"}
 """Modules that need a library which may not be installed."""
@@ -21,6 +21,17 @@ def test_a_module_of_version_0_1_is_found(monkeypatch: pytest.MonkeyPatch, old: 
     with pytest.warns(DeprecationWarning, match=rf"neurogen\.{old} is now neurogen\.{new}\."):
         module = importlib.import_module(f"neurogen.{old}")
     assert module is importlib.import_module(f"neurogen.{new}")
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "today"), [(old, *pair) for old, names in RENAMED.items() for pair in names.items()]
+)
+def test_a_name_of_such_a_module_is_found(monkeypatch: pytest.MonkeyPatch, old: str, name: str, today: str) -> None:
+    monkeypatch.delitem(sys.modules, f"neurogen.{old}", raising=False)
+    with pytest.warns(DeprecationWarning, match=rf"Its {name} is now neurogen\.{today}\."):
+        module = importlib.import_module(f"neurogen.{old}")
+    where, _, which = today.rpartition(".")
+    assert getattr(module, name) is getattr(importlib.import_module(f"neurogen.{where}"), which)
 
 
 def test_a_module_that_never_was_is_not_found() -> None:
