@@ -32,7 +32,7 @@ def published(root: Path) -> list[Path]:
     projects = [root / "pyproject.toml", *sorted(root.glob("plugins/*/pyproject.toml"))]
     projects += sorted(root.glob("integrations/*/pyproject.toml"))
     files = [project.parent / tomllib.loads(project.read_text("utf-8"))["project"]["readme"] for project in projects]
-    return [*files, *sorted(root.glob("neurogen/templates/*/README.md.tmpl"))]
+    return [*files, *sorted(root.glob("neurogen/registry/templates/*/README.md.tmpl"))]
 
 
 def links_in(text: str) -> Iterator[str]:
