@@ -68,7 +68,7 @@ def is_supported(path: Path) -> bool:
 def read_rows(files: list[str]) -> Iterator[Mapping[str, SourceRow]]:
     """The rows of `files`, one after the other, each as `{"row": SourceRow}`, as the datasets library wants."""
     for name in files:
-        reader = _Reader(name)
+        reader = _RowReader(name)
         try:
             for row in reader.rows():
                 yield {"row": row}
@@ -78,7 +78,7 @@ def read_rows(files: list[str]) -> Iterator[Mapping[str, SourceRow]]:
             yield {"row": SourceRow(name, reader.line + 1, "problem", problem)}
 
 
-class _Reader:
+class _RowReader:
     """Reads one file.
 
     Attributes:
