@@ -80,7 +80,7 @@ def test_the_code_for_cuda_shows_what_rounds_differently() -> None:
         [],
         ["pow"],
     ]
-    assert f"fused (helpers/inexact_kernels.py, line {line_of('def fused')})" in found["fused"][0][1]
+    assert f"fused (tests/helpers/inexact_kernels.py, line {line_of('def fused')})" in found["fused"][0][1]
     assert "inner (" in found["helper"][0][1]
 
 
