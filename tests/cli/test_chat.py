@@ -346,7 +346,7 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-@pytest.mark.exhaustive  # on a busy machine the answer may end before Ctrl-C is heard
+@pytest.mark.slow
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> None:
     with Terminal(tmp_path, "--max-new-tokens", "400", "--sampler", "topk", "--top-k", "1") as terminal:
         terminal.wait_for("/help shows what can be done")

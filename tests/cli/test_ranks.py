@@ -240,7 +240,7 @@ def test_lines_that_fail_in_any_process_are_reported_once_and_lose_no_other(prom
     assert (done.stdout, beside(output)) == ("", [])
 
 
-@pytest.mark.exhaustive  # on a busy machine the second may notice the end of the first before its own signal
+@pytest.mark.slow
 def test_a_process_that_is_terminated_says_so_once_and_keeps_its_results(prompts: Path, tmp_path: Path) -> None:
     """Without a launcher, to see the exit codes of the processes themselves."""
     output = tmp_path / "out.jsonl"
@@ -257,7 +257,7 @@ def test_a_process_that_is_terminated_says_so_once_and_keeps_its_results(prompts
     assert written(output) > 0
 
 
-@pytest.mark.exhaustive  # on a busy machine the run may end before the signal comes
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "exit_code", "message"),
     [
